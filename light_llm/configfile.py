@@ -1,0 +1,190 @@
+"""Config files: YAML or JSON text -> a frozen pydantic model, or one message that says what to mend.
+
+Coercion is by the field's type and never by the text's looks: the YAML reader leaves every number
+a string, so `lr: 3e-4` is a float, `num_steps: 1e6` is 1000000 and `wandb_run_name: 1e6` is a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import field_validator, model_validator
+
+from light_llm.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of all configs: frozen, unknown keys refused, numbers coerced by the field's type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            unknown = [str(key) for key in data if key not in cls.model_fields]
+            if unknown:
+                raise ValueError("; ".join(cls._unknown_key(key) for key in unknown))
+        return data
+
+    @classmethod
+    def _unknown_key(cls, key: str) -> str:
+        sections = {
+            name: field.annotation
+            for name, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+        }
+        for section, inner in sections.items():
+            if key in inner.model_fields:
+                return f"{key} is not a key here; it belongs in the section {section!r}"
+        near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(cls.model_fields)}"
+        return f"{key} is not a known key; {hint}"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _coerce_number(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        wanted = _scalar_types(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and wanted and bool not in wanted:
+            raise ValueError("is true or false where that has no meaning; give a value")
+        if bool in wanted and value is not None and not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        if int in wanted:
+            return _to_int(value)
+        if str in wanted and isinstance(value, int | float):  # JSON has numbers of its own
+            return str(value)
+        return value
+
+
+def _scalar_types(annotation: Any) -> set[type]:
+    """The scalar types that an annotation like `int | None` admits."""
+    parts = typing.get_args(annotation) or (annotation,)
+    return {part for part in parts if part in (bool, int, float, str)}
+
+
+def _to_int(value: Any) -> Any:
+    """`1000`, `"1000"`, `1e6` and `"1e6"` are whole numbers; anything else is left to pydantic."""
+    if isinstance(value, str):
+        try:
+            return int(value)  # exact however long, which a float is not
+        except ValueError:
+            pass
+    if isinstance(value, str | float):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if number.is_integer() else value
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without numbers and dates (see the module's docstring), duplicate keys refused."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rows if tag.rsplit(":", 1)[-1] in ("null", "bool", "merge")]
+    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"line {line}: a key must be a plain word")
+        if key_node.value in seen:
+            raise UserError(
+                f"line {line}: the key {key_node.value!r} is there twice (first on line "
+                f"{seen[key_node.value]}); keep one of them"
+            )
+        seen[key_node.value] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"the key {key!r} is there twice in one object; keep one of them")
+    return dict(pairs)
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a .yaml, .yml or .json file that holds one mapping.
+
+    Raises:
+        UserError: missing or unreadable file, another ending, broken syntax (with the line),
+            duplicate keys, or something else than a mapping at the top.
+    """
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise UserError(f"{path}: a config file must end in .yaml, .yml or .json")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such config file (looked from {Path.cwd()})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the config file cannot be read: {error}") from None
+    try:
+        if path.suffix == ".json":
+            data = json.loads(text, object_pairs_hook=_no_duplicates)
+        else:
+            data = yaml.load(text, Loader=_Loader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid {path.suffix[1:].upper()}: {reason}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold key: value pairs at the top, not {type(data).__name__}")
+    return data
+
+
+def explain(error: ValidationError) -> list[str]:
+    """Each problem of a pydantic error as one line: `section.field=value rule`."""
+    return [_explain_one(problem) for problem in error.errors()]
+
+
+def _explain_one(problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    value = problem["input"]
+    if isinstance(value, Mapping | BaseModel):  # a rule between fields names them itself
+        if problem["type"] == "missing":
+            return f"{where} is required and not set"
+        return f"{where}.{message}" if where else message
+    if problem["type"] == "literal_error":
+        message = f"must be {problem['ctx']['expected']}"
+    elif not message.startswith(("must", "is ")):
+        message = message.removeprefix("Input ")
+    return f"{where}={value!r} {message}"
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def validate(config_class: type[ConfigT], data: Mapping[str, Any], source: str | Path) -> ConfigT:
+    """`data` as a `config_class`.
+
+    Raises:
+        UserError: every problem, a line each, behind `source`.
+    """
+    try:
+        return config_class.model_validate(data)
+    except ValidationError as error:
+        problems = explain(error)
+    raise UserError("\n".join(f"{source}: {problem}" for problem in problems))

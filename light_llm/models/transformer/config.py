@@ -1,0 +1,150 @@
+"""TransformerConfig: every architecture choice, its default and its rule, written once.
+
+Shared by the JAX and the PyTorch model; imports neither framework.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from light_llm.configfile import Config
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class AttentionConfig(Config):
+    variant: Literal["mha", "gqa", "mqa", "complex"] = "gqa"
+    num_heads: Positive = 8
+    num_kv_heads: Positive = None  # type: ignore[assignment]  # resolved from variant and num_heads
+    head_dim: Positive = None  # type: ignore[assignment]  # resolved by TransformerConfig
+    dropout: Rate = 0.0
+    bias: bool = False
+    mask_type: Literal["causal", "bidirectional", "sliding_window"] = "causal"
+    window_size: Positive | None = None
+    use_flash_attn: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_resolved(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            resolved = ("num_kv_heads", "head_dim")
+            return {k: v for k, v in data.items() if not (k in resolved and v is None)}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        only = {"mha": heads, "complex": heads, "mqa": 1}.get(self.variant)
+        if kv_heads is None:
+            kv_heads = only or max(1, heads // 4)
+            object.__setattr__(self, "num_kv_heads", kv_heads)
+        if only and kv_heads != only:
+            raise ValueError(
+                f"num_kv_heads={kv_heads} contradicts variant={self.variant!r}, "
+                f"which has {only}; leave it out or use variant gqa"
+            )
+        if heads % kv_heads:
+            legal = ", ".join(str(k) for k in range(1, heads + 1) if heads % k == 0)
+            raise ValueError(
+                f"num_kv_heads={kv_heads} does not divide num_heads={heads}; use one of {legal}"
+            )
+        if self.mask_type == "sliding_window" and self.window_size is None:
+            raise ValueError(
+                "window_size=None must be set for mask_type='sliding_window'; use 1 or more"
+            )
+        if self.mask_type != "sliding_window" and self.window_size is not None:
+            warnings.warn(
+                f"attention.window_size={self.window_size} has no effect with "
+                f"mask_type={self.mask_type!r}",
+                stacklevel=2,
+            )
+        return self
+
+
+class PositionalConfig(Config):
+    encoding: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = "rope"
+    rope_base: PositiveFloat = 10000.0
+    rope_scaling: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rope_scaling is not None and self.encoding != "rope":
+            warnings.warn(
+                f"positional.rope_scaling={self.rope_scaling} has no effect with "
+                f"encoding={self.encoding!r}",
+                stacklevel=2,
+            )
+        return self
+
+
+class FFNConfig(Config):
+    variant: Literal["swiglu", "geglu", "mlp"] = "swiglu"
+    expansion_factor: PositiveFloat = 8 / 3
+    dropout: Rate = 0.0
+    activation: Literal["silu", "gelu", "relu"] = "silu"  # mlp only
+    bias: bool = False
+
+
+class NormConfig(Config):
+    type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    eps: PositiveFloat = 1e-5
+    placement: Literal["pre", "post", "sandwich"] = "pre"
+
+
+class TransformerConfig(Config):
+    """Architecture of a decoder-only Transformer (design and key table: docs/train.md).
+
+    Derived values are resolved when the config is made, so that a dump holds the numbers.
+    """
+
+    vocab_size: Positive = 32000
+    max_seq_len: Positive = 2048
+    d_model: Positive = 512
+    num_layers: Positive = 6
+    dropout: Rate = 0.0
+    tie_embeddings: bool = True
+    parallel_layers: bool = False
+    init_std: PositiveFloat = 0.02
+    residual_scaled_init: bool = True
+    gradient_checkpointing: bool = False
+    attention: AttentionConfig = AttentionConfig()
+    positional: PositionalConfig = PositionalConfig()
+    ffn: FFNConfig = FFNConfig()
+    norm: NormConfig = NormConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        attention = self.attention
+        if attention.head_dim is None:
+            head_dim = self.d_model // attention.num_heads
+            if head_dim < 1:
+                raise ValueError(
+                    f"attention.num_heads={attention.num_heads} exceeds d_model={self.d_model}; "
+                    f"lower it or set attention.head_dim"
+                )
+            attention = attention.model_copy(update={"head_dim": head_dim})
+            object.__setattr__(self, "attention", attention)
+        if self.positional.encoding == "rope" and attention.head_dim % 2:
+            raise ValueError(
+                f"attention.head_dim={attention.head_dim} must be even for positional.encoding="
+                f"'rope'; use {attention.head_dim + 1}, another num_heads or another encoding"
+            )
+        return self
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width F of the ffn: d_model · expansion_factor, rounded up to a multiple of 64."""
+        return math.ceil(int(self.d_model * self.ffn.expansion_factor) / 64) * 64
+
+    @property
+    def residual_init_std(self) -> float:
+        """Standard deviation of the projections that write to the residual stream (GPT-2)."""
+        scale = math.sqrt(2 * self.num_layers) if self.residual_scaled_init else 1.0
+        return self.init_std / scale
