@@ -91,7 +91,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rows if tag.rsplit(":", 1)[-1] in ("null", "bool", "merge")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in rows
+        if tag.rsplit(":", 1)[-1] in ("null", "bool", "merge")
+    ]
     for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -136,7 +140,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such config file (looked from {Path.cwd()})") from None
+        raise UserError(
+            f"{path}: there is no such config file (looked from {Path.cwd()})"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the config file cannot be read: {error}") from None
     try:

@@ -1,0 +1,25 @@
+"""Text -> parquet token shards (llm-preprocess)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from light_llm.preprocess.config import PreprocessConfig
+    from light_llm.preprocess.pipeline import Summary, preprocess
+    from light_llm.preprocess.shards import unigram_entropy
+
+__all__ = ["PreprocessConfig", "Summary", "preprocess", "unigram_entropy"]
+
+_HOMES = {
+    "PreprocessConfig": "config",
+    "Summary": "pipeline",
+    "preprocess": "pipeline",
+    "unigram_entropy": "shards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

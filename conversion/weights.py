@@ -1,0 +1,169 @@
+"""Weights between the two layouts: numpy and JAX arrays one way, a PyTorch state dict the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conversion.mapping import TIED_KEY, Entry, table
+from light_llm.checkpoint import read_model_config, weights_file
+from light_llm.errors import UserError
+from light_llm.models.transformer.config import TransformerConfig
+
+if TYPE_CHECKING:
+    import torch
+    from flax import nnx
+
+    from light_jax.models.transformer import Transformer as JaxTransformer
+    from light_llm.models.transformer import Transformer as TorchTransformer
+
+
+def to_torch(params: Mapping[Any, Any], config: TransformerConfig) -> dict[str, np.ndarray]:
+    """Parameters, or gradients, as a PyTorch state dict of contiguous numpy arrays.
+
+    Args:
+        params: the `nnx.State` that `nnx.split(model, nnx.Param, ...)` gives, or the same tree as
+            nested dicts of arrays.
+
+    Returns:
+        Every key of the PyTorch model, in its order, `lm_head.weight` as a copy when tied.
+
+    Raises:
+        ValueError: a parameter is missing or misshapen, or there are others.
+    """
+    flat = dict(flatten(params))
+    entries = table(config)
+    problems = [f"missing {'.'.join(map(str, e.path))}" for e in entries if e.path not in flat]
+    known = {entry.path for entry in entries}
+    problems += [f"unexpected {'.'.join(map(str, path))}" for path in flat if path not in known]
+    problems += [
+        f"{'.'.join(map(str, e.path))} has shape {flat[e.path].shape}, not {e.jax_shape}"
+        for e in entries
+        if e.path in flat and flat[e.path].shape != e.jax_shape
+    ]
+    if problems:
+        raise ValueError("the parameters do not fit the config: " + "; ".join(problems))
+    state_dict = {entry.key: to_torch_layout(flat[entry.path], entry) for entry in entries}
+    if config.tie_embeddings:
+        state_dict[TIED_KEY] = state_dict["tok_emb.weight"].copy()
+    return state_dict
+
+
+def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.State:
+    """A PyTorch state dict (of tensors or numpy arrays) as the `nnx.State` of the JAX model.
+
+    Raises:
+        UserError: keys that are missing, unexpected or misshapen, all of them in one message, or a
+            tied `lm_head.weight` that differs from `tok_emb.weight`.
+    """
+    import jax.numpy as jnp
+    from flax import nnx
+
+    arrays = {key: _as_numpy(value) for key, value in state_dict.items()}
+    check_keys({key: value.shape for key, value in arrays.items()}, config, "the state dict")
+    if config.tie_embeddings and TIED_KEY in arrays:
+        check_tied(arrays["tok_emb.weight"], arrays[TIED_KEY], "the state dict")
+    tree: dict[Any, Any] = {}
+    for entry in table(config):
+        *parents, leaf = entry.path
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = nnx.Param(jnp.asarray(to_jax_layout(arrays[entry.key], entry)))
+    return nnx.State(tree)
+
+
+def to_torch_layout(array: Any, entry: Entry) -> np.ndarray:
+    """One JAX parameter as PyTorch stores it, contiguous (safetensors writes strides wrongly)."""
+    value = np.asarray(array)
+    return np.ascontiguousarray(value.T if entry.transposed else value)
+
+
+def to_jax_layout(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """One PyTorch parameter as the JAX model stores it."""
+    return array.T if entry.transposed else array
+
+
+def check_keys(
+    shapes: Mapping[str, tuple[int, ...]], config: TransformerConfig, source: str | Path
+) -> None:
+    """Raise one UserError that lists every missing, unexpected and misshapen key."""
+    wanted = {entry.key: entry.shape for entry in table(config)}
+    allowed = wanted | ({TIED_KEY: wanted["tok_emb.weight"]} if config.tie_embeddings else {})
+    problems = [
+        f"missing {key} {list(shape)}" for key, shape in wanted.items() if key not in shapes
+    ]
+    problems += [
+        f"unexpected {key} {list(shape)}" for key, shape in shapes.items() if key not in allowed
+    ]
+    problems += [
+        f"{key} has shape {list(shapes[key])}, the config says {list(shape)}"
+        for key, shape in allowed.items()
+        if key in shapes and tuple(shapes[key]) != shape
+    ]
+    if problems:
+        raise UserError(
+            f"{source}: the weights do not fit the model of the config; use the config that they "
+            "were trained with:\n  " + "\n  ".join(problems)
+        )
+
+
+def check_tied(tok_emb: np.ndarray, lm_head: np.ndarray, source: str | Path) -> None:
+    if not np.array_equal(tok_emb, lm_head):
+        raise UserError(
+            f"{source}: lm_head.weight differs from tok_emb.weight, but model.tie_embeddings is "
+            "true; set it to false, or leave lm_head.weight out of the file"
+        )
+
+
+def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None) -> JaxTransformer:
+    """The light_jax model with the weights of a .safetensors file or a checkpoint prefix.
+
+    Called on tokens [B, T] it gives logits [B, T, V]. `config` is read from the checkpoint's
+    snapshot when left out.
+
+    Raises:
+        UserError: no such file, or weights that do not fit the config.
+    """
+    from flax import nnx
+    from safetensors.numpy import load_file
+
+    from light_jax.models.transformer import Transformer
+
+    config = config or read_model_config(path_or_prefix)
+    params = from_torch(load_file(weights_file(path_or_prefix)), config)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, params)
+
+
+def load_torch(
+    path_or_prefix: str | Path, config: TransformerConfig | None = None
+) -> TorchTransformer:
+    """The light_llm (PyTorch) model with the weights of a .safetensors file or checkpoint prefix.
+
+    Raises:
+        UserError: no such file, or weights that do not fit the config.
+    """
+    from light_llm.checkpoint import load_transformer
+
+    return load_transformer(path_or_prefix, config)
+
+
+def flatten(tree: Any, path: tuple[Any, ...] = ()) -> Any:
+    """(path, array) of each leaf of an `nnx.State` or of nested dicts."""
+    if isinstance(tree, Mapping):
+        for key in tree:
+            yield from flatten(tree[key], (*path, key))
+    else:
+        yield path, getattr(tree, "value", tree)
+
+
+def _as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    # numpy has no bfloat16 of its own; float32 holds each of its values exactly
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()

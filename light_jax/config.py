@@ -1,0 +1,142 @@
+"""TrainingConfig: one YAML or JSON file is the single source of truth of a run.
+
+Every key, its default and its rule; docs/train.md explains each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from light_llm.configfile import Config, read_mapping, validate
+from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
+
+NonNegative = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class OptimizerConfig(Config):
+    type: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: PositiveFloat = 3e-4
+    weight_decay: NonNegativeFloat = 0.1
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    eps: PositiveFloat = 1e-8
+    grad_clip: NonNegativeFloat = 1.0
+
+
+class SchedulerConfig(Config):
+    type: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_steps: NonNegative = None  # type: ignore[assignment]  # resolved by TrainingConfig
+    min_lr_ratio: Fraction = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_resolved(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("warmup_steps", 0) is None:
+            return {key: value for key, value in data.items() if key != "warmup_steps"}
+        return data
+
+
+class MeshConfig(Config):
+    """Devices along each axis; -1 takes those that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @field_validator("data", "fsdp", "tensor")
+    @classmethod
+    def _size(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be 1 or more, or -1 for the devices that remain")
+        return value
+
+    @model_validator(mode="after")
+    def _one_rest(self) -> Self:
+        if [self.data, self.fsdp, self.tensor].count(-1) > 1:
+            raise ValueError(
+                f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: only one axis can be -1"
+            )
+        return self
+
+
+class TrainingConfig(Config):
+    train_data: str | list[str]
+    val_data: str | list[str] | None = None
+    tokenizer_path: str | None = None
+    model: TransformerConfig = TransformerConfig()
+    init_from: str | None = None
+    seq_len: Positive = 1024
+    batch_size: Positive = 32
+    gradient_accumulation_steps: Positive = 1
+    num_steps: Positive = 10000
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    bf16_model_weights: bool = False
+    mesh: MeshConfig = MeshConfig()
+    checkpoint_dir: str = "checkpoints"
+    save_every: Positive = 1000
+    keep_last_n: Positive = 3
+    log_every: Positive = 10
+    eval_every: Positive = 500
+    eval_steps: Positive = 50
+    use_wandb: bool = False
+    wandb_project: str = "light-llm"
+    wandb_run_name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    num_workers: NonNegative = 4
+    compile_model: bool = False
+
+    @field_validator("train_data", "val_data")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value is not None and (not value or "" in value):
+            raise ValueError("must name a folder, a file or a glob of parquet shards")
+        return value
+
+    @field_validator("checkpoint_dir")
+    @classmethod
+    def _on_a_file_system(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be on a file system that all hosts share; mount the bucket")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"seq_len={self.seq_len} exceeds model.max_seq_len={self.model.max_seq_len}; "
+                "lower seq_len or raise model.max_seq_len"
+            )
+        if self.bf16_model_weights and self.dtype != "bfloat16":
+            raise ValueError(
+                f"bf16_model_weights=True needs dtype='bfloat16', not {self.dtype!r}; "
+                "change one of them"
+            )
+        if self.scheduler.warmup_steps is None:
+            warmup = self.num_steps // 10 if self.scheduler.type == "wsd" else 100
+            scheduler = self.scheduler.model_copy(update={"warmup_steps": warmup})
+            object.__setattr__(self, "scheduler", scheduler)
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps * self.seq_len
+
+
+def load_config(path: str | Path) -> TrainingConfig:
+    """Read a config file, or a checkpoint's config.json (whose key `checkpoint` is set apart).
+
+    Raises:
+        UserError: unreadable file, unknown key or illegal value, every problem on its own line.
+    """
+    data = read_mapping(path)
+    if str(path).endswith(".json"):
+        data.pop("checkpoint", None)
+    return validate(TrainingConfig, data, path)

@@ -1,0 +1,124 @@
+"""The attention kernel: the fastest one that the device and the variant allow.
+
+Letters: B batch, T query, S key, N heads, K kv-heads, G = N/K, H head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from light_jax.models.layers import dropout, matmul_precision
+
+MIN_BLOCK, MAX_BLOCKS = 128, 8
+
+
+class Span(NamedTuple):
+    """Query t sees the keys t - left <= s <= t + right; None is unbounded."""
+
+    left: int | None
+    right: int | None
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    scale: float,
+    span: Span,
+    slopes_N: np.ndarray | None = None,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(scale · q·k + alibi) · v for self-attention (T = S), returned in v's dtype.
+
+    Scores and softmax are float32. v's head_dim may differ from q's and k's.
+    """
+    plain = slopes_N is None and (key is None or dropout_rate == 0.0)
+    if plain and _cudnn_takes(q_BTNH, v_BSKH, span):
+        return jax.nn.dot_product_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            scale=scale,
+            is_causal=span.right == 0,
+            local_window_size=None if span.left is None else (span.left, 0),
+            implementation="cudnn",
+        )
+    return _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, scale, span, slopes_N, dropout_rate, key)
+
+
+def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array, span: Span) -> bool:
+    """cuDNN's flash attention: 16-bit types, head_dim a multiple of 8 up to 128."""
+    head_dim = q_BTNH.shape[-1]
+    return (
+        jax.default_backend() == "gpu"
+        and q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+        and head_dim == v_BSKH.shape[-1]
+        and head_dim % 8 == 0
+        and head_dim <= 128
+    )
+
+
+def _attend_in_blocks(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    scale: float,
+    span: Span,
+    slopes_N: np.ndarray | None,
+    dropout_rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Blocks of queries, each against the keys it may see: skips the masked part of the scores.
+
+    The G query heads of a kv head lie side by side, so that a block is one matmul per kv head.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    G = N // K
+    q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    precision = matmul_precision(q_BTNH.dtype)
+    block = max(MIN_BLOCK, -(-T // MAX_BLOCKS))  # few blocks: each is traced on its own
+    outs = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        first = 0 if span.left is None else max(0, start - span.left)
+        last = T if span.right is None else min(T, stop + span.right)
+        q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * (stop - start), H)
+        scores_BKXS = jnp.einsum(
+            "bkxh,bksh->bkxs",
+            q_BKXH,
+            k_BKSH[:, :, first:last],
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        scores_BKGTS = scores_BKXS.reshape(B, K, G, stop - start, last - first) * scale
+        distance_TS = np.arange(start, stop)[:, None] - np.arange(first, last)
+        if slopes_N is not None:
+            slopes_KG11 = slopes_N.reshape(K, G, 1, 1)
+            scores_BKGTS -= slopes_KG11 * np.abs(distance_TS).astype(np.float32)
+        hidden_TS = np.zeros_like(distance_TS, dtype=bool)
+        if span.left is not None:
+            hidden_TS |= distance_TS > span.left
+        if span.right is not None:
+            hidden_TS |= distance_TS < -span.right
+        if hidden_TS.any():
+            scores_BKGTS = jnp.where(hidden_TS, -jnp.inf, scores_BKGTS)
+        probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+        block_key = None if key is None else jax.random.fold_in(key, start)
+        probs_BKGTS = dropout(probs_BKGTS, dropout_rate, block_key)
+        out_BKXH = jnp.einsum(
+            "bkxs,bksh->bkxh",
+            probs_BKGTS.reshape(B, K, G * (stop - start), last - first),
+            v_BKSH[:, :, first:last],
+            precision=precision,
+        )
+        outs.append(out_BKXH.reshape(B, K, G, stop - start, -1))
+    out_BKGTH = jnp.concatenate(outs, axis=3)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)

@@ -1,0 +1,96 @@
+"""The decoder-only Transformer. Letters: B batch, T position, D model, V vocab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
+from light_jax.models.transformer.block import Block
+from light_jax.models.transformer.norm import NORM
+from light_jax.models.transformer.positional import POSITIONAL, Geometry
+from light_llm.models.transformer.config import TransformerConfig
+
+
+def _as_is(x: jax.Array) -> jax.Array:
+    return x
+
+
+class Transformer(nnx.Module):
+    """Decoder-only Transformer; parameters float32, matmuls in `dtype`.
+
+    >>> model = Transformer(TransformerConfig(), rngs=nnx.Rngs(0))
+    >>> logits_BTV = model(tokens_BT)
+    """
+
+    def __init__(
+        self, cfg: TransformerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        self.cfg, self.dtype = cfg, dtype
+        self.tok_emb = Embedding(cfg.vocab_size, cfg.d_model, std=cfg.init_std, rngs=rngs)
+        self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg, rngs)
+        self.layers = nnx.List([Block(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.num_layers)])
+        self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps)
+        self.lm_head = (
+            None
+            if cfg.tie_embeddings
+            else Embedding(cfg.vocab_size, cfg.d_model, std=cfg.init_std, rngs=rngs)
+        )
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """Logits [B, T, V], float32, without dropout."""
+        hidden_BTD = self.hidden(tokens_BT).astype(self.dtype)
+        return jnp.einsum(
+            "btd,vd->btv",
+            hidden_BTD,
+            self.head_VD.astype(self.dtype),
+            precision=matmul_precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    @property
+    def head_VD(self) -> jax.Array:
+        """The weight that turns final hidden states into logits (the embedding's when tied)."""
+        return (self.tok_emb if self.lm_head is None else self.lm_head).weight[...]
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        key: jax.Array | None = None,
+        constrain: Callable[[jax.Array], jax.Array] = _as_is,
+    ) -> jax.Array:
+        """Final hidden states [B, T, D], float32, which `head_VD` turns into logits.
+
+        Args:
+            key: of the dropout masks; None is evaluation.
+            constrain: laid on the residual stream between layers (its sharding, in training).
+
+        Raises:
+            ValueError: T exceeds max_seq_len.
+        """
+        T = tokens_BT.shape[1]
+        if self.cfg.max_seq_len < T:
+            raise ValueError(f"{T} tokens exceed max_seq_len={self.cfg.max_seq_len}")
+        positions_T = jnp.arange(T)
+        emb_key, *layer_keys = split_key(key, 1 + len(self.layers))
+        x_BTD = self.pos_emb(self.tok_emb(tokens_BT), positions_T)
+        x_BTD = constrain(dropout(x_BTD, self.cfg.dropout, emb_key))
+        geometry = self.pos_emb.geometry(positions_T)
+        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
+            x_BTD = constrain(self._run(layer, x_BTD, geometry, layer_key))
+        return self.final_norm(x_BTD)
+
+    def _run(
+        self, layer: Block, x_BTD: jax.Array, geometry: Geometry, key: jax.Array | None
+    ) -> jax.Array:
+        if not self.cfg.gradient_checkpointing:
+            return layer(x_BTD, geometry, key)
+        # slopes stay outside: a traced argument would no longer be the constant it is
+        run = jax.checkpoint(
+            lambda layer, x, cos, sin, key: layer(x, Geometry(cos, sin, geometry.slopes_N), key)
+        )
+        return run(layer, x_BTD, geometry.cos_TH, geometry.sin_TH, key)

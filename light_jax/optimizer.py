@@ -1,0 +1,56 @@
+"""Optimizers with PyTorch's semantics, and the learning rate as a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from light_jax.config import OptimizerConfig, TrainingConfig
+
+
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipped gradients -> a direction; the step then subtracts lr times it.
+
+    adamw decays the weights apart from the gradient (Loshchilov & Hutter 2019); adam and sgd add
+    the decay to the gradient, as torch.optim does. Only tensors of two or more dimensions decay.
+    """
+    decay = optax.add_decayed_weights(cfg.weight_decay, mask=_matrices)
+    if cfg.type == "sgd":
+        return optax.chain(decay, optax.trace(cfg.beta1))
+    adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
+    return optax.chain(adam, decay) if cfg.type == "adamw" else optax.chain(decay, adam)
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def clip_scale(norm: jax.Array, max_norm: float) -> jax.Array:
+    """torch.nn.utils.clip_grad_norm_'s factor for gradients of global norm `norm`; 0 is off."""
+    if max_norm == 0.0:
+        return jnp.ones_like(norm)
+    return jnp.minimum(1.0, max_norm / (norm + 1e-6))
+
+
+def learning_rate(cfg: TrainingConfig, step: int) -> float:
+    """Rate of the update of step n (from 0), in float64 on the host."""
+    return cfg.optimizer.lr * _rate_factor(cfg, step)
+
+
+def _rate_factor(cfg: TrainingConfig, step: int) -> float:
+    warmup, floor = cfg.scheduler.warmup_steps, cfg.scheduler.min_lr_ratio
+    if step < warmup:
+        return step / max(1, warmup)
+    if cfg.scheduler.type == "constant":
+        return 1.0
+    start = 9 * cfg.num_steps // 10 if cfg.scheduler.type == "wsd" else warmup
+    if step < start:
+        return 1.0
+    progress = min(1.0, (step - start) / max(1, cfg.num_steps - start))
+    if cfg.scheduler.type == "linear":
+        return max(floor, 1.0 - (1.0 - floor) * progress)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,210 @@
+"""Checkpoints on disk: where the files of a tag are, and how they are read (never written here).
+
+    DIR/TAG.safetensors     weights, float32, PyTorch's keys
+    DIR/TAG.state/          orbax: what the trainer needs besides the weights
+    DIR/TAG.config.json     config snapshot, with the digests that tie the three together
+    DIR/.TAG.committed/     the three on their way there, after a crash in between
+
+A prefix is DIR/TAG, with or without one of the endings. Imports torch only to build a model.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from light_llm.configfile import validate
+from light_llm.errors import UserError
+from light_llm.models.transformer.config import TransformerConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from light_llm.models.transformer import Transformer
+
+WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
+FORMAT = 1
+
+
+class Member(NamedTuple):
+    """Size in bytes and CRC-32 of one file, as its config.json records them."""
+
+    size: int
+    crc32: int
+
+
+def split_prefix(prefix: str | Path) -> tuple[Path, str]:
+    """DIR/TAG, with or without an ending of the three -> (DIR, TAG)."""
+    text = str(prefix).rstrip("/")
+    for ending in (WEIGHTS, STATE, CONFIG):
+        text = text.removesuffix(ending)
+    path = Path(text)
+    return path.parent, path.name
+
+
+def committed_dir(directory: Path, tag: str) -> Path:
+    """Where a committed tag lies until it is published."""
+    return directory / f".{tag}.committed"
+
+
+def member(prefix: str | Path, ending: str) -> Path:
+    """The file or folder of `prefix` with that ending, a committed staging copy first."""
+    directory, tag = split_prefix(prefix)
+    staged = committed_dir(directory, tag) / f"{tag}{ending}"
+    return staged if staged.exists() else directory / f"{tag}{ending}"
+
+
+def tags(directory: Path) -> list[str]:
+    """The complete tags of a directory, sorted by name."""
+    if not directory.is_dir():
+        return []
+    published = {path.name.removesuffix(CONFIG) for path in directory.glob(f"*{CONFIG}")}
+    staged = {
+        path.name.removeprefix(".").removesuffix(".committed")
+        for path in directory.glob(".*.committed")
+    }
+    return sorted(tag for tag in published | staged if weights_there(directory / tag))
+
+
+def weights_there(prefix: str | Path) -> bool:
+    return member(prefix, WEIGHTS).is_file() and member(prefix, CONFIG).is_file()
+
+
+def weights_file(path_or_prefix: str | Path) -> Path:
+    """The .safetensors file of a path or prefix.
+
+    Raises:
+        UserError: there is none; lists the tags that are there.
+    """
+    path = member(path_or_prefix, WEIGHTS)
+    if not path.is_file():
+        raise missing(path_or_prefix)
+    return path
+
+
+def missing(prefix: str | Path) -> UserError:
+    """The error for a checkpoint that is not there, naming those that are."""
+    directory, tag = split_prefix(prefix)
+    there = tags(directory)
+    if not directory.is_dir():
+        remedy = f"there is no folder {directory}"
+    elif there:
+        remedy = f"{directory} has {', '.join(there)}"
+    else:
+        remedy = f"{directory} holds no checkpoint"
+    return UserError(f"{prefix}: there is no checkpoint {tag!r} ({remedy})")
+
+
+def read_config(prefix: str | Path) -> dict[str, Any]:
+    """The whole of the prefix's config.json, with the reserved key `checkpoint` if it is there."""
+    path = member(prefix, CONFIG)
+    if not path.is_file():
+        if member(prefix, WEIGHTS).is_file():
+            raise UserError(
+                f"{path}: the weights have no config beside them; copy the checkpoint's "
+                f"{CONFIG} there"
+            )
+        raise missing(prefix)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable config: {error}; use another tag") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a JSON object; use another tag")
+    return data
+
+
+def read_snapshot(prefix: str | Path) -> dict[str, Any]:
+    """The config that the checkpoint was trained with, as its config.json holds it."""
+    return {key: value for key, value in read_config(prefix).items() if key != "checkpoint"}
+
+
+def read_model_config(prefix: str | Path) -> TransformerConfig:
+    """The `model` section of the checkpoint's config snapshot."""
+    model = read_snapshot(prefix).get("model")
+    path = member(prefix, CONFIG)
+    if not isinstance(model, dict):
+        raise UserError(f"{path}: has no section 'model'; it is no config of a checkpoint")
+    return validate(TransformerConfig, model, f"{path}: model")
+
+
+def digest(path: Path) -> Member:
+    """Size and CRC-32 of one file's bytes."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+    return Member(size, crc)
+
+
+def verify(prefix: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Compare files with the digests of config.json, before anything is parsed.
+
+    Args:
+        wanted: chooses files by name relative to the tag: `.safetensors`, `.state/_METADATA`, …
+
+    Raises:
+        UserError: a file is missing, cut short or changed. A config without digests (as the
+            PyTorch trainer writes it) has nothing to compare with and passes.
+    """
+    recorded = read_config(prefix).get("checkpoint", {}).get("files", {})
+    for name, (size, crc32) in recorded.items():
+        if wanted(name):
+            _verify_file(_path_of(prefix, name), Member(size, crc32))
+
+
+def _path_of(prefix: str | Path, name: str) -> Path:
+    ending, _, inner = name.partition("/")
+    path = member(prefix, ending)
+    return path / inner if inner else path
+
+
+def _verify_file(path: Path, recorded: Member) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: is missing from the checkpoint; use another tag")
+    size = path.stat().st_size
+    if size != recorded.size:
+        raise UserError(
+            f"{path}: has {size} bytes where {recorded.size} were written; use another tag"
+        )
+    if digest(path) != recorded:
+        raise UserError(f"{path}: its bytes are not those written (CRC-32); use another tag")
+
+
+def load_transformer(
+    path_or_prefix: str | Path,
+    config: TransformerConfig | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Transformer:
+    """The PyTorch model of a checkpoint, in evaluation mode.
+
+    Args:
+        path_or_prefix: a .safetensors file, or DIR/TAG.
+        config: read from the checkpoint's snapshot when left out.
+        dtype: of the weights; float32, as stored, when left out.
+
+    Raises:
+        UserError: no such checkpoint, damaged files, or weights that do not fit the config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from light_llm.models.transformer.model import Transformer
+
+    path = weights_file(path_or_prefix)
+    if config is None:
+        config = read_model_config(path_or_prefix)
+        verify(path_or_prefix, lambda name: name == WEIGHTS)
+    model = Transformer(config)
+    try:
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+    except RuntimeError as error:  # torch lists every missing, unexpected and misshapen key
+        raise UserError(f"{path}: the weights do not fit the config: {error}") from None
+    return model.to(device=device, dtype=dtype).eval()

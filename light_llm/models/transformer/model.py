@@ -1,0 +1,132 @@
+"""The decoder-only Transformer. Letters: B batch, T position, D model, V vocab."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from light_llm.errors import UserError
+from light_llm.models.transformer.attention import Cache, span_of
+from light_llm.models.transformer.block import Block
+from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.norm import NORM
+from light_llm.models.transformer.positional import POSITIONAL, Geometry
+
+WRITES_TO_RESIDUAL = ("out_proj.weight", "down_proj.weight", "fc2.weight")
+
+
+class Transformer(nn.Module):
+    """Decoder-only Transformer; matmuls in the weights' dtype, which `.to(dtype)` sets.
+
+    A strict `load_state_dict` takes a checkpoint's weights file. With tied embeddings its
+    `lm_head.weight` may be absent, and one that differs from `tok_emb.weight` is an error.
+
+    >>> model = Transformer(TransformerConfig())
+    >>> logits_BTV = model(tokens_BT)
+    """
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg)
+        self.layers = nn.ModuleList([Block(cfg) for _ in range(cfg.num_layers)])
+        self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps)
+        self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        if cfg.tie_embeddings:
+            _tie(self)
+            self.register_load_state_dict_pre_hook(_check_tied_head)
+            self.register_load_state_dict_post_hook(_tie)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter anew from torch's global random state."""
+        cfg = self.cfg
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                nn.init.ones_(parameter)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            elif name.startswith("pos_emb."):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                residual = name.endswith(WRITES_TO_RESIDUAL)
+                nn.init.normal_(parameter, std=cfg.residual_init_std if residual else cfg.init_std)
+
+    def forward(self, tokens_BT: torch.Tensor, cache: list[Cache] | None = None) -> torch.Tensor:
+        """Logits [B, T, V], float32. See `hidden`."""
+        hidden_BTD = self.hidden(tokens_BT, cache).to(self.lm_head.weight.dtype)
+        return self.lm_head(hidden_BTD).float()
+
+    def hidden(self, tokens_BT: torch.Tensor, cache: list[Cache] | None = None) -> torch.Tensor:
+        """Final hidden states [B, T, D], float32, which `lm_head` turns into logits.
+
+        Args:
+            cache: of `new_cache()`; the tokens continue those that it holds, and join them.
+
+        Raises:
+            ValueError: the tokens, cached ones included, exceed max_seq_len.
+        """
+        start = cache[0].length if cache else 0
+        stop = start + tokens_BT.shape[1]
+        if self.cfg.max_seq_len < stop:
+            raise ValueError(f"{stop} tokens exceed max_seq_len={self.cfg.max_seq_len}")
+        positions_T = torch.arange(start, stop, device=tokens_BT.device)
+        x_BTD = self.pos_emb(self.tok_emb(tokens_BT).float(), positions_T)
+        x_BTD = F.dropout(x_BTD, self.cfg.dropout, self.training)
+        geometry = self.pos_emb.geometry(positions_T)
+        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
+            x_BTD = self._run(layer, x_BTD, geometry, layer_cache)
+        return self.final_norm(x_BTD)
+
+    def _run(
+        self, layer: nn.Module, x_BTD: torch.Tensor, geometry: Geometry, cache: Cache | None
+    ) -> torch.Tensor:
+        if not (self.cfg.gradient_checkpointing and self.training and cache is None):
+            return layer(x_BTD, geometry, cache)
+        return checkpoint(layer, x_BTD, geometry, use_reentrant=False)
+
+    def new_cache(self) -> list[Cache]:
+        """An empty cache, one entry per layer, for decoding a few tokens at a time.
+
+        Raises:
+            UserError: bidirectional attention, where each new token changes all earlier ones.
+        """
+        span = span_of(self.cfg.attention)
+        if span.right != 0:
+            raise UserError(
+                f"model.attention.mask_type={self.cfg.attention.mask_type!r} sees the future, so "
+                f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
+            )
+        return [Cache(span) for _ in self.layers]
+
+
+def _tie(model: Transformer, *_: Any) -> None:
+    # once more after loading: `assign=True` gives each module a parameter of its own
+    model.lm_head.weight = model.tok_emb.weight
+
+
+def _check_tied_head(
+    model: Transformer,
+    state_dict: dict[str, torch.Tensor],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    emb, head = (state_dict.get(prefix + key) for key in ("tok_emb.weight", "lm_head.weight"))
+    if emb is None:
+        return  # torch reports it as missing
+    if head is None:
+        state_dict[f"{prefix}lm_head.weight"] = emb
+    elif not torch.equal(head.to(emb), emb):
+        error_msgs.append(
+            f"{prefix}lm_head.weight differs from {prefix}tok_emb.weight, which "
+            f"tie_embeddings=true forbids; set it to false or leave lm_head.weight out"
+        )

@@ -1,0 +1,149 @@
+"""Positional encodings: what is added to the embeddings, and what attention needs to know.
+
+Letters: B batch, T position, N heads, H head_dim, D model. Tables are computed where they are used
+and never saved.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from light_llm.models.transformer.config import TransformerConfig
+
+
+class Geometry(NamedTuple):
+    """What attention needs to know of positions; None where the encoding has no such part."""
+
+    cos_TH: torch.Tensor | None = None
+    sin_TH: torch.Tensor | None = None
+    slopes_N: torch.Tensor | None = None
+
+
+class Rope(nn.Module):
+    """Rotary embedding (Su et al. 2021), halves convention, linear position scaling."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.head_dim = cfg.attention.head_dim
+        self.base = cfg.positional.rope_base
+        self.scaling = cfg.positional.rope_scaling or 1.0
+
+    def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        return x_BTD
+
+    def geometry(self, positions_T: torch.Tensor) -> Geometry:
+        even = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_T.device)
+        inv_freq = self.base ** (-even / self.head_dim)
+        angles = (positions_T.float() / self.scaling)[:, None] * inv_freq
+        angles_TH = torch.cat([angles, angles], dim=-1)
+        return Geometry(cos_TH=angles_TH.cos(), sin_TH=angles_TH.sin())
+
+
+class Alibi(nn.Module):
+    """Scores biased by -slope_n · |t - s| (Press et al. 2022)."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = cfg.attention.num_heads
+
+    def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        return x_BTD
+
+    def geometry(self, positions_T: torch.Tensor) -> Geometry:
+        return Geometry(slopes_N=alibi_slopes(self.num_heads).to(positions_T.device))
+
+
+class Sinusoidal(nn.Module):
+    """Fixed sines (even features) and cosines (odd) are added (Vaswani et al. 2017)."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.d_model = cfg.d_model
+
+    def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        even = torch.arange(0, self.d_model, 2, dtype=torch.float32, device=positions_T.device)
+        freq = torch.exp(even * (-math.log(10000.0) / self.d_model))
+        angles = positions_T.float()[:, None] * freq
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1)
+        return x_BTD + table.reshape(len(positions_T), -1)[:, : self.d_model]
+
+    def geometry(self, positions_T: torch.Tensor) -> Geometry:
+        return Geometry()
+
+
+class Learned(nn.Module):
+    """A trained embedding of max_seq_len positions is added (Radford et al. 2018)."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(cfg.max_seq_len, cfg.d_model)
+
+    def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.emb(positions_T).float()
+
+    def geometry(self, positions_T: torch.Tensor) -> Geometry:
+        return Geometry()
+
+
+class NoPositions(nn.Module):
+    """No encoding: a causal mask alone tells positions apart (Haviv et al. 2022)."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+
+    def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        return x_BTD
+
+    def geometry(self, positions_T: torch.Tensor) -> Geometry:
+        return Geometry()
+
+
+POSITIONAL = {
+    "rope": Rope,
+    "alibi": Alibi,
+    "sinusoidal": Sinusoidal,
+    "learned": Learned,
+    "none": NoPositions,
+}
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """[a, b] -> [-b, a] over the halves of the last axis."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([-b, a], dim=-1)
+
+
+def apply_rope(x_BTNH: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Rotate queries or keys by their positions, in their own dtype."""
+    if geometry.cos_TH is None or geometry.sin_TH is None:
+        return x_BTNH
+    cos_T1H = geometry.cos_TH.to(x_BTNH.dtype)[:, None]
+    sin_T1H = geometry.sin_TH.to(x_BTNH.dtype)[:, None]
+    return x_BTNH * cos_T1H + rotate_half(x_BTNH) * sin_T1H
+
+
+def apply_complex_rope(
+    re_BTNH: torch.Tensor, im_BTNH: torch.Tensor, geometry: Geometry
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(re + i·im) · e^{iθ} with the full-width table of angles θ."""
+    if geometry.cos_TH is None or geometry.sin_TH is None:
+        return re_BTNH, im_BTNH
+    cos_T1H = geometry.cos_TH.to(re_BTNH.dtype)[:, None]
+    sin_T1H = geometry.sin_TH.to(re_BTNH.dtype)[:, None]
+    return re_BTNH * cos_T1H - im_BTNH * sin_T1H, re_BTNH * sin_T1H + im_BTNH * cos_T1H
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """Slope of each head, float32 [N]."""
+
+    def of_power_of_two(n: int) -> list[float]:
+        start = 2.0 ** -(2.0 ** -(math.log2(n) - 3))
+        return [start * start**i for i in range(n)]
+
+    lower = 2 ** int(math.log2(num_heads))
+    slopes = of_power_of_two(lower) + of_power_of_two(2 * lower)[0::2][: num_heads - lower]
+    return torch.tensor(slopes, dtype=torch.float32)
