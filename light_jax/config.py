@@ -96,7 +96,7 @@ class TrainingConfig(Config):
     @field_validator("train_data", "val_data")
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
-        if value is not None and (not value or "" in value):
+        if value == "" or value == [] or (isinstance(value, list) and "" in value):
             raise ValueError("must name a folder, a file or a glob of parquet shards")
         return value
 

@@ -46,6 +46,7 @@ def cross_entropy_sum(
 def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, dtype, shards, row_multiple):  # type: ignore[no-untyped-def]
     args = (hidden_BTD, head_VD, targets_BT, weights_BT, dtype, shards, row_multiple)
     loss, grad_hidden_BTD, grad_head_VD = _scan(*args, True)
+    assert grad_head_VD is not None
     return loss, (grad_hidden_BTD, grad_head_VD.astype(head_VD.dtype))
 
 
@@ -109,12 +110,11 @@ def _scan(
         grad_head_XVD += dot("xbcv,xbcd->xvd", error_XBCV, hidden_XBCD)
         return (loss, grad_head_XVD), grad_hidden_XBCD
 
-    carry = (jnp.zeros((), jnp.float32), None)
-    if with_grads:
-        carry = (carry[0], jnp.zeros((shards, *head_VD.shape), jnp.float32))
+    zero = jnp.zeros((), jnp.float32)
+    grad_zero_XVD = jnp.zeros((shards, *head_VD.shape), jnp.float32) if with_grads else None
     inputs = (chunked(hidden_BTD.astype(dtype)), chunked(targets_BT), chunked(weights_BT))
-    (loss, grad_head_XVD), grad_hidden = jax.lax.scan(body, carry, inputs)
-    if not with_grads:
+    (loss, grad_head_XVD), grad_hidden = jax.lax.scan(body, (zero, grad_zero_XVD), inputs)
+    if grad_head_XVD is None:
         return loss, None, None
     grad_hidden_BTD = jnp.moveaxis(grad_hidden, 0, 2).reshape(batch, -1, hidden_BTD.shape[-1])
     grad_head_VD = jnp.sum(grad_head_XVD, axis=0)[:vocab]

@@ -1,0 +1,139 @@
+"""The commit protocol: a tag is whole or not there, whatever happens in between.
+
+Written to DIR/.TAG.writing and flushed, committed by renaming that to DIR/.TAG.committed, published
+by moving its members to DIR. Each function can be repeated after a crash at any point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from light_llm.checkpoint import CONFIG, STATE, WEIGHTS, committed_dir
+from light_llm.errors import UserError
+
+STEP_TAG = re.compile(r"step(\d{7,})")
+
+
+def step_tag(step: int) -> str:
+    return f"step{step:07d}"
+
+
+def writing_dir(directory: Path, tag: str) -> Path:
+    return directory / f".{tag}.writing"
+
+
+def start(directory: Path, tag: str) -> Path:
+    """An empty folder to write the members of `tag` into."""
+    staging = writing_dir(directory, tag)
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir()
+    return staging
+
+
+def commit(directory: Path, tag: str) -> None:
+    """From here on the tag is there: a reader finds it, a crash cannot take it away."""
+    flush(writing_dir(directory, tag))
+    committed = committed_dir(directory, tag)
+    if committed.exists():  # left by a crash, and never finished
+        publish(directory, tag)
+    os.rename(writing_dir(directory, tag), committed)
+    sync(directory)
+    publish(directory, tag)
+
+
+def publish(directory: Path, tag: str) -> None:
+    """Move a committed tag's members to their places, config.json first out and last in."""
+    committed = committed_dir(directory, tag)
+    config = committed / f"{tag}{CONFIG}"
+    if config.exists():
+        (directory / config.name).unlink(missing_ok=True)
+        sync(directory)
+        state, weights = committed / f"{tag}{STATE}", committed / f"{tag}{WEIGHTS}"
+        if state.exists():
+            if (directory / state.name).exists():
+                shutil.rmtree(directory / state.name)
+            os.rename(state, directory / state.name)
+        if weights.exists():
+            os.replace(weights, directory / weights.name)
+        sync(directory)
+        os.replace(config, directory / config.name)
+    sync(directory)
+    committed.rmdir()
+    sync(directory)
+
+
+def delete(directory: Path, tag: str) -> None:
+    """Remove a tag, config.json first, so that half of it is never taken for the whole."""
+    (directory / f"{tag}{CONFIG}").unlink(missing_ok=True)
+    sync(directory)
+    (directory / f"{tag}{WEIGHTS}").unlink(missing_ok=True)
+    if (directory / f"{tag}{STATE}").exists():
+        shutil.rmtree(directory / f"{tag}{STATE}")
+    sync(directory)
+
+
+def recover(directory: Path) -> None:
+    """Complete what was committed, discard what was not."""
+    for committed in sorted(directory.glob(".*.committed")):
+        publish(directory, committed.name[1:].removesuffix(".committed"))
+    for writing in sorted(directory.glob(".*.writing")):
+        shutil.rmtree(writing)
+    for temporary in sorted(directory.glob(".*.tmp")):
+        temporary.unlink()
+    for part in sorted(directory.glob("step*")):  # half-deleted
+        tag = part.name.removesuffix(WEIGHTS).removesuffix(STATE)
+        whole = part.name == tag or (directory / f"{tag}{CONFIG}").exists()
+        if not whole and STEP_TAG.fullmatch(tag):
+            delete(directory, tag)
+
+
+def flush(folder: Path) -> None:
+    """Flush every file and folder below `folder` to disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(root) / name)
+        sync(Path(root))
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file by another, whole at every instant."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One writer per directory.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"checkpoint_dir={str(directory)!r} is being written by another run; wait for it, "
+                "or use another checkpoint_dir"
+            ) from None
+        yield

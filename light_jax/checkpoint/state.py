@@ -1,0 +1,84 @@
+"""What a resume needs besides the weights <-> an orbax folder.
+
+Arrays are stored under their pytree paths as flat names, so the folder depends on neither optax's
+nor Flax's container types. orbax's v1 API is used in this file alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from light_jax.sharding import path_names
+from light_jax.step import TrainState
+from light_llm.errors import UserError
+
+
+@dataclasses.dataclass
+class HostState:
+    """The part of a run's state that lives on the host."""
+
+    fingerprint: list[dict[str, Any]]  # of the training shards
+    best_val_loss: float | None = None
+    wandb_run_id: str | None = None
+
+
+def named_arrays(state: TrainState) -> dict[str, Any]:
+    """The leaves of a TrainState that its weights file does not hold, by name."""
+    rest = dataclasses.replace(state, params=None, master=None)
+    leaves = jax.tree_util.tree_leaves_with_path(rest)
+    return {"/".join(path_names(path)): leaf for path, leaf in leaves}
+
+
+def save_state(path: Path, state: TrainState, host: HostState) -> None:
+    """Write the folder; every process calls it."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    with context:
+        ocp.save(path.absolute(), named_arrays(state), custom_metadata=dataclasses.asdict(host))
+
+
+def load_host_state(path: Path) -> HostState:
+    """The host's part alone, to be compared with the config before anything large is read."""
+    try:
+        return HostState(**ocp.metadata(path.absolute()).custom_metadata)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
+    """The arrays by name, laid out by the shardings of `abstract`'s leaves.
+
+    Raises:
+        UserError: names, shapes or dtypes are not those of `abstract`.
+    """
+    wanted = named_arrays(abstract)
+    try:
+        metadata = ocp.metadata(path.absolute()).metadata
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from None
+    stored = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in metadata.items()}
+    expected = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in wanted.items()}
+    if stored != expected:  # orbax would cast a dtype and cut a shape in silence
+        names = sorted(stored.keys() ^ expected.keys()) or [
+            name for name in expected if stored[name] != expected[name]
+        ]
+        raise UserError(f"{path}: its arrays are not those of this config: {', '.join(names[:8])}")
+    return ocp.load(path.absolute(), wanted)
+
+
+def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
+    """`abstract` without its weights, each leaf replaced by the array of its name."""
+    rest = dataclasses.replace(abstract, params=None, master=None)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: arrays["/".join(path_names(path))], rest
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"{path}: orbax cannot read it ({reason}); use another tag")

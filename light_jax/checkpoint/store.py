@@ -1,0 +1,249 @@
+"""The checkpoint directory of a run: saving tags, keeping few, finding and loading one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from light_jax.checkpoint import files
+from light_jax.checkpoint.state import (
+    HostState,
+    load_arrays,
+    load_host_state,
+    save_state,
+    with_arrays,
+)
+from light_jax.checkpoint.weights import load_weights, save_weights
+from light_jax.config import TrainingConfig
+from light_jax.data.index import describe_change
+from light_jax.distributed import barrier, is_main, raise_together
+from light_jax.step import TrainState, params_of
+from light_llm import checkpoint as layout
+from light_llm.errors import UserError
+
+MUST_MATCH = (
+    "model",
+    "seq_len",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "optimizer.type",
+    "dtype",
+    "bf16_model_weights",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag:
+    """A complete tag and where it stands in the history of its directory."""
+
+    prefix: Path
+    generation: int  # counts the starts of the run: 1, then one more with each resume
+    step: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """A resumed run's tags are newer than those that it left behind, whatever their steps."""
+        return self.generation, self.step
+
+
+def read_tag(prefix: str | Path) -> Tag:
+    """The tag of a prefix.
+
+    Raises:
+        UserError: it is not there (lists those that are), or holds no state to resume from.
+    """
+    directory, name = layout.split_prefix(prefix)
+    if not (layout.weights_there(prefix) and name):
+        raise layout.missing(prefix)
+    record = layout.read_config(prefix).get("checkpoint")
+    if record is None or not layout.member(prefix, layout.STATE).is_dir():
+        raise UserError(
+            f"{prefix}: holds weights but no state of this trainer to resume from; "
+            "start from its weights with init_from"
+        )
+    if record.get("format") != layout.FORMAT:
+        raise UserError(
+            f"{prefix}: is of checkpoint format {record.get('format')}, and this version reads "
+            f"{layout.FORMAT}; use the version that wrote it"
+        )
+    return Tag(directory / name, record["generation"], record["step"])
+
+
+def own_tags(directory: Path) -> list[Tag]:
+    """The tags that this trainer wrote there, oldest first."""
+    found = []
+    for name in layout.tags(directory):
+        if "checkpoint" in layout.read_config(directory / name):
+            found.append(read_tag(directory / name))
+    return sorted(found, key=lambda tag: tag.order)
+
+
+def find(resume: str, directory: Path) -> Tag | None:
+    """`auto` is the newest tag of the directory, or None; otherwise the tag of that prefix."""
+    if resume != "auto":
+        return read_tag(resume)
+    return max(own_tags(directory), key=lambda tag: tag.order, default=None)
+
+
+def check_resumable(
+    tag: Tag, cfg: TrainingConfig, fingerprint: list[dict[str, Any]]
+) -> tuple[HostState, list[str]]:
+    """Verify the files and compare the configs; every process calls it.
+
+    Returns:
+        The state on the host, and a line per setting that changed and may.
+
+    Raises:
+        UserError: damaged files, or changes that would make it another run.
+    """
+    problem = None
+    try:
+        layout.verify(tag.prefix, _mine)
+    except UserError as error:
+        problem = error
+    raise_together(problem)
+    host = load_host_state(layout.member(tag.prefix, layout.STATE))
+    changes = _changes(layout.read_snapshot(tag.prefix), cfg.model_dump(mode="json"))
+    refused = [line for key, line in changes if _must_match(key)]
+    shards = describe_change(host.fingerprint, fingerprint)
+    if shards is not None:
+        refused.append(f"train_data: {shards}")
+    if refused:
+        raise UserError(
+            f"{tag.prefix}: cannot be resumed with this config; undo these changes, or start a "
+            "new run from its weights with init_from:\n  " + "\n  ".join(refused)
+        )
+    return host, [line for _, line in changes]
+
+
+def _mine(name: str) -> bool:
+    """Each process verifies what it wrote, process 0 also what all share."""
+    _, _, writer = name.partition("ocdbt.process_")
+    writer = writer.partition("/")[0]
+    owner = int(writer) % jax.process_count() if writer.isdigit() else 0
+    return owner == jax.process_index()
+
+
+def _must_match(key: str) -> bool:
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in MUST_MATCH)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
+    """(key, `key: old -> new`) of every setting that differs."""
+    lines = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        key, before, after = f"{at}{name}", old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _changes(before, after, f"{key}.")
+        elif before != after:
+            lines.append((key, f"{key}: {json.dumps(before)} -> {json.dumps(after)}"))
+    return lines
+
+
+def load(tag: Tag, cfg: TrainingConfig, abstract: TrainState, shardings: TrainState) -> TrainState:
+    """The state at a tag whose files are verified, laid out by `shardings`."""
+    weights = load_weights(layout.member(tag.prefix, layout.WEIGHTS), cfg.model, shardings.weights)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    arrays = load_arrays(layout.member(tag.prefix, layout.STATE), placed)
+    params, master = params_of(cfg, weights)
+    return dataclasses.replace(with_arrays(placed, arrays), params=params, master=master)
+
+
+class Store:
+    """The checkpoint directory that a run writes. Every process makes one; process 0 writes."""
+
+    def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
+        self.cfg, self.directory = cfg, Path(cfg.checkpoint_dir)
+        newest = max((tag.generation for tag in own_tags(self.directory)), default=0)
+        self.generation = 1 + max(newest, resumed.generation if resumed else 0)
+
+    def save(self, tag: str, state: TrainState, host: HostState) -> None:
+        """Commit the three files of a tag; every process calls it."""
+        staging = files.writing_dir(self.directory, tag)
+        if is_main():
+            files.start(self.directory, tag)
+        barrier(f"start {tag}")
+        save_weights(staging / f"{tag}{layout.WEIGHTS}", state.weights, self.cfg.model)
+        save_state(staging / f"{tag}{layout.STATE}", state, host)
+        if is_main():
+            self._write_config(staging, tag, int(state.step))
+            files.commit(self.directory, tag)
+            self._retain()
+        barrier(f"committed {tag}")
+
+    def _write_config(self, staging: Path, tag: str, step: int) -> None:
+        members = {
+            str(path.relative_to(staging)).removeprefix(tag): layout.digest(path)
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
+        }
+        record = {
+            "format": layout.FORMAT,
+            "generation": self.generation,
+            "step": step,
+            "files": members,
+        }
+        config = self.cfg.model_dump(mode="json") | {"checkpoint": record}
+        path = staging / f"{tag}{layout.CONFIG}"
+        path.write_text(json.dumps(config, indent=2) + "\n")
+        shutil.copymode(path, staging / f"{tag}{layout.WEIGHTS}")  # safetensors' own is 0600
+
+    def _retain(self) -> None:
+        """Delete step tags beyond the newest keep_last_n, and those of an abandoned future."""
+        steps = [
+            tag for tag in own_tags(self.directory) if files.STEP_TAG.fullmatch(tag.prefix.name)
+        ]
+        for tag in steps[: -self.cfg.keep_last_n]:
+            files.delete(self.directory, tag.prefix.name)
+
+    def copy_config(self, path: Path) -> None:
+        """Keep the config file that the run was started with beside its checkpoints."""
+        name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
+        target = self.directory / name
+        if not (target.exists() and target.samefile(path)):
+            files.write_atomically(target, path.read_bytes())
+
+
+def check_writable(directory: Path, resuming: bool) -> None:
+    """Refuse, before anything is written, a directory that cannot take this run.
+
+    Raises:
+        UserError: it is a file, not writable, or holds another run's checkpoints.
+    """
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"checkpoint_dir={str(directory)!r}: {existing} is not a folder")
+    try:
+        probe = existing / ".light-llm-probe"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_dir={str(directory)!r} cannot be written ({error.strerror}); "
+            "use another folder"
+        ) from None
+    there = layout.tags(directory)
+    if there and not resuming:
+        raise UserError(
+            f"checkpoint_dir={str(directory)!r} holds a run already ({', '.join(there)}); "
+            "continue it with --resume auto, or use another checkpoint_dir"
+        )
+
+
+def free_bytes(directory: Path) -> int:
+    """Free disk space where the directory is or will be."""
+    while not directory.exists():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free

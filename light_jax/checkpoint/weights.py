@@ -1,0 +1,85 @@
+"""The weights of a run <-> one safetensors file in PyTorch's layout, float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from conversion.mapping import TIED_KEY, Entry, table
+from conversion.weights import check_keys, check_tied, to_torch_layout
+from light_llm.errors import UserError
+from light_llm.models.transformer.config import TransformerConfig
+
+
+def save_weights(path: Path, weights: nnx.State, cfg: TransformerConfig) -> None:
+    """Write float32 weights; every process calls it, process 0 writes.
+
+    Parameters are gathered one at a time. Equal weights are equal files.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for entry in table(cfg):
+        whole = _gather(_leaf(weights, entry))
+        if jax.process_index() == 0:
+            tensors[entry.key] = to_torch_layout(whole, entry)
+    if jax.process_index() == 0:
+        if cfg.tie_embeddings:
+            tensors[TIED_KEY] = tensors["tok_emb.weight"]
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _leaf(weights: Any, entry: Entry) -> jax.Array:
+    for part in entry.path:
+        weights = weights[part]
+    return weights[...]
+
+
+def _gather(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def load_weights(path: Path, cfg: TransformerConfig, shardings: nnx.State) -> nnx.State:
+    """Float32 parameters, laid out by `shardings`; each process reads only the slices it holds.
+
+    Raises:
+        UserError: not a safetensors file, or weights that do not fit the config.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            check_keys(shapes, cfg, path)
+            if cfg.tie_embeddings and TIED_KEY in shapes:
+                check_tied(file.get_tensor("tok_emb.weight"), file.get_tensor(TIED_KEY), path)
+            arrays = {
+                entry.path: _read(
+                    file.get_slice(entry.key), entry, _leaf_sharding(shardings, entry)
+                )
+                for entry in table(cfg)
+            }
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+    return nnx.from_flat_state((path, nnx.Param(array)) for path, array in arrays.items())
+
+
+def _leaf_sharding(shardings: Any, entry: Entry) -> jax.sharding.Sharding:
+    for part in entry.path:
+        shardings = shardings[part]
+    return getattr(shardings, "value", shardings)
+
+
+def _read(stored: Any, entry: Entry, sharding: jax.sharding.Sharding) -> jax.Array:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
+        if not entry.transposed:
+            return np.asarray(stored[index], np.float32)
+        return np.ascontiguousarray(np.asarray(stored[index[::-1]], np.float32).T)
+
+    return jax.make_array_from_callback(entry.jax_shape, sharding, part)

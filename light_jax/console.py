@@ -1,0 +1,78 @@
+"""What a person sees on stderr: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from light_jax.distributed import is_main
+
+
+class Reporter:
+    """Lines and progress of process 0; the other processes say nothing."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+
+    @property
+    def has_bar(self) -> bool:
+        return self._bar is not None
+
+    def line(self, text: str) -> None:
+        if not is_main():
+            return
+        if self._bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(text, markup=False)
+
+    def start(self, step: int, num_steps: int) -> None:
+        if is_main() and self._console.is_terminal:
+            self._bar = Progress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("train", total=num_steps, completed=step, text="")
+            self._bar.start()
+
+    def progress(self, step: int, text: str) -> None:
+        """Move the bar; without a terminal, progress is told by `line` alone."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def count(number: float) -> str:
+    """25190080 -> `25.2 M`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def size(num_bytes: float) -> str:
+    """In GiB, MiB or KiB."""
+    for bound, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if num_bytes >= bound:
+            return f"{num_bytes / bound:.1f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

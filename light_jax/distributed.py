@@ -1,0 +1,64 @@
+"""Several hosts: JAX's own runtime, and the few things that all processes do together."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from light_llm.errors import UserError
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize() -> None:
+    """Join the other processes, if the environment says that there are any.
+
+    By JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as JAX detects SLURM,
+    Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
+    """
+    given = [name for name in _VARIABLES if os.environ.get(name)]
+    if given:
+        missing = [name for name in _VARIABLES if name not in given]
+        if missing:
+            raise UserError(f"{given[0]} is set but {' and '.join(missing)} is not; set all three")
+        try:
+            jax.distributed.initialize(
+                coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
+                num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+                process_id=int(os.environ["JAX_PROCESS_ID"]),
+            )
+        except ValueError as error:
+            raise UserError(f"{', '.join(_VARIABLES)}: {error}") from None
+    elif _in_cluster():
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    """More than one task of a cluster that JAX knows how to join by itself."""
+    slurm_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    tpu_workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    kubernetes_jobs = os.environ.get("JOB_COMPLETION_INDEX") or os.environ.get("JOBSET_NAME")
+    return int(slurm_tasks) > 1 or len(tpu_workers) > 1 or bool(kubernetes_jobs)
+
+
+def is_main() -> bool:
+    """Process 0 writes metrics, weights and messages."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def raise_together(error: UserError | None) -> None:
+    """Raise on every process if any of them has an error, so that none waits for the others."""
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.int32(error is not None))
+        if error is None and failed.any():
+            error = UserError(f"process {int(failed.argmax())} stopped; its message says why")
+    if error is not None:
+        raise error

@@ -1,0 +1,143 @@
+"""Everything a run needs before its first step. All that can be refused is refused here, and
+nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from light_jax.checkpoint import store
+from light_jax.checkpoint.state import HostState
+from light_jax.checkpoint.weights import load_weights
+from light_jax.config import TrainingConfig
+from light_jax.data import TokenStream
+from light_jax.sharding import (
+    batch_sharding,
+    check_batch,
+    local_rows,
+    make_mesh,
+    replicated,
+    state_shardings,
+)
+from light_jax.step import TrainState, init_params, init_state, make_eval_step, make_train_step
+from light_llm.checkpoint import weights_file
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is ready to step; `state` and `host` change as it goes on."""
+
+    cfg: TrainingConfig
+    mesh: Mesh
+    train_stream: TokenStream
+    val_stream: TokenStream | None
+    rows: list[int]  # of a global batch, that this process holds
+    shardings: TrainState
+    state: TrainState
+    host: HostState
+    resumed: store.Tag | None
+    changes: list[str]  # settings that differ from those of the resumed run
+    num_params: int
+    train_step: Callable[..., Any] = lambda *_: None
+    eval_step: Callable[..., Any] = lambda *_: None
+    memory: int | None = None  # bytes that the compiled step takes on one device
+
+
+def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
+    """Check and load all that the config names, from data to weights.
+
+    Raises:
+        UserError: something of it cannot be used.
+    """
+    mesh = make_mesh(cfg.mesh)
+    check_batch(cfg.batch_size, mesh)
+    directory = Path(cfg.checkpoint_dir)
+    store.check_writable(directory, resuming=resume is not None)
+    tag = None if resume is None else store.find(resume, directory)
+
+    def stream(paths: str | list[str], field: str) -> TokenStream:
+        return TokenStream(
+            paths,
+            seq_len=cfg.seq_len,
+            seed=cfg.seed,
+            vocab_size=cfg.model.vocab_size,
+            field=field,
+        )
+
+    train_stream = stream(cfg.train_data, "train_data")
+    val_stream = None if cfg.val_data is None else stream(cfg.val_data, "val_data")
+    host = HostState(fingerprint=train_stream.fingerprint)
+    changes: list[str] = []
+    if tag is not None:
+        host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
+
+    abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    shardings = state_shardings(abstract, cfg.model, mesh)
+    if tag is not None:
+        state = store.load(tag, cfg, abstract, shardings)
+    elif cfg.init_from is not None:
+        weights = load_weights(weights_file(cfg.init_from), cfg.model, shardings.weights)
+        state = jax.jit(lambda w: init_state(cfg, w), out_shardings=shardings)(weights)
+    else:
+        init = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)
+        state = init()
+    return Run(
+        cfg=cfg,
+        mesh=mesh,
+        train_stream=train_stream,
+        val_stream=val_stream,
+        rows=local_rows(cfg.batch_size, mesh),
+        shardings=shardings,
+        state=state,
+        host=host,
+        resumed=tag,
+        changes=changes,
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
+    )
+
+
+def compile_steps(run: Run) -> None:
+    """Compile the training and the evaluation step ahead of the loop."""
+    cfg, mesh = run.cfg, run.mesh
+    width = cfg.seq_len + 1
+    micro_batches = (cfg.gradient_accumulation_steps, cfg.batch_size, width)
+    everywhere = replicated(mesh)
+    train = jax.jit(
+        make_train_step(cfg, mesh),
+        in_shardings=(run.shardings, batch_sharding(mesh, 1), everywhere),
+        out_shardings=(run.shardings, everywhere),
+        donate_argnums=0,
+    )
+    tokens = jax.ShapeDtypeStruct(micro_batches, jnp.int32)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    compiled = train.lower(run.state, tokens, rate).compile()
+    run.train_step, run.memory = compiled, _memory(compiled)
+    if run.val_stream is not None:
+        rows = batch_sharding(mesh, 0)
+        evaluate = jax.jit(
+            make_eval_step(cfg, mesh),
+            in_shardings=(run.shardings.params, rows, rows),
+            out_shardings=(everywhere, everywhere),
+        )
+        tokens = jax.ShapeDtypeStruct((cfg.batch_size, width), jnp.int32)
+        mask = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.float32)
+        run.eval_step = evaluate.lower(run.state.params, tokens, mask).compile()
+
+
+def _memory(compiled: Any) -> int | None:
+    """Arguments, outputs beyond those that reuse them, and temporaries, where XLA tells."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )

@@ -1,0 +1,148 @@
+"""Which device holds what: one mesh, one table of logical axes, one code path.
+
+A single device is a mesh of one. Parameters and optimizer state are sharded over fsdp and tensor,
+batches over data and fsdp; what does not divide evenly is replicated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from light_jax.config import MeshConfig
+from light_llm.errors import UserError
+from light_llm.models.transformer.config import TransformerConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+LOGICAL_TO_MESH = {
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "model": "fsdp",
+}
+
+# Logical axes of a parameter by the last two names of its path; those not listed are replicated.
+PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+    ("tok_emb", "weight"): ("vocab", "model"),
+    ("lm_head", "weight"): ("vocab", "model"),
+    ("emb", "weight"): (None, "model"),
+    **{(q, "kernel"): ("model", "heads") for q in ("q_proj", "q_re", "q_im")},
+    **{(q, "bias"): ("heads",) for q in ("q_proj", "q_re", "q_im")},
+    **{(kv, "kernel"): ("model", "kv_heads") for kv in ("k_proj", "v_proj", "k_re", "k_im")},
+    **{(kv, "bias"): ("kv_heads",) for kv in ("k_proj", "v_proj", "k_re", "k_im")},
+    ("out_proj", "kernel"): ("heads", "model"),
+    **{(up, "kernel"): ("model", "ffn") for up in ("gate_proj", "up_proj", "fc1")},
+    **{(up, "bias"): ("ffn",) for up in ("gate_proj", "up_proj", "fc1")},
+    ("down_proj", "kernel"): ("ffn", "model"),
+    ("fc2", "kernel"): ("ffn", "model"),
+}
+
+
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+    given = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        asked = ", ".join(f"{axis}: {getattr(cfg, axis)}" for axis in MESH_AXES)
+        raise UserError(
+            f"mesh={{{asked}}} does not cover the {len(devices)} devices that are there; "
+            "their product must be that number, and -1 takes what remains"
+        )
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """The number of parts that a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        lower, upper = batch_size // shards * shards, -(-batch_size // shards) * shards
+        raise UserError(
+            f"batch_size={batch_size} does not divide over mesh.data · mesh.fsdp = {shards} "
+            f"devices; use {f'{lower} or {upper}' if lower else upper}, or another mesh"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
+    """Rows of a batch are dimension `axis` of the array."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def path_names(path: Sequence[Any]) -> tuple[str, ...]:
+    """The names along a pytree path, without the wrapper's own at the end."""
+    names = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return names[:-1] if names and names[-1] == "value" else names
+
+
+def state_shardings(abstract: Any, cfg: TransformerConfig, mesh: Mesh) -> Any:
+    """A sharding for each leaf of a tree of parameters, or of what mirrors them (moments).
+
+    A leaf is known by the end of its path, so optimizer state follows its parameter.
+    """
+    units = {
+        "vocab": cfg.vocab_size,
+        "model": cfg.d_model,
+        "heads": cfg.attention.num_heads,  # a head is never split
+        "kv_heads": cfg.attention.num_kv_heads,
+        "ffn": cfg.ffn_dim,
+    }
+
+    def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        axes = PARAMETER_AXES.get(path_names(path)[-2:], ())
+        if len(axes) != len(leaf.shape):
+            return replicated(mesh)
+        spec = [_mesh_axis(axis, units, mesh) for axis in axes]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def _mesh_axis(logical: str | None, units: dict[str, int], mesh: Mesh) -> str | None:
+    if logical is None:
+        return None
+    axis = LOGICAL_TO_MESH[logical]
+    return axis if units[logical] % mesh.shape[axis] == 0 else None
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """The rows of a global batch that this process's devices hold, sorted."""
+    sharding = batch_sharding(mesh, 0)
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for index in slices if index for row in range(batch_size)[index[0]]})
+
+
+def to_global(
+    local: np.ndarray, rows: Sequence[int], size: int, axis: int, mesh: Mesh
+) -> jax.Array:
+    """A global array of `size` rows along `axis`, from the `rows` that this process has."""
+    shape = (*local.shape[:axis], size, *local.shape[axis + 1 :])
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        wanted = np.arange(size)[index[axis]]
+        positions = np.searchsorted(rows, wanted)
+        return np.take(local, positions, axis=axis)
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh, axis), part)

@@ -1,0 +1,51 @@
+"""The start summary: what is about to be trained, on what, with what."""
+
+from __future__ import annotations
+
+import jax
+
+from light_jax.console import count, size
+from light_jax.run import Run
+from light_jax.sharding import MESH_AXES
+
+
+def describe(run: Run) -> list[str]:
+    cfg, model = run.cfg, run.cfg.model
+    att = model.attention
+    stream, per_step = run.train_stream, cfg.tokens_per_step
+    epochs = cfg.num_steps * cfg.batch_size * cfg.gradient_accumulation_steps / len(stream)
+    device = run.mesh.devices.flat[0]
+    mesh = " · ".join(f"{axis} {run.mesh.shape[axis]}" for axis in MESH_AXES)
+    held = sum(_bytes_on_one_device(leaf) for leaf in jax.tree.leaves(run.state))
+    lines = [
+        f"model       {count(run.num_params)} parameters ({run.num_params:,}): {model.num_layers} "
+        f"layers, d_model {model.d_model}, {att.variant} {att.num_heads}/{att.num_kv_heads} heads "
+        f"of {att.head_dim}, {model.ffn.variant} {model.ffn_dim}, vocabulary {model.vocab_size}",
+        f"steps       {cfg.num_steps:,} of {per_step:,} tokens ({cfg.batch_size} sequences × "
+        f"{cfg.gradient_accumulation_steps} micro-batches × {cfg.seq_len}), {epochs:.2f} epochs",
+        f"train data  {stream.num_tokens:,} tokens in {len(stream.shards)} shards",
+    ]
+    if run.val_stream is not None:
+        windows = min(cfg.eval_steps * cfg.batch_size, len(run.val_stream))
+        lines.append(
+            f"val data    {run.val_stream.num_tokens:,} tokens, {windows * cfg.seq_len:,} of them "
+            f"every {cfg.eval_every} steps"
+        )
+    lines += [
+        f"devices     {run.mesh.size} × {device.device_kind} in {jax.process_count()} process(es), "
+        f"mesh {mesh}",
+        f"precision   {cfg.dtype} matmuls, float32 weights"
+        + (" (bfloat16 in the step)" if cfg.bf16_model_weights else ""),
+        f"state       {size(held)} per device (weights and optimizer)",
+        f"checkpoints {cfg.checkpoint_dir}",
+    ]
+    if run.resumed is not None:
+        lines.append(f"resuming    {run.resumed.prefix} at step {run.resumed.step}")
+        lines += [f"  changed   {change}" for change in run.changes]
+        if run.cfg.init_from is not None:
+            lines.append("  init_from is ignored on resume")
+    return lines
+
+
+def _bytes_on_one_device(array: jax.Array) -> int:
+    return array.addressable_shards[0].data.nbytes
