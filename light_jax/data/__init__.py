@@ -1,0 +1,33 @@
+"""Shards -> index -> window i -> batch, in numpy and pyarrow alone.
+
+shards     the paths of a config -> the list of shards
+footer     the end of a parquet file, which tells what it holds
+rowgroup   one row group -> its tokens, every one of them checked
+index      token counts per row group, and the fingerprint of a data set
+stream     TokenStream: window g of the endless stream
+loader     batches of windows, decoded ahead of the device
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from light_jax.data.index import describe_change
+    from light_jax.data.loader import BatchLoader, validation_batches
+    from light_jax.data.stream import TokenStream
+
+__all__ = ["BatchLoader", "TokenStream", "describe_change", "validation_batches"]
+
+_HOMES = {
+    "BatchLoader": "loader",
+    "TokenStream": "stream",
+    "describe_change": "index",
+    "validation_batches": "loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

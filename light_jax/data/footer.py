@@ -1,0 +1,92 @@
+"""The footer of a parquet file: what the file holds, without reading it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from light_llm.errors import UserError
+
+MAGIC = b"PAR1"
+UNREADABLE = (pa.ArrowException, OSError)  # all that pyarrow raises on a damaged file
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the end of a shard says, and a check sum by which to know it again."""
+
+    path: str
+    size: int
+    crc32: int
+    metadata: pq.FileMetaData
+
+    def open(self) -> pq.ParquetFile:
+        """The file itself; its footer is not parsed again, its page check sums are verified."""
+        return pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=True)
+
+
+def read_footer(path: str) -> Footer:
+    """Read the footer of `path`.
+
+    Raises:
+        UserError: empty, truncated, unreadable, or not a parquet file.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            head = file.read(4)
+            file.seek(max(0, size - 8))
+            tail = file.read()
+            length = int.from_bytes(tail[:4], "little")
+            file.seek(max(0, size - 8 - length))
+            footer = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: the shard cannot be read: {error.strerror or error}") from None
+    if size == 0:
+        raise UserError(f"{path}: the shard is empty (0 bytes); write it again or remove it")
+    if head != MAGIC:
+        raise UserError(f"{path}: not a parquet file (it begins with {head!r}, not {MAGIC!r})")
+    if size < 12 or tail[4:] != MAGIC:
+        raise UserError(
+            f"{path}: the shard is truncated (its {size} bytes do not end in a parquet footer); "
+            "write it again or copy it whole"
+        )
+    try:
+        if length + 12 > size:
+            raise OSError(f"a footer of {length} bytes in a file of {size}")
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+        metadata.schema.to_arrow_schema()
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: the footer is corrupt ({reason}); write the shard again"
+        ) from None
+    return Footer(path, size, zlib.crc32(footer), metadata)
+
+
+def reread_footer(path: str, crc32: int) -> Footer:
+    """The footer of a shard that was indexed with this check sum. Footers in use are kept.
+
+    Raises:
+        UserError: the file is not the one that was indexed.
+    """
+    rule = "the shard is no longer the one that the run began with; put that one back, and resume"
+    try:
+        stat = os.stat(path)
+        footer = _kept_footer(path, stat.st_size, stat.st_mtime_ns)
+    except (OSError, UserError) as error:
+        raise UserError(f"{path}: {rule} ({error})") from None
+    if footer.crc32 != crc32:
+        raise UserError(f"{path}: {rule}")
+    return footer
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_footer(path: str, size: int, mtime_ns: int) -> Footer:
+    return read_footer(path)

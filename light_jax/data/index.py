@@ -1,0 +1,219 @@
+"""Shards -> how many tokens each row group holds, told from the footers wherever they prove it.
+
+A leaf column's `num_values - null_count` counts its tokens if null_count includes the slot that an
+empty list takes. The writers named below do include it; from others a second witness is asked for:
+`length`, or the row group itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from light_jax.data.footer import UNREADABLE, Footer, read_footer
+from light_jax.data.rowgroup import decode, first_row, row_lengths
+from light_jax.data.shards import Paths, expand
+from light_llm.errors import UserError
+
+COUNTS_EMPTY_LISTS = ("parquet-cpp-arrow", "Polars", "DuckDB")
+READERS = 8
+
+Fingerprint = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's place, its rows and tokens per row group (int64 [groups]), and how to know it."""
+
+    path: str
+    rows: np.ndarray
+    tokens: np.ndarray
+    size: int
+    footer_crc32: int
+
+
+def index_shards(
+    paths: Paths, vocab_size: int | None = None, field: str = "train_data"
+) -> list[Shard]:
+    """The shards behind `paths`, with counts that are proven and ids that are below vocab_size.
+
+    Raises:
+        UserError: no shards, or a shard that cannot be used, by its name and, where it is known,
+            the row.
+    """
+    files = expand(paths, field)
+    with ThreadPoolExecutor(min(READERS, len(files))) as pool:
+        pending = [pool.submit(_index_shard, file, vocab_size) for file in files]
+        try:
+            return [shard.result() for shard in pending]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def fingerprint(shards: list[Shard]) -> Fingerprint:
+    """What a checkpoint remembers of its data: JSON that does not depend on where the data lies."""
+    return [
+        {
+            "name": os.path.basename(shard.path),
+            "rows": int(shard.rows.sum()),
+            "tokens": int(shard.tokens.sum()),
+            "size": shard.size,
+            "footer_crc32": shard.footer_crc32,
+        }
+        for shard in shards
+    ]
+
+
+def describe_change(old: Fingerprint, new: Fingerprint) -> str | None:
+    """What became of the shards between two fingerprints; None if they are the same."""
+    before, after = _by_name(old), _by_name(new)
+    parts = [
+        _listed("added", [name for name in after if name not in before]),
+        _listed("removed", [name for name in before if name not in after]),
+        _listed(
+            "changed",
+            [_difference(name, before[name], after[name]) for name in before if name in after],
+        ),
+    ]
+    if not any(parts) and old != new:
+        parts = ["the same shards in another order"]
+    return "; ".join(part for part in parts if part) or None
+
+
+def _by_name(shards: Fingerprint) -> dict[str, dict[str, Any]]:
+    """Shards by name; folders may hold the same name, so a second one is `name (2)`."""
+    seen: Counter[str] = Counter()
+    named = {}
+    for shard in shards:
+        seen[shard["name"]] += 1
+        count = seen[shard["name"]]
+        named[shard["name"] if count == 1 else f"{shard['name']} ({count})"] = shard
+    return named
+
+
+def _difference(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    if old == new:
+        return ""
+    told = [f"{key} {old[key]} -> {new[key]}" for key in ("rows", "tokens") if old[key] != new[key]]
+    return f"{name} ({', '.join(told) or 'other contents'})"
+
+
+def _listed(verb: str, names: list[str]) -> str:
+    names = [name for name in names if name]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{verb}: {', '.join(names[:5])}{more}" if names else ""
+
+
+def _index_shard(path: str, vocab_size: int | None) -> Shard:
+    footer = read_footer(path)
+    metadata = footer.metadata
+    leaf, length = _columns(footer)
+    counts = [
+        _tokens_of_group(footer, group, leaf, length, vocab_size)
+        for group in range(metadata.num_row_groups)
+    ]
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return Shard(
+        path, np.array(rows, np.int64), np.array(counts, np.int64), footer.size, footer.crc32
+    )
+
+
+def _columns(footer: Footer) -> tuple[int, int | None]:
+    """The leaf column of the tokens, and the column `length` if there is one of integers.
+
+    Raises:
+        UserError: no column of token lists.
+    """
+    schema = footer.metadata.schema.to_arrow_schema()
+    if schema.names.count("tokens") != 1:
+        raise UserError(
+            f"{footer.path}: the shard needs one column 'tokens' and has "
+            f"{', '.join(schema.names) or 'no columns'}; make shards with llm-preprocess"
+        )
+    kind = schema.field("tokens").type
+    types = pa.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not (is_list and types.is_integer(kind.value_type)):
+        raise UserError(f"{footer.path}: column 'tokens' is {kind}; it must be a list of integers")
+    leaves = [
+        footer.metadata.schema.column(index).path for index in range(footer.metadata.num_columns)
+    ]
+    leaf = next(i for i, path in enumerate(leaves) if path.split(".")[0] == "tokens")
+    has_length = schema.names.count("length") == 1 and types.is_integer(schema.field("length").type)
+    return leaf, leaves.index("length") if has_length else None
+
+
+def _tokens_of_group(
+    footer: Footer, group: int, leaf: int, length: int | None, vocab_size: int | None
+) -> int:
+    """How many tokens a row group holds; it is decoded only where the footer leaves a doubt.
+
+    Raises:
+        UserError: as `decode`, or `length` does not count the tokens.
+    """
+    row_group = footer.metadata.row_group(group)
+    claim = _claim(row_group.column(leaf), vocab_size)
+    lengths = None
+    if claim is not None:
+        tokens, slots_without = claim
+        low, high = _length_bounds(row_group, length)
+        counts_empty = str(footer.metadata.created_by).startswith(COUNTS_EMPTY_LISTS) or low > 0
+        bounded = low * row_group.num_rows <= tokens <= high * row_group.num_rows
+        if not slots_without and counts_empty and bounded:
+            return tokens
+        lengths = None if length is None else _read_lengths(footer, group)
+        if lengths is not None and (lengths.sum(), (lengths == 0).sum()) == (tokens, slots_without):
+            return tokens
+    decoded = decode(footer, group, vocab_size).size
+    if lengths is not None and lengths.sum() != decoded:
+        _refuse_lengths(footer, group, lengths)
+    return decoded
+
+
+def _claim(column: pq.ColumnChunkMetaData, vocab_size: int | None) -> tuple[int, int] | None:
+    """(tokens, slots without one) by a column's statistics, if these clear every id too."""
+    stats = column.statistics
+    if stats is None or not stats.has_null_count:
+        return None
+    tokens = column.num_values - stats.null_count
+    limit = 2**31 if vocab_size is None else vocab_size
+    if tokens and not (stats.has_min_max and stats.min >= 0 and stats.max < limit):
+        return None
+    return tokens, stats.null_count
+
+
+def _length_bounds(row_group: pq.RowGroupMetaData, length: int | None) -> tuple[float, float]:
+    """The least and greatest `length` of a row group, as far as the footer tells."""
+    stats = None if length is None else row_group.column(length).statistics
+    if stats is None or not stats.has_min_max or not stats.has_null_count or stats.null_count:
+        return 0, float("inf")
+    return stats.min, stats.max
+
+
+def _read_lengths(footer: Footer, group: int) -> np.ndarray | None:
+    """The column `length` of a row group, int64 [rows]; None if it is incomplete."""
+    try:
+        with footer.open() as file:
+            table = file.read_row_group(group, columns=["length"], use_threads=False)
+    except UNREADABLE as error:
+        raise UserError(f"{footer.path}: column 'length' is corrupt ({error})") from None
+    column = table.column("length")
+    return None if column.null_count else column.to_numpy().astype(np.int64)
+
+
+def _refuse_lengths(footer: Footer, group: int, lengths: np.ndarray) -> None:
+    actual = row_lengths(footer, group)
+    row = int(np.argmax(actual != lengths))
+    raise UserError(
+        f"{footer.path}: row {first_row(footer, group) + row} (the first is 0) has "
+        f"length={lengths[row]} and {actual[row]} tokens; write the shard again, or without the "
+        "column 'length', which is optional"
+    )

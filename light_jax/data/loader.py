@@ -1,0 +1,85 @@
+"""Batches: the windows of each training step, or of an evaluation, that this host holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from light_jax.data.reader import WindowReader
+from light_jax.data.stream import TokenStream
+
+
+class BatchLoader:
+    """The batches of steps first_step to last_step - 1: int32 [accum, len(rows), S + 1] each.
+
+    Row r of micro-batch a of step n is window (n·accum + a)·batch_size + r. `rows` are the rows
+    that this host holds, all if None; only row groups with one of its windows are decoded, by
+    `num_workers` threads (0: in line), which changes nothing of what is read. An iterator and a
+    context manager; an error of a thread is raised by the `next()` that needs its batch.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        batch_size: int,
+        last_step: int,
+        first_step: int = 0,
+        accum: int = 1,
+        rows: Sequence[int] | None = None,
+        num_workers: int = 4,
+    ) -> None:
+        per_step = accum * batch_size
+        held = _held_rows(rows, batch_size)
+        self._shape = (accum, len(held), stream.seq_len + 1)
+        span = range(first_step * per_step, last_step * per_step)
+        self._reader = WindowReader(stream, span, per_step, batch_size, held, num_workers)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        return next(self._reader).reshape(self._shape)
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads; they are gone when this returns. Iteration has ended."""
+        self._reader.close()
+
+
+def validation_batches(
+    stream: TokenStream,
+    batch_size: int,
+    eval_steps: int,
+    rows: Sequence[int] | None = None,
+    num_workers: int = 1,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The first eval_steps · batch_size windows of epoch 0, fewer if there are fewer.
+
+    Yields tokens int32 [len(rows), S + 1] and mask float32 [len(rows)]; the mask is 0 on the rows
+    of zeros that fill the last batch, else 1.
+    """
+    held = _held_rows(rows, batch_size)
+    span = range(min(eval_steps * batch_size, len(stream)))
+    reader = WindowReader(stream, span, batch_size, batch_size, held, num_workers)
+    try:
+        for first, windows in zip(span[::batch_size], reader, strict=True):
+            mask = (first + held < span.stop).astype(np.float32)
+            tokens = np.zeros((len(held), stream.seq_len + 1), np.int32)
+            tokens[mask > 0] = windows
+            yield tokens, mask
+    finally:
+        reader.close()
+
+
+def _held_rows(rows: Sequence[int] | None, batch_size: int) -> np.ndarray:
+    held = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if len(set(held.tolist())) < max(1, len(held)) or held.min() < 0 or held.max() >= batch_size:
+        raise ValueError(f"rows={rows} must be different numbers of 0..{batch_size - 1}")
+    return held

@@ -1,0 +1,101 @@
+"""One row group of a shard -> its tokens, every one of them checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from light_jax.data.footer import UNREADABLE, Footer
+from light_llm.errors import UserError
+
+
+def decode(footer: Footer, group: int, vocab_size: int | None) -> np.ndarray:
+    """The tokens of a row group, its rows end to end: int32 [n], read-only.
+
+    Raises:
+        UserError: damaged pages; a null list, a null token, or an id outside 0..vocab_size-1
+            (2^31-1 if that is None), with the shard and row that hold it.
+    """
+    pieces = [_check(footer, group, row, chunk, vocab_size) for row, chunk in _lists(footer, group)]
+    casted = [piece.astype(np.int32, copy=False) for piece in pieces]
+    tokens = casted[0] if len(casted) == 1 else np.concatenate([np.empty(0, np.int32), *casted])
+    tokens.flags.writeable = False
+    return tokens
+
+
+def row_lengths(footer: Footer, group: int) -> np.ndarray:
+    """Tokens per row of a row group: int64 [rows].
+
+    Raises:
+        UserError: as `decode`.
+    """
+    chunks = [_lengths(chunk) for _, chunk in _lists(footer, group)]
+    return np.concatenate([np.empty(0, np.int64), *chunks])
+
+
+def first_row(footer: Footer, group: int) -> int:
+    """The number of a row group's first row in its shard."""
+    return sum(footer.metadata.row_group(before).num_rows for before in range(group))
+
+
+def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
+    """The chunks of a row group's lists, each with the row of the group that it begins with."""
+    try:
+        with footer.open() as file:
+            table = file.read_row_group(group, columns=["tokens"], use_threads=False)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{footer.path}: row group {group} is corrupt or gone ({reason}); write the shard again"
+        ) from None
+    lists, row = [], 0
+    for chunk in table.column("tokens").chunks:
+        if chunk.null_count:
+            place = _at(footer, group, row + _first_null(chunk))
+            raise UserError(f"{place}: tokens is null; write an empty list")
+        lists.append((row, chunk))
+        row += len(chunk)
+    return lists
+
+
+def _check(
+    footer: Footer, group: int, row: int, lists: pa.Array, vocab_size: int | None
+) -> np.ndarray:
+    """The values of lists without nulls, of whatever integer type, once all are known good."""
+    values = lists.flatten()  # a view: it minds the slice and copies nothing where no list is null
+    if values.null_count:
+        place = _at(footer, group, row + _row_of(lists, _first_null(values)))
+        raise UserError(f"{place}: tokens holds a null; every token must be a number")
+    ids = values.to_numpy(zero_copy_only=True)
+    largest = int(np.iinfo(ids.dtype).max)
+    limit = min(largest + 1, 2**31 if vocab_size is None else vocab_size)
+    unsigned = ids.view(f"u{ids.itemsize}")  # where negative ids are the largest: one pass for both
+    if int(unsigned.max(initial=0)) >= limit:
+        bad = int(np.argmax(unsigned >= limit))
+        place = _at(footer, group, row + _row_of(lists, bad))
+        if vocab_size is None:
+            raise UserError(f"{place}: token id {ids[bad]} does not fit; ids lie in 0..{2**31 - 1}")
+        raise UserError(
+            f"{place}: token id {ids[bad]} is outside 0..{vocab_size - 1} "
+            f"(model.vocab_size={vocab_size}); raise model.vocab_size to the tokenizer's, or make "
+            "the shards again with the model's tokenizer"
+        )
+    return ids
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    return pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _first_null(array: pa.Array) -> int:
+    return int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+
+
+def _row_of(lists: pa.Array, place: int) -> int:
+    """The row that holds value number `place`."""
+    return int(np.searchsorted(np.cumsum(_lengths(lists)), place, side="right"))
+
+
+def _at(footer: Footer, group: int, row: int) -> str:
+    return f"{footer.path}: row {first_row(footer, group) + row} (the first is 0)"

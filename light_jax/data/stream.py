@@ -1,0 +1,229 @@
+"""The token stream: window g is a function of (shards, seed, seq_len) alone."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from light_jax.data.footer import reread_footer
+from light_jax.data.index import Fingerprint, fingerprint, index_shards
+from light_jax.data.rowgroup import decode, first_row, row_lengths
+from light_jax.data.shards import Paths
+from light_llm.errors import UserError
+
+CACHE_BYTES = 8 * 2**20
+
+Fetch = Callable[[int, int], np.ndarray]
+"""(epoch, place in the epoch's order) -> the tokens of the row group that is there."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The row groups of an epoch that hold tokens, in order: int64 [groups].
+
+    Group i holds tokens starts[i] to starts[i + 1] of the epoch; `starts` has an entry more.
+    """
+
+    groups: np.ndarray
+    starts: np.ndarray
+
+    def places(self, start: int, stop: int) -> range:
+        """The places of the row groups that hold tokens [start, stop)."""
+        first = int(self.starts.searchsorted(start, side="right"))
+        return range(first - 1, first + int(self.starts[first:].searchsorted(stop)))
+
+
+class TokenStream:
+    """The endless stream of windows of parquet shards.
+
+    Epoch e is the shards in the order that `random.Random(seed + e)` shuffles them into, rows in
+    order, all tokens end to end. Its window w is tokens [w·S, w·S + S], S + 1 of them, S = seq_len;
+    its tail is dropped. `stream[g]` is window g % W of epoch g // W for any g >= 0, int32 [S + 1];
+    `len(stream)` is W; iteration yields the W windows of epoch 0. Safe to share between threads.
+
+    Raises:
+        UserError: the shards cannot be used (see `index_shards`) or hold no whole window; while
+            reading, a shard that is damaged or no longer the same. `field` is the config key that
+            the messages name.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        seq_len: int,
+        seed: int,
+        vocab_size: int | None = None,
+        field: str = "train_data",
+    ) -> None:
+        self.seq_len = seq_len
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.shards = index_shards(paths, vocab_size, field)
+        self.num_tokens = sum(int(shard.tokens.sum()) for shard in self.shards)
+        self.num_documents = sum(int(shard.rows.sum()) for shard in self.shards)
+        self._num_windows = max(0, self.num_tokens - 1) // seq_len
+        if not self._num_windows:
+            raise UserError(
+                f"{field}: {len(self.shards)} shard(s) with {self.num_tokens} tokens hold no "
+                f"window of seq_len + 1 = {seq_len + 1}; add data or lower seq_len={seq_len}"
+            )
+        groups_per_shard = [len(shard.tokens) for shard in self.shards]
+        self._first_group = np.cumsum([0, *groups_per_shard])
+        self._tokens = np.concatenate([shard.tokens for shard in self.shards])
+        self._cache = _Cache(CACHE_BYTES)
+        self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[window] for window in range(len(self)))
+
+    def __getitem__(self, g: int) -> np.ndarray:
+        return self.windows(np.array([operator.index(g)]))[0]
+
+    def windows(self, windows_n: np.ndarray, fetch: Fetch | None = None) -> np.ndarray:
+        """Many windows at once: int [n] -> int32 [n, S + 1]; runs of neighbours cost one copy.
+
+        `fetch` finds the row groups; without it they are read here and a few of them kept.
+        """
+        g_n = np.asarray(windows_n, np.int64)
+        if g_n.size and g_n.min() < 0:
+            raise IndexError(f"window {g_n.min()} is below 0, where the stream begins")
+        S, out = self.seq_len, np.empty((len(g_n), self.seq_len + 1), np.int32)
+        ends_run = (np.diff(g_n) != 1) | (g_n[1:] % len(self) == 0)
+        cuts = [0, *(np.flatnonzero(ends_run) + 1).tolist(), len(g_n)]
+        for low, high in itertools.pairwise(cuts):
+            if low < high:
+                epoch, window = divmod(int(g_n[low]), len(self))
+                tokens = self._span(epoch, window * S, (high - low) * S + 1, fetch or self.fetch)
+                out[low:high, :S] = tokens[:-1].reshape(-1, S)
+                out[low:high, S] = tokens[S::S]
+        return out
+
+    def locate(self, g: int, count: int = 1) -> list[tuple[str, int, int]]:
+        """Where windows g to g + count - 1 came from: (shard, first row, last row), in order.
+
+        Rows count from 0 within their shard. For error messages: it reads what it needs afresh.
+        """
+        places: list[tuple[str, int, int]] = []
+        while count > 0:
+            number, window = divmod(g, len(self))
+            here = min(count, len(self) - window)
+            start, stop = window * self.seq_len, (window + here) * self.seq_len + 1
+            epoch = self.epoch(number)
+            for place in epoch.places(start, stop):
+                skip = int(epoch.starts[place])
+                path, first, last = self._rows(int(epoch.groups[place]), start - skip, stop - skip)
+                if places and places[-1][0] == path and places[-1][2] <= first:
+                    first = places.pop()[1]  # rows between the two are empty
+                places.append((path, first, last))
+            g, count = g + here, count - here
+        return places
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The shards as a checkpoint remembers them; see `describe_change`."""
+        return fingerprint(self.shards)
+
+    def fetch(self, epoch: int, place: int) -> np.ndarray:
+        """The tokens of a row group, int32 [n], read-only; the last few that were read are kept."""
+        group = int(self.epoch(epoch).groups[place])
+        return self._cache.get(group, lambda: self._read(group))
+
+    def _epoch(self, number: int) -> Epoch:
+        order = list(range(len(self.shards)))
+        random.Random(self.seed + number).shuffle(order)
+        first = self._first_group
+        groups = np.concatenate([np.arange(first[shard], first[shard + 1]) for shard in order])
+        groups = groups[self._tokens[groups] > 0]
+        return Epoch(groups, np.concatenate([[0], np.cumsum(self._tokens[groups])]))
+
+    def _span(self, number: int, start: int, count: int, fetch: Fetch) -> np.ndarray:
+        """Tokens [start, start + count) of an epoch, a view where one row group holds them all."""
+        epoch = self.epoch(number)
+        pieces = []
+        for place in epoch.places(start, start + count):
+            skip = int(epoch.starts[place])
+            pieces.append(fetch(number, place)[max(0, start - skip) : start + count - skip])
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _home(self, group: int) -> tuple[int, int]:
+        """The shard of a row group, and its number there."""
+        shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        return shard, group - int(self._first_group[shard])
+
+    def _read(self, group: int) -> np.ndarray:
+        index, number = self._home(group)
+        shard = self.shards[index]
+        footer = reread_footer(shard.path, shard.footer_crc32)
+        tokens = decode(footer, number, self.vocab_size)
+        if tokens.size != shard.tokens[number]:
+            raise UserError(
+                f"{shard.path}: row group {number} holds {tokens.size} tokens where its footer "
+                f"says {shard.tokens[number]}; write the shard again"
+            )
+        return tokens
+
+    def _rows(self, group: int, start: int, stop: int) -> tuple[str, int, int]:
+        """The rows of tokens [start, stop) of a row group, cut to what it holds."""
+        index, number = self._home(group)
+        shard = self.shards[index]
+        footer = reread_footer(shard.path, shard.footer_crc32)
+        ends = np.cumsum(row_lengths(footer, number))
+        wanted = [max(0, start), min(stop, int(ends[-1])) - 1]
+        first, last = np.searchsorted(ends, wanted, side="right") + first_row(footer, number)
+        return shard.path, int(first), int(last)
+
+
+class _Cache:
+    """The last few row groups that were read, at most `limit` bytes of them but always one.
+
+    Threads that ask for the same row group at once wait for one reading of it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._kept: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: int, read: Callable[[], np.ndarray]) -> np.ndarray:
+        with self._lock:
+            future = self._kept.get(key)
+            if future is not None:
+                self._kept.move_to_end(key)
+            else:
+                mine = self._kept[key] = Future()
+        if future is not None:
+            return future.result()
+        try:
+            array = read()
+        except BaseException as error:
+            with self._lock:
+                del self._kept[key]
+            mine.set_exception(error)
+            raise
+        mine.set_result(array)
+        with self._lock:
+            self._bytes += array.nbytes
+            self._evict(key)
+        return array
+
+    def _evict(self, newest: int) -> None:
+        while self._bytes > self._limit:
+            kept = self._kept.items()
+            oldest = next((key for key, read in kept if key != newest and read.done()), None)
+            if oldest is None:
+                return
+            self._bytes -= self._kept.pop(oldest).result().nbytes
