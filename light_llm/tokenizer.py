@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,9 +35,11 @@ _LEGACY_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-# Tried in this order on a tokenizer.json that has no tokenizer_config.json to name its tokens.
-_USUAL_EOS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
-_USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
+# End and begin marks, tried in this order where no tokenizer_config.json names them.
+_USUAL = (
+    (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]"),
+    ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]"),
+)
 
 
 class Tokenizer(Protocol):
@@ -160,11 +162,13 @@ class PythonTokenizer:
         return [self.encode(text, add_special_tokens) for text in texts]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self._inner.decode(
+        text = self._inner.decode(
             [id for id in ids if 0 <= id < self.vocab_size],
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
+        assert isinstance(text, str)  # a list only for a list of lists
+        return text
 
     def save(self, folder: str | Path) -> None:
         self._inner.save_pretrained(str(folder))
@@ -215,14 +219,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
     Raises:
         UserError: vocab_size is below 257.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if vocab_size < MIN_BPE_VOCAB:
         raise UserError(
             f"vocab_size={vocab_size} is too small for BPE: the 256 bytes and {END_OF_TEXT} "
             f"need {MIN_BPE_VOCAB}; use {MIN_BPE_VOCAB} or more"
         )
-    backend = Tokenizer(models.BPE())
+    backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -234,14 +239,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
     )
     backend.train_from_iterator(texts, trainer)
     backend.encode_special_tokens = True
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # what encode_special_tokens is called in transformers
-    }
-    companions = {"tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
-    return SubwordTokenizer(backend, END_OF_TEXT, companions=companions)
+    # split_special_tokens is what transformers calls encode_special_tokens.
+    config = _config_text(eos_token=END_OF_TEXT, split_special_tokens=True)
+    return SubwordTokenizer(backend, END_OF_TEXT, companions={"tokenizer_config.json": config})
 
 
 def train_char(texts: Iterable[str]) -> CharTokenizer:
@@ -293,7 +293,7 @@ def _load_folder(folder: Path) -> Tokenizer:
 
 
 def _load_file(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
+    import tokenizers
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -306,7 +306,7 @@ def _load_file(path: Path) -> Tokenizer:
             raise UserError(f"{path}: `characters` must be a string of distinct characters")
         return CharTokenizer(characters)
     try:
-        backend = Tokenizer.from_str(text)
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the Rust side raises nothing narrower
         raise UserError(
             f"{path}: is not a tokenizer file ({error}); give a tokenizer.json or a {CHAR_FILE}"
@@ -319,22 +319,25 @@ def _with_companions(backend: tokenizers.Tokenizer, folder: Path) -> SubwordToke
     for name in _COMPANIONS:
         with contextlib.suppress(FileNotFoundError):
             companions[name] = (folder / name).read_text(encoding="utf-8")
-    try:
-        config: dict[str, Any] = json.loads(companions.get("special_tokens_map.json", "{}"))
-        config |= json.loads(companions.get("tokenizer_config.json", "{}"))
-    except ValueError as error:
-        raise UserError(f"{folder}: tokenizer_config.json is not valid JSON: {error}") from None
-    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
-    if "tokenizer_config.json" in companions:
-        tokens = [_content(config.get(key)) for key in ("eos_token", "bos_token")]
-    else:
-        special = {token.content for token in backend.get_added_tokens_decoder().values()}
-        tokens = [next((t for t in usual if t in special), None) for usual in (_USUAL_EOS, _USUAL_BOS)]
-        named = {"eos_token": tokens[0], "bos_token": tokens[1]}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= {key: token for key, token in named.items() if token}
-        companions["tokenizer_config.json"] = json.dumps(config, indent=2) + "\n"
-    return SubwordTokenizer(backend, *tokens, companions=companions)
+    if "tokenizer_config.json" not in companions:
+        special = [token.content for token in backend.get_added_tokens_decoder().values()]
+        eos, bos = (next((t for t in usual if t in special), None) for usual in _USUAL)
+        companions["tokenizer_config.json"] = _config_text(eos_token=eos, bos_token=bos)
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            config |= json.loads(companions.get(name, "{}"))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / name}: is not a JSON object: {error}") from None
+    backend.encode_special_tokens = bool(config.get("split_special_tokens"))
+    eos, bos = (_content(config.get(key)) for key in ("eos_token", "bos_token"))
+    return SubwordTokenizer(backend, eos, bos, companions)
+
+
+def _config_text(**values: Any) -> str:
+    """A tokenizer_config.json that lets transformers take tokenizer.json as it is."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return json.dumps(config | values, indent=2) + "\n"
 
 
 def _content(token: Any) -> str | None:

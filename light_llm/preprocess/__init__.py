@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from light_llm.preprocess.config import PreprocessConfig
+    from light_llm.preprocess.entropy import unigram_entropy
     from light_llm.preprocess.pipeline import Summary, preprocess
-    from light_llm.preprocess.shards import unigram_entropy
 
 __all__ = ["PreprocessConfig", "Summary", "preprocess", "unigram_entropy"]
 
@@ -13,7 +13,7 @@ _HOMES = {
     "PreprocessConfig": "config",
     "Summary": "pipeline",
     "preprocess": "pipeline",
-    "unigram_entropy": "shards",
+    "unigram_entropy": "entropy",
 }
 
 

@@ -1,24 +1,22 @@
-"""Where documents come from: files, folders and globs of text, JSON lines and parquet."""
+"""Where documents come from: files of text, JSON lines and parquet."""
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
 import json
-import os
+import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
 from light_llm.errors import UserError
+from light_llm.preprocess.files import SourceFile
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-PIECE_BYTES = 64 * 2**20
+PIECE_CHARS = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,6 @@ class Document:
     """The path as it was given; `path:line` (from 1) in JSON lines, `path:row` (from 0) in
     parquet, `path:piece` (from 0) in a text file that is too large for one document."""
     text: str
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    path: Path
-    named: bool
-    """Named by the user, not found in a folder or by a glob: it must be text."""
 
 
 @dataclass
@@ -88,105 +79,32 @@ class NotText(Exception):
     """A file that holds something else than UTF-8 text."""
 
 
-def find_files(
-    inputs: Iterable[str],
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    without: Sequence[Path] = (),
-) -> tuple[list[SourceFile], int]:
-    """The files of all inputs, each input's in sorted order, and how many duplicates were dropped.
+def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
+    """One document; a file beyond `piece_chars` comes in pieces of about that, cut at line ends.
 
-    A folder gives all its files, deep, save hidden ones; `include` and `exclude` choose among
-    what folders and globs give, and never drop a file that was named. A pattern without a slash
-    is matched with each name on the way from the input down to the file (include: with the
-    file's), one with a slash with the path from the input. Nothing below `without` is taken.
+    Memory is the reason: while it works, a tokenizer holds 400 bytes per token of a document.
 
     Raises:
-        UserError: an input does not exist, matches nothing, or leaves no file.
+        NotText: before the first document, wherever in the file the reason is.
     """
-    barred = {path.resolve() for path in without}
-    seen: dict[Path, SourceFile] = {}
-    duplicates = 0
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_file():
-            found = [SourceFile(path, named=True)]
-        else:
-            found = [
-                SourceFile(root / rest, named=False)
-                for root, rest in _candidates(path, text, barred)
-                if _is_chosen(rest, include, exclude)
-            ]
-            if not found:
-                filters = [*(f"--include {p!r}" for p in include)]
-                filters += [f"--exclude {p!r}" for p in exclude]
-                rule = f" that {' '.join(filters)} lets through" if filters else ""
-                raise UserError(f"--input {text}: there is no file in it{rule}")
-        for file in found:
-            duplicates += file.path.resolve() in seen
-            seen.setdefault(file.path.resolve(), file)
-    return list(seen.values()), duplicates
+    if path.stat().st_size <= piece_chars:
+        yield Document(str(path), "".join(_pieces(path, piece_chars)))
+        return
+    for _ in _pieces(path, piece_chars):
+        pass
+    for number, text in enumerate(_pieces(path, piece_chars)):
+        yield Document(f"{path}:{number}", text)
 
 
-def _candidates(path: Path, text: str, barred: set[Path]) -> list[tuple[Path, Path]]:
-    """The files of a folder or glob as (root, path from there), sorted by path."""
-    if path.is_dir():
-        return _walk(path, barred)
-    if not path.exists() and not glob.has_magic(text):
-        raise UserError(
-            f"--input {text}: there is no such file or folder (looked from {Path.cwd()})"
-        )
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    if not matches:
-        raise UserError(f"--input {text}: the glob matches nothing (looked from {Path.cwd()})")
-    found: list[tuple[Path, Path]] = []
-    for match in matches:
-        inside = _walk(match, barred) if match.is_dir() else [(match.parent, Path(match.name))]
-        found += inside
-    return found
-
-
-def _walk(root: Path, barred: set[Path]) -> list[tuple[Path, Path]]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and (Path(folder) / name).resolve() not in barred
-        ]
-        found += [Path(folder) / name for name in names if not name.startswith(".")]
-    return [(root, path.relative_to(root)) for path in sorted(found) if path.is_file()]
-
-
-def _is_chosen(path: Path, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    whole = path.as_posix()
-    if include and not any(fnmatchcase(whole if "/" in p else path.name, p) for p in include):
-        return False
-    ways = [parent.as_posix() for parent in path.parents] + [whole]
-    return not any(
-        fnmatchcase(name, pattern)
-        for pattern in exclude
-        for name in (ways if "/" in pattern else path.parts)
-    )
-
-
-def read_text(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Document]:
-    """One document; a file beyond `piece_bytes` comes in pieces of about that, cut at line ends.
-
-    Memory is the reason: a tokenizer holds some hundred bytes per token of a document.
-    """
-    whole = path.stat().st_size <= piece_bytes
-    with open(path, "rb") as stream:
-        number = 0
-        while piece := stream.read(piece_bytes) + stream.readline():
-            if b"\0" in piece:
-                raise NotText("it holds a zero byte")
-            try:
-                text = piece.decode("utf-8-sig" if number == 0 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise NotText(f"byte {number * piece_bytes + error.start}: {error.reason}") from None
-            yield Document(str(path) if whole else f"{path}:{number}", text)
-            number += 1
+def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:  # line ends stay as they are
+            while piece := stream.read(piece_chars) + stream.readline(piece_chars):
+                if "\0" in piece:
+                    raise NotText("it holds a zero byte")
+                yield piece
+    except UnicodeDecodeError as error:
+        raise NotText(f"byte 0x{error.object[error.start]:02x}: {error.reason}") from None
 
 
 def read_json_lines(path: Path, column: str) -> Iterator[Document]:
@@ -204,7 +122,7 @@ def read_json_lines(path: Path, column: str) -> Iterator[Document]:
                 yield Document(f"{path}:{number}", _field(line, column, f"{path}:{number}"))
 
 
-def _open_lines(path: Path) -> IO[bytes]:
+def _open_lines(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.name.lower().endswith(".gz"):
         return gzip.open(path, "rb")
     if path.name.lower().endswith(".zst"):
@@ -227,9 +145,15 @@ def _field(line: bytes, column: str, where: str) -> str:
         raise UserError(_no_column(where, column, row))
     text = row[column]
     if text is not None and not isinstance(text, str):
-        raise UserError(f"{where}: {column!r} is of type {type(text).__name__}; it must be a string")
-    # JSON can spell half of a surrogate pair, which is no character and which UTF-8 cannot hold.
-    return (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        raise UserError(
+            f"{where}: {column!r} is of type {type(text).__name__}; it must be a string"
+        )
+    return _whole_characters(text or "")
+
+
+def _whole_characters(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which UTF-8 cannot hold: it becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def read_parquet(path: Path, column: str) -> Iterator[Document]:

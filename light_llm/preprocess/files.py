@@ -1,0 +1,114 @@
+"""Which files an --input means: itself, all files of a folder, the matches of a glob."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from light_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    path: Path
+    named: bool
+    """Named by the user, not found in a folder or by a glob: it must be text."""
+
+
+def find_files(
+    inputs: Iterable[str],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    without: Iterable[Path] = (),
+) -> tuple[list[SourceFile], int]:
+    """The files of all inputs, each input's in sorted order, and how many duplicates were dropped.
+
+    A folder gives all its files, deep, save hidden ones and what is below `without`. `include`
+    and `exclude` choose among what folders and globs give; a file that is named is always taken.
+    A pattern with a slash is matched with the path from the input (of a glob: from where its
+    pattern begins), one without with the name alone; what is below an excluded folder is out.
+
+    Raises:
+        UserError: an input does not exist, matches nothing, or leaves no file.
+    """
+    barred = {path.resolve() for path in without}
+    seen: dict[Path, SourceFile] = {}
+    duplicates = 0
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_file():
+            found = [SourceFile(path, named=True)]
+        else:
+            chosen = _choose(path, text, include, exclude, barred)
+            found = [SourceFile(file, named=False) for file in chosen]
+        if not found:
+            filters = [f"--include {p!r}" for p in include] + [f"--exclude {p!r}" for p in exclude]
+            rule = f" that {' '.join(filters)} leaves" if filters else ""
+            raise UserError(f"--input {text}: there is no file in it{rule}; check the path")
+        for file in found:
+            real = file.path.resolve()
+            duplicates += real in seen
+            seen.setdefault(real, file)
+    return list(seen.values()), duplicates
+
+
+def _choose(
+    path: Path, text: str, include: Sequence[str], exclude: Sequence[str], barred: set[Path]
+) -> list[Path]:
+    root, starts = _root_and_starts(path, text)
+
+    def is_out(found: Path) -> bool:
+        return (
+            found.name.startswith(".")
+            or _matches(found.relative_to(root), exclude)
+            or (bool(barred) and found.resolve() in barred)
+        )
+
+    files: set[Path] = set()
+    for start in starts:
+        between = [start, *start.parents][: len(start.relative_to(root).parts)]
+        if not any(is_out(way) for way in between):
+            files.update(_walk(start, is_out))
+    return sorted(
+        file for file in files if not include or _matches(file.relative_to(root), include)
+    )
+
+
+def _root_and_starts(path: Path, text: str) -> tuple[Path, list[Path]]:
+    """What patterns are relative to, and the files and folders that `text` stands for."""
+    if path.is_dir():
+        return path, [path]
+    if path.exists() or not glob.has_magic(text):
+        raise UserError(
+            f"--input {text}: there is no such file or folder (looked from {Path.cwd()})"
+        )
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    if not matches:
+        raise UserError(f"--input {text}: the glob matches nothing (looked from {Path.cwd()})")
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    return Path(*fixed), matches
+
+
+def _walk(start: Path, is_out: Callable[[Path], bool]) -> Iterator[Path]:
+    if start.is_file():
+        yield start
+        return
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}")
+
+    for folder, folders, names in os.walk(start, onerror=refuse):
+        folders[:] = [name for name in folders if not is_out(Path(folder) / name)]
+        for name in names:
+            file = Path(folder) / name
+            if file.is_file() and not is_out(file):
+                yield file
+
+
+def _matches(path: Path, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(str(path) if "/" in p else path.name, p) for p in patterns)

@@ -1,0 +1,238 @@
+"""The console script: flags, exit codes, and nothing half-written whatever happens."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from light_llm.preprocess import PreprocessConfig
+from light_llm.preprocess.cli import llm_preprocess, main
+from light_llm.preprocess.config import DEFAULT_MIN_FREQUENCY, DEFAULT_VOCAB_SIZE
+
+
+def test_a_run_from_text_to_shards(corpus: Path, tmp_path: Path, run: Callable, rows: Callable):
+    result = run("--input", corpus, "--output", "data/out", "--vocab-size", 300)
+    assert result.returncode == 0, result.stderr
+    documents = rows(tmp_path / "data/out")
+    tokens = sum(row["length"] for row in documents)
+    assert f"together: 5 documents, {tokens:,} tokens" in result.stdout
+    assert "tokenizer: data/out/tokenizer, vocab_size 300" in result.stdout
+    assert "unigram entropy of the held-out text: " in result.stdout
+    assert result.stdout.strip().endswith("nats/token")
+    assert f"tokenizing: 5 documents, {tokens:,} tokens" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["out"]
+
+
+def defaults() -> dict[str, object]:
+    fields = PreprocessConfig.model_fields
+    trained = {"vocab_size": DEFAULT_VOCAB_SIZE, "min_frequency": DEFAULT_MIN_FREQUENCY}
+    return {name: field.default for name, field in fields.items()} | trained
+
+
+WITH_A_DEFAULT = [
+    "text_column",
+    "min_length",
+    "vocab_size",
+    "min_frequency",
+    "val_fraction",
+    "shard_size",
+]
+
+
+def test_help_is_plain_and_quotes_the_defaults(run: Callable):
+    result = run("--help")
+    assert result.returncode == 0
+    text = " ".join(result.stdout.split())
+    for name in defaults():
+        assert f"--{name.replace('_', '-')} " in text
+    for name in WITH_A_DEFAULT:
+        after = text.split(f" --{name.replace('_', '-')} ")[1].split(" --")[0]
+        assert after.endswith(f"[default: {defaults()[name]}]")
+
+
+def test_the_docs_list_the_flags_and_their_defaults():
+    text = (Path(__file__).parents[2] / "docs/preprocess.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)[^`]*` \| `?([^`|]+?)`? \|", text, re.MULTILINE)
+    listed = {flag.replace("-", "_"): default for flag, default in rows}
+    assert list(listed) == list(inspect.signature(llm_preprocess).parameters)
+    for name in WITH_A_DEFAULT:
+        assert listed[name] == str(defaults()[name])
+
+
+def test_importing_and_asking_for_help_is_cheap():
+    code = (
+        "import sys, light_llm.tokenizer, light_llm.preprocess.cli\n"
+        "import light_llm.preprocess.pipeline\n"
+        "heavy = {'torch', 'jax', 'transformers', 'tokenizers', 'pyarrow', 'numpy'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+
+
+BAD_FLAGS = {
+    "missing input": (["--input", "none"], "--input none: there is no such file or folder"),
+    "unknown flag": (["--inptu", "x"], "No such option: --inptu"),
+    "not a number": (
+        ["--input", "corpus", "--vocab-size", "many"],
+        "Invalid value for '--vocab-size'",
+    ),
+    "hub offline": (
+        ["--input", "corpus", "--tokenizer-path", "nobody/nothing"],
+        "nobody/nothing: is no file or folder here",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_the_command_refuses_with_one_message(
+    case: str, corpus: Path, tmp_path: Path, run: Callable, files: Callable
+):
+    before = files(tmp_path)
+    flags, message = BAD_FLAGS[case]
+    result = run(*flags, "--output", "out")
+    assert_refused(result, message)
+    assert files(tmp_path) == before
+
+
+BAD_OPTIONS: dict[str, tuple[dict[str, object], str]] = {
+    "vocab_size": ({"vocab_size": 256}, "vocab_size=256 must be 257 or more"),
+    "fraction one": ({"val_fraction": 1}, "val_fraction=1.0 must be at least 0 and below 1"),
+    "fraction below": ({"val_fraction": -0.1}, "val_fraction=-0.1 must be"),
+    "shard_size": ({"shard_size": 0}, "shard_size=0 must be 1 or more"),
+    "workers": ({"workers": 0}, "workers=0 must be 1 or more"),
+    "min_length": ({"min_length": -1}, "min_length=-1 must be 0 or more"),
+    "kind": ({"tokenizer": "word"}, "tokenizer='word' must be 'bpe', 'char' or 'hf'"),
+    "hf": ({"tokenizer": "hf"}, "needs tokenizer_path"),
+    "char size": ({"tokenizer": "char", "vocab_size": 300}, "has no meaning for a char tokenizer"),
+    "both": ({"vocab_size": 300, "tokenizer_path": "x"}, "with tokenizer_path none is trained"),
+    "no tokenizer": ({"tokenizer_path": "corpus"}, "corpus: is not a tokenizer folder"),
+    "other kind": ({"tokenizer": "char", "tokenizer_path": "bpe"}, "is a subword tokenizer, not"),
+    "column": ({"text_column": "body", "input": "a.jsonl"}, "choose with --text-column from: text"),
+    "none left": ({"min_length": 10**6}, "no documents in corpus: of 5 files 0 are not text"),
+    "output file": ({"output": "corpus/0.txt"}, "--output corpus/0.txt: is a file"),
+    "below a file": ({"output": "corpus/0.txt/out"}, "nothing can be written in"),
+    "foreign": ({"output": "foreign", "overwrite": True}, "train/notes.txt is not a shard"),
+    "binary": ({"input": "a.bin"}, "a.bin: is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_are_refused_and_nothing_is_written(
+    case: str,
+    corpus: Path,
+    saved_bpe: Path,
+    tmp_path: Path,
+    files: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "a.bin").write_bytes(b"\xff")
+    (tmp_path / "bpe").symlink_to(saved_bpe)
+    (tmp_path / "foreign/train").mkdir(parents=True)
+    (tmp_path / "foreign/train/notes.txt").write_text("mine")
+    before = files(tmp_path)
+    options, message = BAD_OPTIONS[case]
+    flags = ["llm-preprocess"]
+    for name, value in {"input": "corpus", "output": "out", **options}.items():
+        flag = f"--{name.replace('_', '-')}"
+        flags += [flag] if value is True else [flag, str(value)]
+    monkeypatch.setattr(sys, "argv", flags)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    signal.signal(signal.SIGTERM, handler)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "llm-preprocess: " in error
+    assert "Traceback" not in error
+    assert files(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_are_replaced_only_with_overwrite(
+    corpus: Path, tmp_path: Path, run: Callable, files: Callable
+):
+    flags = ("--output", "out", "--tokenizer", "char")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    assert run("--input", corpus, *flags).returncode == 0
+    before = files(tmp_path / "out")
+    assert "README.md" in before
+    second = corpus / "1.txt"
+    assert_refused(run("--input", second, *flags), "holds tokenizer, val, train already", "--overw")
+    assert files(tmp_path / "out") == before
+    bad = run("--input", second, *flags, "--overwrite", "--min-length", 10**6)
+    assert_refused(bad, "no documents")
+    assert files(tmp_path / "out") == before
+    assert run("--input", second, *flags, "--overwrite").returncode == 0
+    after = files(tmp_path / "out")
+    assert sorted(after) == [
+        "README.md",
+        "tokenizer/char_tokenizer.json",
+        "train/shard_00000.parquet",
+    ]
+    assert after["train/shard_00000.parquet"] != before["train/shard_00000.parquet"]
+
+
+def test_an_output_inside_its_input_does_not_feed_on_itself(
+    corpus: Path, tmp_path: Path, run: Callable, files: Callable
+):
+    flags = ("--input", corpus, "--output", corpus, "--tokenizer", "char", "--overwrite")
+    assert run(*flags).returncode == 0
+    first = files(tmp_path)
+    assert run(*flags).returncode == 0
+    assert files(tmp_path) == first
+
+
+@pytest.mark.parametrize(
+    ("number", "exists"),
+    [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)],
+    ids=["ctrl-c", "ctrl-c-overwrite", "term-overwrite"],
+)
+def test_a_signal_leaves_nothing_half_written(
+    number: signal.Signals,
+    exists: bool,
+    saved_bpe: Path,
+    corpus: Path,
+    tmp_path: Path,
+    run: Callable,
+    start: Callable,
+    files: Callable,
+    write_parquet: Callable,
+):
+    flags = ("--output", "deep/out", "--tokenizer-path", saved_bpe, "--overwrite")
+    if exists:
+        assert run("--input", corpus, *flags).returncode == 0
+    write_parquet(tmp_path / "big.parquet", [f"{i} " * 2000 for i in range(1500)])
+    before = files(tmp_path)
+    process = start("--input", "big.parquet", *flags, "--shard-size", 100_000)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("deep/**/.preprocess-*/train/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert files(tmp_path) == before
+    assert (tmp_path / "deep").exists() == exists

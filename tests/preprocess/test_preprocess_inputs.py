@@ -1,0 +1,206 @@
+"""What goes in: whatever the container, the same documents, in an order that never changes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from light_llm.errors import UserError
+from light_llm.preprocess.files import find_files
+from light_llm.preprocess.sources import Corpus, read_text
+
+TEXTS = ["one", "zwei\r\nzeilen\n", "三 👩‍👩‍👧", " four "]
+LINES = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS)).encode()
+
+
+def texts(*inputs: object, **options: object) -> list[str]:
+    files, _ = find_files([str(path) for path in inputs])
+    return [document.text for document in Corpus(files, **options)]  # type: ignore[arg-type]
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def names(root: Path, *inputs: str, **options: object) -> list[str]:
+    files, _ = find_files([str(root / path) for path in inputs], **options)  # type: ignore[arg-type]
+    return [file.path.relative_to(root).as_posix() for file in files]
+
+
+def test_every_container_gives_the_same_documents(tmp_path: Path, write_parquet: Callable):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_bytes(text.encode())
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES[:20]) + gzip.compress(LINES[20:]))
+    with pa.output_stream(tmp_path / "a.jsonl.zst", compression="zstd") as stream:
+        stream.write(LINES)
+    write_parquet(tmp_path / "a.parquet", TEXTS)
+    pq.write_table(
+        pa.table({"text": pa.array(TEXTS, pa.large_string())}), tmp_path / "large.parquet"
+    )
+    for path in ("folder", "folder/*.txt", "fol*", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        assert texts(tmp_path / path) == TEXTS, path
+    for path in ("a.parquet", "large.parquet", "a.par*"):
+        assert texts(tmp_path / path) == TEXTS, path
+
+
+def test_sources_say_where_a_document_came_from(tmp_path: Path, write_parquet: Callable):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n\n{"text": "y"}\n')
+    write_parquet(tmp_path / "c.parquet", ["x", "y"])
+    sources = [document.source for document in Corpus(find_files([str(tmp_path)])[0])]
+    wanted = ["a.txt", "b.jsonl:1", "b.jsonl:3", "c.parquet:0", "c.parquet:1"]
+    assert sources == [f"{tmp_path}/{name}" for name in wanted]
+
+
+def test_inputs_keep_their_order_and_each_is_sorted(tmp_path: Path):
+    tree(tmp_path, "b/2", "b/1", "b/10", "b/1x/z", "a/9")
+    assert names(tmp_path, "b", "a") == ["b/1", "b/10", "b/1x/z", "b/2", "a/9"]
+
+
+def test_a_file_that_is_given_twice_is_taken_once(tmp_path: Path):
+    tree(tmp_path, "a/1", "a/2")
+    (tmp_path / "link").symlink_to(tmp_path / "a/1")
+    files, duplicates = find_files([str(tmp_path / name) for name in ("a", "a/1", "a/*", "link")])
+    assert [file.path.name for file in files] == ["1", "2"]
+    assert duplicates == 4
+
+
+def test_hidden_files_and_the_own_output_are_left_out(tmp_path: Path):
+    tree(tmp_path, "a.txt", ".env", ".git/config", "out/train/shard_00000.parquet", "out/b.txt")
+    own = [tmp_path / "out/train"]
+    assert names(tmp_path, ".", without=own) == ["a.txt", "out/b.txt"]
+    assert names(tmp_path, "**/*", without=own) == ["a.txt", "out/b.txt"]
+
+
+def test_include_and_exclude(tmp_path: Path):
+    tree(tmp_path, "x.py", "x.md", "lib/y.py", "lib/test/z.py", "lib/tests.py", "lib/sub/test/w.py")
+
+    def chosen(root: str, include: str = "", exclude: str = "") -> list[str]:
+        return names(tmp_path, root, include=include.split(), exclude=exclude.split())
+
+    assert chosen(".", "*.md") == ["x.md"]
+    assert chosen(".", "*.md x.py") == ["x.md", "x.py"]
+    assert chosen(".", "*.py", "test*") == ["lib/y.py", "x.py"]
+    assert chosen(".", "*.py", "lib/test") == [
+        "lib/sub/test/w.py",
+        "lib/tests.py",
+        "lib/y.py",
+        "x.py",
+    ]
+    assert chosen(".", "lib/*.py", "*/test/*") == ["lib/tests.py", "lib/y.py"]
+    assert chosen(".", "", "lib") == ["x.md", "x.py"]
+    assert chosen("**/*.py", "", "test") == ["lib/tests.py", "lib/y.py", "x.py"]
+    assert chosen("lib/y.py", "*.md", "y.py") == ["lib/y.py"]  # named, so taken
+
+
+def test_a_path_with_glob_characters_is_a_path_first(tmp_path: Path):
+    tree(tmp_path, "data[1]/a.txt", "data1/b.txt")
+    assert names(tmp_path, "data[1]") == ["data[1]/a.txt"]
+
+
+def test_binary_files_are_skipped_in_folders_and_refused_by_name(tmp_path: Path):
+    (tmp_path / "a.bin").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "b.bin").write_bytes(b"valid utf-8, but\0 not text")
+    (tmp_path / "c.txt").write_text("text")
+    corpus = Corpus(find_files([str(tmp_path)])[0])
+    for _ in range(2):  # each reading counts afresh
+        assert [document.text for document in corpus] == ["text"]
+        assert [path.name for path in corpus.binary] == ["a.bin", "b.bin"]
+    for name in ("a.bin", "b.bin"):
+        with pytest.raises(UserError, match=f"{name}: is not UTF-8 text"):
+            texts(tmp_path / name)
+
+
+def test_empty_and_short_documents_are_counted(tmp_path: Path, write_parquet: Callable):
+    write_parquet(tmp_path / "a.parquet", ["", None, " \n", "ab", "abc", "世界!"])
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n{"text": "xyz"}\n')
+    (tmp_path / "c.txt").write_text("")
+    corpus = Corpus(find_files([str(tmp_path)])[0], min_length=3)
+    assert [document.text for document in corpus] == ["abc", "世界!", "xyz"]
+    assert (corpus.empty, corpus.short) == (5, 1)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"text": "text"}', encoding="utf-8-sig")
+    assert texts(tmp_path) == ["text", "text"]
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud83d b \ud83d\ude00"}')
+    assert texts(tmp_path) == ["a\N{REPLACEMENT CHARACTER} b 😀"]
+
+
+def test_a_huge_file_comes_in_pieces_that_join_to_it(tmp_path: Path):
+    path = tmp_path / "huge.txt"
+    content = "世界 one\r\ntwo\n" * 1000 + "no line end " * 1000
+    path.write_bytes(content.encode())
+    pieces = list(read_text(path, piece_chars=1000))
+    assert "".join(piece.text for piece in pieces) == content
+    assert [piece.source for piece in pieces[:2]] == [f"{path}:0", f"{path}:1"]
+    assert all(piece.text.endswith("\n") for piece in pieces[:10])
+    assert max(len(piece.text) for piece in pieces) <= 2000
+
+
+def test_a_huge_file_with_a_bad_end_gives_nothing(tmp_path: Path):
+    path = tmp_path / "huge.txt"
+    path.write_bytes(b"fine\n" * 1000 + b"\xff")
+    with pytest.raises(Exception, match="byte 0xff"):
+        next(read_text(path, piece_chars=100))
+
+
+BAD_FILES = {
+    "a.jsonl": (b'{"text": "x"}\n{"text": \n', "a.jsonl:2: is not a line of JSON"),
+    "b.jsonl": (b'{"text": "\xff"}', "b.jsonl:1: is not a line of JSON in UTF-8"),
+    "c.jsonl": (b'["text"]', "c.jsonl:1: is JSON, but not an object"),
+    "d.jsonl": (b'{"body": "x", "id": 1}', "no column 'text'; .* --text-column from: body, id"),
+    "e.jsonl": (b'{"text": 7}', "e.jsonl:1: 'text' is of type int; it must be a string"),
+    "f.jsonl.gz": (gzip.compress(LINES * 100)[:-20], "f.jsonl.gz: cannot be decompressed"),
+    "g.jsonl.gz": (b"not gzip", "g.jsonl.gz: cannot be decompressed"),
+    "h.jsonl.zst": (b"not zstd", "h.jsonl.zst: cannot be decompressed"),
+    "i.parquet": (b"not parquet", "i.parquet: is not a parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, name: str):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        texts(tmp_path)
+
+
+def test_a_bad_parquet_column_is_refused(tmp_path: Path, write_parquet: Callable):
+    write_parquet(tmp_path / "a.parquet", ["x"], column="body")
+    with pytest.raises(UserError, match="from: id, body"):
+        texts(tmp_path)
+    assert texts(tmp_path, text_column="body") == ["x"]
+    with pytest.raises(UserError, match="'id' is of type int64; it must be a string"):
+        texts(tmp_path, text_column="id")
+
+
+def test_inputs_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path, "a/b.txt")
+    (tmp_path / "empty").mkdir()
+    for path, message in {
+        "none": f"--input none: there is no such file or folder .looked from {tmp_path}",
+        "*.md": f"--input .*: the glob matches nothing .looked from {tmp_path}",
+        "empty": "--input empty: there is no file in it; check",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            find_files([path])
+    with pytest.raises(UserError, match=r"there is no file in it that --include '\*.py' leaves"):
+        find_files(["a"], include=["*.py"])

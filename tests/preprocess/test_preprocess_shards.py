@@ -1,0 +1,253 @@
+"""What comes out: shards that hold the documents, split by text alone, equal for equal input."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from light_llm.errors import UserError
+from light_llm.preprocess import PreprocessConfig, Summary, preprocess, unigram_entropy
+from light_llm.preprocess.output import publish, staging
+from light_llm.preprocess.pipeline import Split, text_hash, tokenize
+from light_llm.preprocess.shards import ShardWriter, schema
+from light_llm.preprocess.sources import Document
+from light_llm.tokenizer import SubwordTokenizer, load_tokenizer, train_char
+
+
+@pytest.fixture
+def many(tmp_path: Path, write_parquet: Callable) -> Path:
+    """2,000 different documents and a few that come twice."""
+    path = tmp_path / "many.parquet"
+    write_parquet(path, [f"document {i} " + "word " * (i % 7) for i in [*range(2000), 0, 1, 2]])
+    return path
+
+
+def shard(path: Path, output: Path, **options: object) -> Summary:
+    options.setdefault("tokenizer", "char")
+    config = {"input": (str(path),), "output": output, **options}
+    return preprocess(PreprocessConfig.model_validate(config))
+
+
+def test_columns_and_types_are_the_contract(corpus: Path, tmp_path: Path):
+    shard(corpus, tmp_path / "out", val_fraction=0.4)
+    for split in ("train", "val"):
+        file = pq.ParquetFile(tmp_path / "out" / split / "shard_00000.parquet")
+        assert file.schema_arrow.equals(schema())
+        assert str(file.schema_arrow.field("tokens").type.value_type) == "int32"
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            for column in map(group.column, range(4)):
+                assert column.compression == "ZSTD"
+                assert column.is_stats_set
+            lengths = file.read_row_group(index, ["length"])["length"].to_pylist()
+            assert group.column(3).num_values == sum(lengths)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_tokens_are_the_text_and_the_end_mark(
+    corpus: Path, tmp_path: Path, kind: str, rows: Callable
+):
+    shard(corpus, tmp_path / "out", tokenizer=kind, val_fraction=0.3)
+    tokenizer = load_tokenizer(tmp_path / "out/tokenizer")
+    documents = rows(tmp_path / "out")
+    assert len(documents) == 5
+    for row in documents:
+        assert row["text"].encode() == Path(row["source"]).read_bytes()
+        assert row["length"] == len(row["tokens"])
+        assert row["tokens"].count(tokenizer.eos_id) == 1
+        assert row["tokens"][-1] == tokenizer.eos_id
+        assert tokenizer.decode(row["tokens"]) == row["text"]
+
+
+class Marks:
+    """Each letter is its own id; a text may hold the marks, as Hugging Face's parse them."""
+
+    def __init__(self, bos_id: int | None, eos_id: int | None):
+        self.bos_id, self.eos_id = bos_id, eos_id
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[int(letter) for letter in text] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "text", "tokens"),
+    [
+        (None, None, "34", [3, 4]),
+        (None, 2, "34", [3, 4, 2]),
+        (1, 2, "34", [1, 3, 4, 2]),
+        (1, None, "34", [1, 3, 4]),
+        (2, 2, "34", [3, 4, 2]),  # one token for both, as GPT-2's, ends
+        (1, 2, "1342", [1, 3, 4, 2]),  # there already
+        (None, 2, "322", [3, 2, 2]),
+    ],
+)
+def test_marks_stand_once_at_each_end(bos: int, eos: int, text: str, tokens: list[int]):
+    (result,) = tokenize([Document("", text)], Marks(bos, eos))  # type: ignore[arg-type]
+    assert result[1] == tokens
+
+
+def test_two_runs_give_the_same_bytes(many: Path, tmp_path: Path, files: Callable):
+    for name in ("a", "b"):
+        shard(many, tmp_path / name, tokenizer="bpe", vocab_size=300, shard_size=10_000)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(files(tmp_path / "a")) > 4
+
+
+def test_a_text_is_on_one_side_whatever_its_order(many: Path, tmp_path: Path, rows: Callable):
+    texts = pq.read_table(many)["text"].to_pylist()
+    pq.write_table(pa.table({"text": texts[::-1][:1500]}), tmp_path / "other.parquet")
+    shard(many, tmp_path / "a", val_fraction=0.1)
+    shard(tmp_path / "other.parquet", tmp_path / "b", val_fraction=0.1)
+    sides = {
+        (name, split): {row["text"] for row in rows(tmp_path / name / split)}
+        for name in ("a", "b")
+        for split in ("train", "val")
+    }
+    for name in ("a", "b"):
+        assert not sides[name, "train"] & sides[name, "val"]
+    assert sides["b", "val"] <= sides["a", "val"]
+    assert sides["b", "train"] <= sides["a", "train"]
+    assert sides["a", "train"] | sides["a", "val"] == set(texts)
+    assert 0.07 < len(sides["a", "val"]) / 2000 < 0.13
+
+
+def test_without_val_there_is_no_val(many: Path, tmp_path: Path, rows: Callable):
+    summary = shard(many, tmp_path / "out", val_fraction=0)
+    assert summary.val.documents == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tokenizer", "train"]
+    assert len(rows(tmp_path / "out/train")) == 2003
+
+
+@given(st.sets(st.text(), min_size=2), st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_both_sides_get_something(texts: set[str], fraction: float):
+    places = [text_hash(text) for text in texts]
+    split = Split(fraction, min(places), max(places))
+    held_out = [split.is_val(text) for text in texts]
+    wanted = fraction >= 2**-64
+    assert any(held_out) == wanted
+    assert not all(held_out)
+
+
+def test_two_documents_make_one_of_each(tmp_path: Path, write_parquet: Callable):
+    write_parquet(tmp_path / "two.parquet", ["first", "second"])
+    for fraction in (0.0001, 0.9999):
+        summary = shard(tmp_path / "two.parquet", tmp_path / f"{fraction}", val_fraction=fraction)
+        assert (summary.train.documents, summary.val.documents) == (1, 1)
+
+
+def test_one_text_is_all_train_and_that_is_said(
+    tmp_path: Path, write_parquet: Callable, capsys: pytest.CaptureFixture
+):
+    write_parquet(tmp_path / "one.parquet", ["same", "same"])
+    summary = shard(tmp_path / "one.parquet", tmp_path / "out")
+    assert (summary.train.documents, summary.val.documents) == (2, 0)
+    assert "nothing is held out" in capsys.readouterr().err
+
+
+def test_shards_keep_to_their_size(tmp_path: Path):
+    lengths = [4, 5, 1, 30, 10, 1, 9, 9]
+    with ShardWriter(tmp_path / "s", shard_size=10) as writer:
+        for length in lengths:
+            writer.add("", "", list(range(length)))
+    sizes = [pq.read_table(file)["length"].to_pylist() for file in sorted(writer.files)]
+    assert sizes == [[4, 5, 1], [30], [10], [1, 9], [9]]
+    assert [file.name for file in writer.files] == [f"shard_{i:05d}.parquet" for i in range(5)]
+
+
+def test_row_groups_are_bounded_in_documents_and_tokens(tmp_path: Path):
+    with ShardWriter(tmp_path / "s", shard_size=10**9) as writer:
+        for _ in range(1500):
+            writer.add("", "", [1])
+        for _ in range(3):
+            writer.add("", "", [1] * 1_500_000)
+    metadata = pq.read_metadata(writer.files[0])
+    groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    assert groups == [1024, 478, 1]
+
+
+def test_unicode_empty_and_huge_documents(tmp_path: Path, write_parquet: Callable, rows: Callable):
+    texts = ["👩‍👩‍👧" * 10, "", "\u2028\u0085x", "word " * 400_000, "e\u0301", " "]
+    write_parquet(tmp_path / "a.parquet", texts)
+    shard(tmp_path / "a.parquet", tmp_path / "out", tokenizer="bpe", vocab_size=300, val_fraction=0)
+    tokenizer = load_tokenizer(tmp_path / "out/tokenizer")
+    kept = [text for text in texts if text.strip()]
+    assert [tokenizer.decode(row["tokens"]) for row in rows(tmp_path / "out")] == kept
+
+
+def test_a_loaded_tokenizer_is_used_and_kept(
+    many: Path, saved_bpe: Path, bpe: SubwordTokenizer, tmp_path: Path, rows: Callable
+):
+    shard(many, tmp_path / "out", tokenizer="bpe", tokenizer_path=str(saved_bpe))
+    for row in rows(tmp_path / "out")[:50]:
+        assert row["tokens"] == [*bpe.encode(row["text"]), bpe.eos_id]
+    for file in saved_bpe.iterdir():
+        assert (tmp_path / "out/tokenizer" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_number_of_workers_changes_nothing(
+    many: Path, saved_bpe: Path, tmp_path: Path, run: Callable, files: Callable
+):
+    for workers in (1, 3):
+        flags = ("--input", many, "--output", f"out{workers}", "--tokenizer-path", saved_bpe)
+        assert run(*flags, "--workers", workers).returncode == 0
+    assert files(tmp_path / "out1") == files(tmp_path / "out3")
+
+
+def test_unigram_entropy_by_hand(tmp_path: Path):
+    with ShardWriter(tmp_path / "s", shard_size=4) as writer:
+        for tokens in ([0, 0], [7, 7], [9, 0], [0, 9]):  # 0: 4/8, 7: 2/8, 9: 2/8
+            writer.add("", "", tokens)
+    assert len(writer.files) == 2
+    for paths in (tmp_path / "s", writer.files, [tmp_path / "s"]):
+        assert unigram_entropy(paths) == pytest.approx(1.5 * math.log(2))
+    with pytest.raises(UserError, match="there is no such shard"):
+        unigram_entropy(tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="there is no token"):
+        unigram_entropy([])
+
+
+def test_the_summary_counts_what_is_there(many: Path, tmp_path: Path, rows: Callable):
+    summary = shard(many, tmp_path / "out", val_fraction=0.2, shard_size=5_000)
+    for part, split in ((summary.train, "train"), (summary.val, "val")):
+        documents = rows(tmp_path / "out" / split)
+        assert part.documents == len(documents)
+        assert part.tokens == sum(row["length"] for row in documents)
+        assert part.characters == sum(len(row["text"]) for row in documents)
+        assert part.files == len(list((tmp_path / "out" / split).iterdir()))
+    assert summary.unigram_entropy == unigram_entropy(tmp_path / "out/val")
+    assert summary.vocab_size == train_char([row["text"] for row in rows(tmp_path)]).vocab_size
+
+
+def test_a_failed_publication_puts_everything_back(tmp_path: Path, files: Callable):
+    output = tmp_path / "out"
+    for name in ("train", "tokenizer"):
+        (output / name).mkdir(parents=True)
+        (output / name / "shard_0.parquet").write_text("old")
+    before = files(output)
+    stage = output / ".stage"
+    (stage / "train").mkdir(parents=True)
+    (stage / "replaced").mkdir()
+    (stage / "replaced/tokenizer").write_text("in the way of the second move")
+    with pytest.raises(OSError, match="tokenizer"):
+        publish(stage, output, overwrite=True)
+    shutil.rmtree(stage)
+    assert files(output) == before
+
+
+def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
+    with staging(tmp_path / "a/b/out") as stage:
+        assert stage.parent == tmp_path / "a/b"
+    assert os.listdir(tmp_path) == ["a"]
+    with contextlib.suppress(ZeroDivisionError), staging(tmp_path / "c/d/out"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["a"]
