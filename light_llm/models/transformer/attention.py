@@ -38,25 +38,48 @@ def span_of(cfg: AttentionConfig) -> Span:
 
 @dataclass
 class Cache:
-    """One layer's keys (rotated) and values of the positions so far that later queries may see."""
+    """One layer's keys (rotated) and values so far, for queries that come a few at a time.
+
+    Rows beyond `filled` are room for later ones: appending to a tensor would copy it each time.
+    """
 
     span: Span
-    length: int = 0  # positions so far, those that left the window included
+    length: int = 0  # positions so far, those that the buffers no longer hold included
+    filled: int = 0
     k_BSKH: torch.Tensor | None = None
     v_BSKH: torch.Tensor | None = None
 
     def extend(
         self, k_BTKH: torch.Tensor, v_BTKH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append T positions; keys and values [B, S, K, H] for their queries, S >= T."""
-        k_BSKH, v_BSKH = k_BTKH, v_BTKH
-        if self.k_BSKH is not None and self.v_BSKH is not None:
-            k_BSKH = torch.cat([self.k_BSKH, k_BTKH], dim=1)
-            v_BSKH = torch.cat([self.v_BSKH, v_BTKH], dim=1)
-        first = 0 if self.span.left is None else max(0, k_BSKH.shape[1] - self.span.left)
-        self.k_BSKH, self.v_BSKH = k_BSKH[:, first:], v_BSKH[:, first:]
-        self.length += k_BTKH.shape[1]
-        return k_BSKH, v_BSKH
+        """Append T positions; returns all keys and values [B, S, K, H] that their queries see."""
+        T = k_BTKH.shape[1]
+        if self.k_BSKH is None or self.v_BSKH is None or self.filled + T > self.k_BSKH.shape[1]:
+            kept = self._visible()
+            self.k_BSKH = _with_room(self.k_BSKH, k_BTKH, kept)
+            self.v_BSKH = _with_room(self.v_BSKH, v_BTKH, kept)
+            self.filled = kept.stop - kept.start
+        start, stop = self._visible().start, self.filled + T
+        self.k_BSKH[:, self.filled : stop] = k_BTKH
+        self.v_BSKH[:, self.filled : stop] = v_BTKH
+        self.filled, self.length = stop, self.length + T
+        return self.k_BSKH[:, start:stop], self.v_BSKH[:, start:stop]
+
+    def _visible(self) -> slice:
+        """The rows that the next query still sees."""
+        left = self.span.left
+        return slice(0 if left is None else max(0, self.filled - left), self.filled)
+
+
+def _with_room(old_BSKH: torch.Tensor | None, new_BTKH: torch.Tensor, kept: slice) -> torch.Tensor:
+    """A buffer of the kept rows, with room for twice as many as they and the new ones are."""
+    B, T, K, H = new_BTKH.shape
+    rows = kept.stop - kept.start
+    buffer_BKSH = new_BTKH.new_empty(B, K, 2 * (rows + T), H)  # a head's rows lie together
+    buffer_BSKH = buffer_BKSH.transpose(1, 2)
+    if old_BSKH is not None:
+        buffer_BSKH[:, :rows] = old_BSKH[:, kept]
+    return buffer_BSKH
 
 
 def attend(

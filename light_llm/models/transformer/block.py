@@ -1,4 +1,7 @@
-"""One layer: attention and ffn around the residual stream. Letters: B batch, T position, D model."""
+"""One layer: attention and ffn around the residual stream.
+
+Letters: B batch, T position, D model.
+"""
 
 from __future__ import annotations
 

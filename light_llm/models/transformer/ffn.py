@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,11 @@ from torch import nn
 
 from light_llm.models.transformer.config import TransformerConfig
 
-ACTIVATION = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}  # F.gelu is the erf form
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+gelu_erf = functools.partial(F.gelu, approximate="none")
+
+ACTIVATION: dict[str, Activation] = {"silu": F.silu, "gelu": gelu_erf, "relu": F.relu}
 
 
 class GatedFFN(nn.Module):

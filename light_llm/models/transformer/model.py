@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,11 +60,14 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor, cache: list[Cache] | None = None) -> torch.Tensor:
         """Logits [B, T, V], float32. See `hidden`."""
-        hidden_BTD = self.hidden(tokens_BT, cache).to(self.lm_head.weight.dtype)
-        return self.lm_head(hidden_BTD).float()
+        return self.logits(self.hidden(tokens_BT, cache))
+
+    def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Logits [B, T, V], float32, of final hidden states."""
+        return self.lm_head(hidden_BTD.to(self.lm_head.weight.dtype)).float()
 
     def hidden(self, tokens_BT: torch.Tensor, cache: list[Cache] | None = None) -> torch.Tensor:
-        """Final hidden states [B, T, D], float32, which `lm_head` turns into logits.
+        """Final hidden states [B, T, D], float32, which `logits` takes.
 
         Args:
             cache: of `new_cache()`; the tokens continue those that it holds, and join them.
@@ -79,7 +83,8 @@ class Transformer(nn.Module):
         x_BTD = self.pos_emb(self.tok_emb(tokens_BT).float(), positions_T)
         x_BTD = F.dropout(x_BTD, self.cfg.dropout, self.training)
         geometry = self.pos_emb.geometry(positions_T)
-        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
+        caches: Sequence[Cache | None] = cache or [None] * len(self.layers)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
             x_BTD = self._run(layer, x_BTD, geometry, layer_cache)
         return self.final_norm(x_BTD)
 

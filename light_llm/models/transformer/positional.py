@@ -102,7 +102,9 @@ class NoPositions(nn.Module):
         return Geometry()
 
 
-POSITIONAL = {
+Encoding = Rope | Alibi | Sinusoidal | Learned | NoPositions
+
+POSITIONAL: dict[str, type[Encoding]] = {
     "rope": Rope,
     "alibi": Alibi,
     "sinusoidal": Sinusoidal,

@@ -1,0 +1,162 @@
+"""Generation: greedy by recomputation, sampling by hand, and where it ends."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch_cases import DECODABLE, lively, tiny, tokens_for
+
+from light_llm.errors import UserError
+from light_llm.generate import generate, keep_top_k, keep_top_p, penalize, sample
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.mark.parametrize("name", DECODABLE)
+def test_greedy_is_the_argmax_of_the_full_forward(name):
+    model = lively(DECODABLE[name])
+    ids = PROMPT + list(generate(model, PROMPT, max_tokens=12, temperature=0))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0]
+    assert ids[len(PROMPT) :] == logits.argmax(dim=-1)[len(PROMPT) - 1 : -1].tolist()
+
+
+def test_a_seed_gives_the_same_ids_and_leaves_torch_alone():
+    model = lively(tiny())
+    before = torch.get_rng_state()
+    first, again, other = (
+        list(generate(model, PROMPT, max_tokens=20, seed=seed)) for seed in (7, 7, 8)
+    )
+    assert first == again != other
+    assert list(generate(model, PROMPT, max_tokens=20)) != first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ids_come_one_by_one():
+    stream = generate(lively(tiny()), PROMPT, max_tokens=20, seed=0)
+    early = [next(stream) for _ in range(3)]
+    assert early + list(stream) == list(generate(lively(tiny()), PROMPT, max_tokens=20, seed=0))
+
+
+def test_it_ends_before_eos():
+    model = lively(tiny())
+    ids = list(generate(model, PROMPT, max_tokens=20, seed=0))
+    eos = ids[6]
+    ended = list(generate(model, PROMPT, max_tokens=20, seed=0, eos_id=eos))
+    assert ended == ids[: ids.index(eos)]
+
+
+def test_it_ends_when_max_seq_len_is_full():
+    model = lively(tiny(max_seq_len=9, positional={"encoding": "learned"}))
+    assert len(list(generate(model, PROMPT, max_tokens=100, seed=0))) == 9 - len(PROMPT)
+
+
+def test_dropout_is_off_meanwhile_and_the_mode_is_restored():
+    model = lively(tiny(dropout=0.5)).train()
+    ids = list(generate(model, PROMPT, max_tokens=9, temperature=0))
+    assert model.training
+    assert ids == list(generate(model.eval(), PROMPT, max_tokens=9, temperature=0))
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ({"max_tokens": 0}, "max_tokens=0 must be 1 or more"),
+        ({"temperature": -0.1}, "temperature=-0.1 must be 0"),
+        ({"temperature": math.nan}, "temperature=nan must be 0"),
+        ({"top_k": 0}, "top_k=0 must be 1 or more; leave it out"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be above 0 and at most 1"),
+        ({"top_p": 1.1}, r"top_p=1.1 must be above 0 and at most 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be above 0"),
+        ({"seed": -1}, "seed=-1 must be from 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(argument, message):
+    with pytest.raises(UserError, match=message):
+        generate(lively(tiny()), PROMPT, **{"max_tokens": 5, **argument})
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ([], "the prompt is empty"),
+        ([3, 31], "token id 31, outside the model's vocab_size=31"),
+        ([3, -1], "token id -1"),
+        ([1] * 48, "48 tokens leave no room in the model's max_seq_len=48; shorten it to 47"),
+        ([1] * 60, "60 tokens leave no room"),
+    ],
+)
+def test_prompts_that_cannot_be_continued_are_refused_at_once(prompt, message):
+    with pytest.raises(UserError, match=message):
+        generate(lively(tiny()), prompt, max_tokens=5)
+
+
+def test_a_bidirectional_model_is_refused():
+    model = lively(tiny(attention={"mask_type": "bidirectional"}))
+    with pytest.raises(UserError, match="cannot write text token by token"):
+        generate(model, PROMPT, max_tokens=5)
+
+
+def test_broken_weights_are_named():
+    model = lively(tiny())
+    torch.nn.init.constant_(model.final_norm.weight, math.nan)
+    with pytest.raises(UserError, match="logits are not finite"):
+        list(generate(model, PROMPT, max_tokens=5))
+
+
+PROBS = torch.tensor([0.1, 0.4, 0.2, 0.3])
+LOGITS = PROBS.log() + 2.5  # logits are probabilities up to a constant
+NEVER = -math.inf
+
+
+def drawn(**how) -> list[float]:
+    """How often each of 4 ids came in 4000 draws."""
+    rng = torch.Generator().manual_seed(0)
+    counts = Counter(sample(LOGITS, generator=rng, **how) for _ in range(4000))
+    return [counts[id] / 4000 for id in range(4)]
+
+
+def test_sampling_frequencies():
+    assert drawn() == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.03)
+    assert drawn(temperature=0) == [0, 1, 0, 0]
+    assert drawn(temperature=1e-300) == [0, 1, 0, 0]
+    # temperature ½ squares the odds: 1 : 16 : 4 : 9
+    assert drawn(temperature=0.5) == pytest.approx([1 / 30, 16 / 30, 4 / 30, 9 / 30], abs=0.03)
+    assert drawn(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.03)
+    assert drawn(top_p=0.8) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=0.03)
+    # top_p is of what temperature and top_k leave: 4/7 alone reaches ½, 16/30 too
+    assert drawn(top_k=2, top_p=0.5) == [0, 1, 0, 0]
+    assert drawn(temperature=0.5, top_p=0.5) == [0, 1, 0, 0]
+
+
+def test_top_k_keeps_exactly_k():
+    assert keep_top_k(torch.tensor([1.0, 3.0, 2.0]), 2).tolist() == [NEVER, 3, 2]
+    assert keep_top_k(torch.tensor([1.0, 3.0, 2.0]), 9).tolist() == [1, 3, 2]
+    assert keep_top_k(torch.zeros(5), 2).isfinite().sum() == 2
+
+
+@pytest.mark.parametrize(
+    "p, kept", [(0.01, [1]), (0.39, [1]), (0.41, [1, 3]), (0.75, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
+)
+def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
+    expected = [LOGITS[id].item() if id in kept else NEVER for id in range(4)]
+    assert keep_top_p(LOGITS, p).tolist() == expected
+
+
+def test_repetition_penalty_by_hand():
+    logits = torch.tensor([2.0, -2.0, 0.0, 3.0, -1.0])
+    assert penalize(logits, [1, 0, 0, 2], 2.0).tolist() == [1.0, -4.0, 0.0, 3.0, -1.0]
+    assert penalize(logits, [0, 1, 2], 1.0).tolist() == logits.tolist()
+
+
+def test_a_strong_repetition_penalty_forbids_repetition():
+    model = lively(tiny())
+    tokens = tokens_for(model.cfg, 1, 2)[0].tolist()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    ids = list(generate(model, tokens, max_tokens=8, temperature=0, repetition_penalty=1e6))
+    assert len({*tokens, *ids}) == len({*tokens}) + len(ids)
