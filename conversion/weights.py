@@ -158,7 +158,7 @@ def flatten(tree: Any, path: tuple[Any, ...] = ()) -> Any:
         for key in tree:
             yield from flatten(tree[key], (*path, key))
     else:
-        yield path, getattr(tree, "value", tree)
+        yield path, tree.get_value() if hasattr(tree, "get_value") else tree
 
 
 def _as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:

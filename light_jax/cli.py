@@ -23,34 +23,16 @@ def command(
     ] = None,
 ) -> None:
     """Train a language model as CONFIG says. Every hyperparameter is in the file."""
-    from light_jax.config import load_config
     from light_jax.distributed import initialize
 
-    cfg = load_config(config)
-    initialize()
-    from light_jax.console import Reporter
-    from light_jax.run import compile_steps, prepare
-    from light_jax.summary import describe
-    from light_jax.trainer import NonFinite, train
+    initialize()  # before anything touches a device
+    from light_jax.trainer import NonFinite, run_config
 
-    with Reporter() as reporter:
-        run = prepare(cfg, resume)
-        for line in describe(run):
-            reporter.line(line)
-        if int(run.state.step) >= cfg.num_steps:
-            reporter.line(f"nothing to do: step {int(run.state.step)} of {cfg.num_steps} is done")
-            return
-        compile_steps(run)
-        if run.memory is not None:
-            from light_jax.console import size
-
-            reporter.line(f"memory      {size(run.memory)} per device for the compiled step")
-        try:
-            code = train(run, config, reporter)
-        except NonFinite as error:
-            print(f"llm-train: {error}", file=sys.stderr)
-            code = 3
-    raise typer.Exit(code)
+    try:
+        raise typer.Exit(run_config(config, resume))
+    except NonFinite as error:
+        print(f"llm-train: {error}", file=sys.stderr)
+        raise typer.Exit(3) from None
 
 
 def main() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from light_llm.errors import UserError
+
+Result = TypeVar("Result")
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -54,11 +58,17 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def raise_together(error: UserError | None) -> None:
-    """Raise on every process if any of them has an error, so that none waits for the others."""
+def together(check: Callable[[], Result]) -> Result:
+    """Run `check` on every process; if it fails on one, all stop, and none waits for the others."""
+    result, error = None, None
+    try:
+        result = check()
+    except UserError as failure:
+        error = failure
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.int32(error is not None))
         if error is None and failed.any():
             error = UserError(f"process {int(failed.argmax())} stopped; its message says why")
     if error is not None:
         raise error
+    return cast(Result, result)

@@ -17,6 +17,7 @@ from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
+from light_jax.distributed import together
 from light_jax.sharding import (
     batch_sharding,
     check_batch,
@@ -55,28 +56,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     Raises:
         UserError: something of it cannot be used.
     """
-    mesh = make_mesh(cfg.mesh)
-    check_batch(cfg.batch_size, mesh)
-    directory = Path(cfg.checkpoint_dir)
-    store.check_writable(directory, resuming=resume is not None)
-    tag = None if resume is None else store.find(resume, directory)
-
-    def stream(paths: str | list[str], field: str) -> TokenStream:
-        return TokenStream(
-            paths,
-            seq_len=cfg.seq_len,
-            seed=cfg.seed,
-            vocab_size=cfg.model.vocab_size,
-            field=field,
-        )
-
-    train_stream = stream(cfg.train_data, "train_data")
-    val_stream = None if cfg.val_data is None else stream(cfg.val_data, "val_data")
-    host = HostState(fingerprint=train_stream.fingerprint)
-    changes: list[str] = []
-    if tag is not None:
-        host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
-
+    mesh, streams, tag, host, changes = together(lambda: _inspect(cfg, resume))
     abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
     shardings = state_shardings(abstract, cfg.model, mesh)
     if tag is not None:
@@ -90,8 +70,8 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     return Run(
         cfg=cfg,
         mesh=mesh,
-        train_stream=train_stream,
-        val_stream=val_stream,
+        train_stream=streams[0],
+        val_stream=streams[1],
         rows=local_rows(cfg.batch_size, mesh),
         shardings=shardings,
         state=state,
@@ -99,6 +79,29 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
         resumed=tag,
         changes=changes,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
+    )
+
+
+def _inspect(
+    cfg: TrainingConfig, resume: str | None
+) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], store.Tag | None, HostState, list[str]]:
+    """What needs no device: the mesh, the data, and the checkpoint to resume from."""
+    mesh = make_mesh(cfg.mesh)
+    check_batch(cfg.batch_size, mesh)
+    directory = Path(cfg.checkpoint_dir)
+    store.check_writable(directory, resuming=resume is not None)
+    tag = None if resume is None else store.find(resume, directory)
+    train_stream = _stream(cfg, cfg.train_data, "train_data")
+    val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
+    if tag is None:
+        return mesh, (train_stream, val_stream), None, HostState(train_stream.fingerprint), []
+    host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
+    return mesh, (train_stream, val_stream), tag, host, changes
+
+
+def _stream(cfg: TrainingConfig, paths: str | list[str], field: str) -> TokenStream:
+    return TokenStream(
+        paths, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size, field=field
     )
 
 

@@ -183,7 +183,7 @@ def make_train_step(
         scale = jnp.float32(1) if state.loss_scale is None else state.loss_scale.scale
         loss, grads = loss_and_grads(state.params, tokens_ABS, step_key, scale)
         grads = jax.tree.map(lambda g: g / scale, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         clip = clip_scale(norm, cfg.optimizer.grad_clip)
         grads = jax.tree.map(lambda g: g * clip, grads)
 

@@ -14,20 +14,43 @@ import numpy as np
 
 from light_jax.checkpoint import files
 from light_jax.checkpoint.store import Store
-from light_jax.console import Reporter, count, duration
+from light_jax.config import load_config
+from light_jax.console import Reporter, count, duration, size
 from light_jax.data.loader import BatchLoader, validation_batches
 from light_jax.distributed import barrier, is_main
 from light_jax.flops import flops_per_token, peak_flops
 from light_jax.metrics import MetricsFile
 from light_jax.optimizer import learning_rate
-from light_jax.run import Run
+from light_jax.run import Run, compile_steps, prepare
 from light_jax.sharding import to_global
 from light_jax.signals import Stopper
 from light_jax.step import MAX_SKIPS, StepMetrics
+from light_jax.summary import describe
 
 
 class NonFinite(Exception):
     """The loss or the gradients stopped being finite (exit code 3)."""
+
+
+def run_config(config_path: str | Path, resume: str | None = None) -> int:
+    """All that `llm-train CONFIG [--resume …]` does. Returns the exit code.
+
+    Raises:
+        UserError: the config, its data or the checkpoint cannot be used; nothing was written.
+        NonFinite: training stopped on a non-finite step.
+    """
+    run = prepare(load_config(config_path), resume)
+    with Reporter() as reporter:
+        for line in describe(run):
+            reporter.line(line)
+        done = int(run.state.step)
+        if done >= run.cfg.num_steps:
+            reporter.line(f"nothing to do: step {done} of {run.cfg.num_steps} is done")
+            return 0
+        compile_steps(run)
+        if run.memory is not None:
+            reporter.line(f"memory      {size(run.memory)} per device for the compiled step")
+        return train(run, Path(config_path), reporter)
 
 
 def train(run: Run, config_path: Path, reporter: Reporter) -> int:

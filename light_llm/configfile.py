@@ -1,4 +1,4 @@
-"""Config files: YAML or JSON text -> a frozen pydantic model, or one message that says what to mend.
+"""Config files: YAML or JSON text -> a frozen pydantic model, or a message that says what to mend.
 
 Coercion is by the field's type and never by the text's looks: the YAML reader leaves every number
 a string, so `lr: 3e-4` is a float, `num_steps: 1e6` is 1000000 and `wandb_run_name: 1e6` is a name.
@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
-from pydantic import field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from light_llm.errors import UserError
 

@@ -21,7 +21,7 @@ from light_jax.checkpoint.state import (
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
-from light_jax.distributed import barrier, is_main, raise_together
+from light_jax.distributed import barrier, is_main
 from light_jax.step import TrainState, params_of
 from light_llm import checkpoint as layout
 from light_llm.errors import UserError
@@ -94,7 +94,7 @@ def find(resume: str, directory: Path) -> Tag | None:
 def check_resumable(
     tag: Tag, cfg: TrainingConfig, fingerprint: list[dict[str, Any]]
 ) -> tuple[HostState, list[str]]:
-    """Verify the files and compare the configs; every process calls it.
+    """Verify the files (each process those that it wrote) and compare the configs.
 
     Returns:
         The state on the host, and a line per setting that changed and may.
@@ -102,12 +102,7 @@ def check_resumable(
     Raises:
         UserError: damaged files, or changes that would make it another run.
     """
-    problem = None
-    try:
-        layout.verify(tag.prefix, _mine)
-    except UserError as error:
-        problem = error
-    raise_together(problem)
+    layout.verify(tag.prefix, _mine)
     host = load_host_state(layout.member(tag.prefix, layout.STATE))
     changes = _changes(layout.read_snapshot(tag.prefix), cfg.model_dump(mode="json"))
     refused = [line for key, line in changes if _must_match(key)]
@@ -220,6 +215,8 @@ def check_writable(directory: Path, resuming: bool) -> None:
     Raises:
         UserError: it is a file, not writable, or holds another run's checkpoints.
     """
+    if not is_main():
+        return
     existing = directory
     while not existing.exists():
         existing = existing.parent

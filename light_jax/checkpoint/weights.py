@@ -72,7 +72,8 @@ def load_weights(path: Path, cfg: TransformerConfig, shardings: nnx.State) -> nn
 def _leaf_sharding(shardings: Any, entry: Entry) -> jax.sharding.Sharding:
     for part in entry.path:
         shardings = shardings[part]
-    return getattr(shardings, "value", shardings)
+    leaf = shardings
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
 
 
 def _read(stored: Any, entry: Entry, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -64,6 +64,40 @@ def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array, span: Span) -> bool:
     )
 
 
+@jax.custom_vjp
+def _scores(q_BKXH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+    """q·k [B, K, X, S] in float32. Left to itself, the backward pass of a float32 result would
+    multiply float32 by 16-bit arrays; here it takes 16 bits like every other matmul."""
+    return jnp.einsum(
+        "bkxh,bksh->bkxs",
+        q_BKXH,
+        k_BKSH,
+        precision=matmul_precision(q_BKXH.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _scores_forward(
+    q_BKXH: jax.Array, k_BKSH: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scores(q_BKXH, k_BKSH), (q_BKXH, k_BKSH)
+
+
+def _scores_backward(
+    residuals: tuple[jax.Array, jax.Array], grad_BKXS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    q_BKXH, k_BKSH = residuals
+    precision = matmul_precision(q_BKXH.dtype)
+    grad_BKXS = grad_BKXS.astype(q_BKXH.dtype)
+    return (
+        jnp.einsum("bkxs,bksh->bkxh", grad_BKXS, k_BKSH, precision=precision),
+        jnp.einsum("bkxs,bkxh->bksh", grad_BKXS, q_BKXH, precision=precision),
+    )
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
 def _attend_in_blocks(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -91,13 +125,7 @@ def _attend_in_blocks(
         first = 0 if span.left is None else max(0, start - span.left)
         last = T if span.right is None else min(T, stop + span.right)
         q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * (stop - start), H)
-        scores_BKXS = jnp.einsum(
-            "bkxh,bksh->bkxs",
-            q_BKXH,
-            k_BKSH[:, :, first:last],
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
+        scores_BKXS = _scores(q_BKXH, k_BKSH[:, :, first:last])
         scores_BKGTS = scores_BKXS.reshape(B, K, G, stop - start, last - first) * scale
         distance_TS = np.arange(start, stop)[:, None] - np.arange(first, last)
         if slopes_N is not None:

@@ -66,6 +66,10 @@ def llm_preprocess(
         float | None,
         typer.Option(metavar="X", help="Share of the texts to hold out.  [default: 0.01]"),
     ] = None,
+    shuffle_seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Mix the documents' order.  [default: as sorted]"),
+    ] = None,
     shard_size: Annotated[
         int | None,
         typer.Option(metavar="TOKENS", help="Of a shard, at most.  [default: 50000000]"),

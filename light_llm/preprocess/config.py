@@ -31,6 +31,8 @@ class PreprocessConfig(Config):
     min_frequency: int | None = None
 
     val_fraction: float = 0.01
+    shuffle_seed: int | None = None
+    """Mix the documents' order with this seed. None: in the order of the sorted input."""
     shard_size: int = 50_000_000
     """Tokens; only a longer document makes a longer shard."""
     workers: int | None = None

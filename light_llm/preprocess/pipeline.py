@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import random
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from light_llm.errors import UserError
@@ -25,9 +26,11 @@ from light_llm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_
 
 CHUNK_DOCUMENTS = 1024
 CHUNK_CHARACTERS = 4_000_000
+SHUFFLE_DOCUMENTS = 10_000
+SHUFFLE_CHARACTERS = 64_000_000
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Part:
     documents: int
     characters: int
@@ -35,7 +38,7 @@ class Part:
     files: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Summary:
     train: Part
     val: Part
@@ -45,7 +48,7 @@ class Summary:
     tokenizer: Path
 
 
-@dataclass
+@dataclasses.dataclass
 class Survey:
     """What the first reading finds out, as the texts pass through."""
 
@@ -64,7 +67,7 @@ class Survey:
                 yield document.text
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Split:
     """Which texts are held out: those whose hash is in the lowest `fraction` of all hashes.
 
@@ -116,12 +119,15 @@ def preprocess(config: PreprocessConfig) -> Summary:
     split = Split(config.val_fraction, survey.lowest, survey.highest)
     if config.val_fraction and survey.lowest == survey.highest:
         _notice("there is one text only, so nothing is held out: no val shards")
+    documents: Iterable[Document] = corpus
+    if config.shuffle_seed is not None:
+        documents = shuffled(corpus, config.shuffle_seed)
     with staging(config.output) as stage:
         tokenizer.save(stage / "tokenizer")
         train = ShardWriter(stage / "train", config.shard_size)
         val = ShardWriter(stage / "val", config.shard_size)
         with train, val, Progress("tokenizing", survey.documents) as progress:
-            for document, tokens in tokenize(corpus, tokenizer):
+            for document, tokens in tokenize(documents, tokenizer):
                 side = val if split.is_val(document.text) else train
                 side.add(document.source, document.text, tokens)
                 progress.advance(documents=1, tokens=len(tokens))
@@ -166,6 +172,24 @@ def make_tokenizer(config: PreprocessConfig, texts: Iterator[str]) -> Tokenizer:
     for _ in texts:
         pass
     return tokenizer
+
+
+def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:
+    """The documents in a random order, in bounded memory: files, then documents in a buffer."""
+    draw = random.Random(seed)
+    files = draw.sample(corpus.files, len(corpus.files))
+    buffer: list[Document] = []
+    characters = 0
+    for document in dataclasses.replace(corpus, files=files):
+        buffer.append(document)
+        characters += len(document.text)
+        while len(buffer) > SHUFFLE_DOCUMENTS or characters > SHUFFLE_CHARACTERS:
+            place = draw.randrange(len(buffer))
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            characters -= len(buffer[-1].text)
+            yield buffer.pop()
+    draw.shuffle(buffer)
+    yield from buffer
 
 
 def tokenize(

@@ -251,3 +251,17 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
     with contextlib.suppress(ZeroDivisionError), staging(tmp_path / "c/d/out"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_shuffling_keeps_the_documents_and_mixes_their_order(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        (tmp_path / f"in/{number:02d}.txt").write_text(f"document {number} " * 5)
+    orders = {}
+    for name, seed in [("sorted", None), ("one", 1), ("again", 1), ("two", 2)]:
+        shard(tmp_path / "in", tmp_path / name, tokenizer="char", val_fraction=0, shuffle_seed=seed)
+        files = sorted((tmp_path / name / "train").glob("*.parquet"))
+        orders[name] = [s for file in files for s in pq.read_table(file)["source"].to_pylist()]
+    assert orders["one"] == orders["again"]
+    assert len({tuple(order) for order in orders.values()}) == 3
+    assert {tuple(sorted(order)) for order in orders.values()} == {tuple(orders["sorted"])}

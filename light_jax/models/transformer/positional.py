@@ -37,10 +37,10 @@ class Rope(nnx.Module):
         return x_BTD
 
     def geometry(self, positions_T: jax.Array) -> Geometry:
-        inv_freq = self.base ** (
-            -jnp.arange(0, self.head_dim, 2, dtype=jnp.float32) / self.head_dim
-        )
-        angles = (positions_T.astype(jnp.float32) / self.scaling)[:, None] * inv_freq
+        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000
+        inv_freq = self.base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
+        times_T1 = (positions_T.astype(jnp.float32) / self.scaling)[:, None]
+        angles = times_T1 * inv_freq.astype(np.float32)
         angles_TH = jnp.concatenate([angles, angles], axis=-1)
         return Geometry(cos_TH=jnp.cos(angles_TH), sin_TH=jnp.sin(angles_TH))
 

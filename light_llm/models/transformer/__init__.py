@@ -1,4 +1,4 @@
-"""The decoder-only Transformer in PyTorch. torch is imported only when `Transformer` is asked for."""
+"""The decoder-only Transformer in PyTorch; imports torch only when `Transformer` is asked for."""
 
 from typing import TYPE_CHECKING, Any
 

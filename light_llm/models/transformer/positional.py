@@ -36,9 +36,11 @@ class Rope(nn.Module):
         return x_BTD
 
     def geometry(self, positions_T: torch.Tensor) -> Geometry:
-        even = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_T.device)
+        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000
+        even = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
         inv_freq = self.base ** (-even / self.head_dim)
-        angles = (positions_T.float() / self.scaling)[:, None] * inv_freq
+        times_T1 = (positions_T.float() / self.scaling)[:, None]
+        angles = times_T1 * inv_freq.float().to(positions_T.device)
         angles_TH = torch.cat([angles, angles], dim=-1)
         return Geometry(cos_TH=angles_TH.cos(), sin_TH=angles_TH.sin())
 

@@ -1,0 +1,101 @@
+"""What many tests share: small real runs on the reference shards, in-process or as a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import load_file
+
+REFERENCE = Path(__file__).parent / "reference"
+BIN = Path(sys.executable).parent
+
+TINY = {
+    "train_data": str(REFERENCE / "training/adamw-cosine/train"),
+    "val_data": str(REFERENCE / "training/adamw-cosine/val"),
+    "checkpoint_dir": "out",
+    "seq_len": 16,
+    "batch_size": 8,
+    "num_steps": 6,
+    "dtype": "float32",
+    "num_workers": 0,
+    "log_every": 1,
+    "eval_every": 3,
+    "eval_steps": 2,
+    "save_every": 3,
+    "model": {
+        "vocab_size": 131,
+        "max_seq_len": 32,
+        "d_model": 32,
+        "num_layers": 2,
+        "attention": {"num_heads": 4},
+    },
+    "optimizer": {"lr": 3e-3},
+    "scheduler": {"warmup_steps": 2},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, section by section; a value of ... removes the key."""
+    result = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            result[key] = merged(result.get(key, {}), value)
+        elif value is ...:
+            result.pop(key, None)
+        else:
+            result[key] = value
+    return result
+
+
+def write_config(path: Path, **changes: Any) -> Path:
+    """A config of a tiny run, six steps on the reference shards, with `changes`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(merged(TINY, changes)))
+    return path
+
+
+def command(
+    *args: Any, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Run one of the project's console scripts to its end."""
+    name, *rest = map(str, args)
+    return subprocess.run(
+        [BIN / name, *rest],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def train_command(config: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
+    """`llm-train CONFIG ARGS` in the config's folder, which must succeed."""
+    done = command("llm-train", config, *args, cwd=config.parent, env=env)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def metrics(folder: Path, *, timeless: bool = False) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; without what depends on the clock if `timeless`."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clock = {"time", "train/tokens_per_second"} if timeless else set()
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [line[name] for line in metrics(folder) if name in line]
+
+
+def assert_same_weights(a: Path, b: Path, atol: float = 0.0) -> None:
+    left, right = load_file(a), load_file(b)
+    assert left.keys() == right.keys()
+    for key in left:
+        np.testing.assert_allclose(left[key], right[key], rtol=0, atol=atol, err_msg=key)

@@ -1,0 +1,146 @@
+"""A resumed run is the uninterrupted run, bit for bit on the CPU."""
+
+import json
+
+import pytest
+from tiny_runs import TINY, assert_same_weights, command, metrics, train_command, write_config
+
+from light_jax.trainer import run_config
+from light_llm.errors import UserError
+
+
+def test_resume_prefix_in_a_new_process_equals_uninterrupted(tmp_path):
+    whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9)
+    train_command(whole)
+    halves = write_config(tmp_path / "halves/c.yaml", num_steps=6, keep_last_n=9)
+    train_command(halves)
+    resumed = train_command(halves, "--resume", "out/step0000003")  # 4 to 6 are trained again
+    assert "resuming    out/step0000003 at step 3" in resumed.stderr
+    for tag in ("step0000003", "step0000006", "final", "best"):
+        assert_same_weights(
+            tmp_path / f"whole/out/{tag}.safetensors", tmp_path / f"halves/out/{tag}.safetensors"
+        )
+    assert metrics(tmp_path / "whole/out", timeless=True) == metrics(
+        tmp_path / "halves/out", timeless=True
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"model": {"dropout": 0.1, "attention": {"dropout": 0.1}, "ffn": {"dropout": 0.1}}},
+        {"optimizer": {"type": "adam"}, "model": {"gradient_checkpointing": True}},
+        {"optimizer": {"type": "sgd"}, "scheduler": {"type": "wsd"}},
+        {"dtype": "bfloat16", "bf16_model_weights": True},
+        {"dtype": "float16"},
+    ],
+    ids=["accumulation", "dropout", "adam-checkpointing", "sgd-wsd", "bf16-weights", "float16"],
+)
+def test_stopped_between_two_log_lines(tmp_path, monkeypatch, options):
+    """Steps 4 to 7 are after the tag: 4 and 5 belong to a log line that began before it."""
+    changes = {"num_steps": 7, "save_every": 3, "log_every": 5, "eval_every": 7, **options}
+    for name in ("whole", "resumed"):
+        write_config(tmp_path / name / "c.yaml", **changes)
+        monkeypatch.chdir(tmp_path / name)
+        assert run_config("c.yaml") == 0
+    assert run_config("c.yaml", "out/step0000003.safetensors") == 0
+    assert_same_weights(
+        tmp_path / "whole/out/final.safetensors", tmp_path / "resumed/out/final.safetensors"
+    )
+    assert metrics(tmp_path / "whole/out", timeless=True) == metrics(
+        tmp_path / "resumed/out", timeless=True
+    )
+
+
+def test_auto_starts_fresh_then_continues_and_then_has_nothing_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=4, save_every=2)
+    assert run_config("c.yaml", "auto") == 0
+    write_config(tmp_path / "c.yaml", num_steps=6, save_every=2)
+    assert run_config("c.yaml", "auto") == 0
+    told = capsys.readouterr().err
+    assert "final at step 4" in told
+    assert "changed   num_steps: 4 -> 6" in told
+    before = (tmp_path / "out/metrics.jsonl").read_bytes()
+    assert run_config("c.yaml", "auto") == 0
+    assert "nothing to do: step 6 of 6 is done" in capsys.readouterr().err
+    assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
+
+
+def test_an_abandoned_future_is_never_the_newest(tmp_path, monkeypatch, capsys):
+    """Resumed from step 2 and stopped at 3: step 6 of the run before lies in no one's future."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=6, save_every=2, val_data=...)
+    run_config("c.yaml")
+    write_config(tmp_path / "c.yaml", num_steps=3, save_every=1, val_data=...)
+    run_config("c.yaml", "out/step0000002")
+    capsys.readouterr()
+    write_config(tmp_path / "c.yaml", num_steps=4, save_every=9, val_data=...)
+    run_config("c.yaml", "auto")
+    assert "at step 3" in capsys.readouterr().err
+
+
+def test_only_the_newest_step_tags_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", save_every=1, keep_last_n=2)
+    run_config("c.yaml")
+    names = sorted(path.name for path in (tmp_path / "out").glob("step*"))
+    endings = [".config.json", ".safetensors", ".state"]
+    assert names == [f"step000000{n}{ending}" for n in (5, 6) for ending in endings]
+
+
+REFUSED = [
+    ({"model": {"d_model": 64}}, "model.d_model: 32 -> 64"),
+    ({"seq_len": 8}, "seq_len: 16 -> 8"),
+    ({"batch_size": 4}, "batch_size: 8 -> 4"),
+    ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: 1 -> 2"),
+    ({"seed": 1}, "seed: 42 -> 1"),
+    ({"optimizer": {"type": "sgd"}}, 'optimizer.type: "adamw" -> "sgd"'),
+    ({"dtype": "bfloat16"}, 'dtype: "float32" -> "bfloat16"'),
+    ({"train_data": TINY["val_data"]}, "train_data: "),
+]
+
+
+def test_another_run_is_refused_with_a_diff(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=3)
+    run_config("c.yaml")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    for changes, line in REFUSED:
+        write_config(tmp_path / "c.yaml", num_steps=3, **changes)
+        with pytest.raises(UserError, match="cannot be resumed with this config") as refusal:
+            run_config("c.yaml", "auto")
+        assert line in str(refusal.value)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=3)
+    run_config("c.yaml")
+    record = json.loads((tmp_path / "out/final.config.json").read_text())["checkpoint"]
+    for name in record["files"]:
+        path = tmp_path / f"out/final{name}"
+        whole = path.read_bytes()
+        if whole:
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            with pytest.raises(UserError, match="CRC-32"):
+                run_config("c.yaml", "out/final")
+        path.write_bytes(whole + b"x")
+        with pytest.raises(UserError, match="bytes where"):
+            run_config("c.yaml", "out/final")
+        path.unlink()
+        with pytest.raises(UserError, match=r"missing|no checkpoint"):
+            run_config("c.yaml", "out/final")
+        path.write_bytes(whole)
+    assert run_config("c.yaml", "out/final") == 0
+
+
+def test_resume_of_what_is_not_there_lists_what_is(tmp_path):
+    config = write_config(tmp_path / "c.yaml", num_steps=3)
+    train_command(config)
+    done = command("llm-train", config, "--resume", "out/step9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no checkpoint 'step9' (out has best, final, step0000003)" in done.stderr
+    assert "Traceback" not in done.stderr
