@@ -1,30 +1,40 @@
-# Everything runs in .venv. `make install` is repeated only when a pinned set or pyproject changes.
+# Everything runs in .venv; installing is repeated only when the pinned set or pyproject changes.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
 
 .PHONY: install quickstart test check clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" \
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" \
 		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
-	touch $(INSTALLED)
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $(INSTALLED)
 
+# Text -> shards -> JAX training -> PyTorch, on the Python standard library's own source.
 quickstart: $(INSTALLED)
-	$(BIN)/python -m tests.quickstart
+	$(BIN)/llm-preprocess --input "$(STDLIB)" --include '*.py' \
+		--exclude site-packages --exclude 'test*' --exclude 'idle*' --exclude lib2to3 \
+		--vocab-size 2048 --val-fraction 0.05 --shuffle-seed 0 --output data/quickstart --overwrite
+	rm -rf checkpoints/quickstart
+	$(BIN)/llm-train configs/quickstart.yaml
+	$(BIN)/python benchmarks/quickstart.py
+	$(BIN)/llm-run --checkpoint checkpoints/quickstart/best --seed 0 --max-tokens 120 \
+		--prompt "def read(self, size=-1):"
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile
 
-check: test
+check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) test
 
 clean:
 	rm -rf data checkpoints .pytest_cache .ruff_cache .mypy_cache .hypothesis

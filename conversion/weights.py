@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.mapping import TIED_KEY, Entry, table
-from light_llm.checkpoint import read_model_config, weights_file
+from light_llm.checkpoint import WEIGHTS, read_model_config, verify, weights_file
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -46,14 +46,18 @@ def to_torch(params: Mapping[Any, Any], config: TransformerConfig) -> dict[str, 
     ]
     if problems:
         raise ValueError("the parameters do not fit the config: " + "; ".join(problems))
-    state_dict = {entry.key: to_torch_layout(flat[entry.path], entry) for entry in entries}
+    # writable: torch.from_numpy would let torch write into the buffers of jax's own arrays
+    state_dict = {
+        entry.key: np.require(to_torch_layout(flat[entry.path], entry), requirements="W")
+        for entry in entries
+    }
     if config.tie_embeddings:
         state_dict[TIED_KEY] = state_dict["tok_emb.weight"].copy()
     return state_dict
 
 
 def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.State:
-    """A PyTorch state dict (of tensors or numpy arrays) as the `nnx.State` of the JAX model.
+    """A PyTorch state dict (of tensors or numpy arrays) as the JAX model's `nnx.State`, float32.
 
     Raises:
         UserError: keys that are missing, unexpected or misshapen, all of them in one message, or a
@@ -72,7 +76,7 @@ def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.
         node = tree
         for part in parents:
             node = node.setdefault(part, {})
-        node[leaf] = nnx.Param(jnp.asarray(to_jax_layout(arrays[entry.key], entry)))
+        node[leaf] = nnx.Param(jnp.asarray(to_jax_layout(arrays[entry.key], entry), jnp.float32))
     return nnx.State(tree)
 
 
@@ -126,15 +130,22 @@ def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None
     snapshot when left out.
 
     Raises:
-        UserError: no such file, or weights that do not fit the config.
+        UserError: no such file, damaged files, or weights that do not fit the config.
     """
     from flax import nnx
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from light_jax.models.transformer import Transformer
 
-    config = config or read_model_config(path_or_prefix)
-    params = from_torch(load_file(weights_file(path_or_prefix)), config)
+    path = weights_file(path_or_prefix)
+    if config is None:
+        config = read_model_config(path_or_prefix)
+        verify(path_or_prefix, lambda name: name == WEIGHTS)
+    try:
+        params = from_torch(load_file(path), config)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     return nnx.merge(graphdef, params)
 
@@ -145,7 +156,7 @@ def load_torch(
     """The light_llm (PyTorch) model with the weights of a .safetensors file or checkpoint prefix.
 
     Raises:
-        UserError: no such file, or weights that do not fit the config.
+        UserError: no such file, damaged files, or weights that do not fit the config.
     """
     from light_llm.checkpoint import load_transformer
 

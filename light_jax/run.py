@@ -17,7 +17,7 @@ from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
-from light_jax.distributed import together
+from light_jax.distributed import is_main, together
 from light_jax.sharding import (
     batch_sharding,
     check_batch,
@@ -27,6 +27,7 @@ from light_jax.sharding import (
     state_shardings,
 )
 from light_jax.step import TrainState, init_params, init_state, make_eval_step, make_train_step
+from light_jax.wandb_run import check_wandb
 from light_llm.checkpoint import weights_file
 
 
@@ -88,6 +89,8 @@ def _inspect(
     """What needs no device: the mesh, the data, and the checkpoint to resume from."""
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, mesh)
+    if cfg.use_wandb and is_main():
+        check_wandb()
     directory = Path(cfg.checkpoint_dir)
     store.check_writable(directory, resuming=resume is not None)
     tag = None if resume is None else store.find(resume, directory)

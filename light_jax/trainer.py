@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from light_jax.sharding import to_global
 from light_jax.signals import Stopper
 from light_jax.step import MAX_SKIPS, StepMetrics
 from light_jax.summary import describe
+from light_jax.wandb_run import WandbRun
 
 
 class NonFinite(Exception):
@@ -63,7 +65,6 @@ def train(run: Run, config_path: Path, reporter: Reporter) -> int:
             files.recover(store.directory)
             store.copy_config(config_path)
         barrier("directory ready")
-        log = Log(run, store.directory, reporter)
         loader = BatchLoader(
             run.train_stream,
             batch_size=cfg.batch_size,
@@ -74,7 +75,7 @@ def train(run: Run, config_path: Path, reporter: Reporter) -> int:
             num_workers=cfg.num_workers,
         )
         reporter.start(first_step, cfg.num_steps)
-        with reporter, loader, Stopper() as stopper:
+        with Log(run, store.directory, reporter) as log, reporter, loader, Stopper() as stopper:
             for step, local_tokens in enumerate(loader, first_step + 1):
                 tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
                 rate = np.float32(learning_rate(cfg, step - 1))
@@ -125,13 +126,32 @@ class Log:
 
     def __init__(self, run: Run, directory: Path, reporter: Reporter) -> None:
         self.run, self.reporter = run, reporter
-        self._file = MetricsFile(directory, int(run.state.step)) if is_main() else None
+        self._sinks: list[MetricsFile | WandbRun] = []
+        if is_main():
+            self._sinks.append(MetricsFile(directory, int(run.state.step)))
+            if run.cfg.use_wandb:
+                wandb_run = WandbRun(run.cfg, run.host.wandb_run_id)
+                run.host.wandb_run_id = wandb_run.id
+                self._sinks.append(wandb_run)
         self._pending: tuple[int, StepMetrics] | None = None
         self._logged_step, self._logged_time = int(run.state.step), time.perf_counter()
         self._tokens_per_second = 0.0
         peak = peak_flops(run.mesh.devices.flat[0])
         self._peak = peak and peak * run.mesh.size
         self._flops = flops_per_token(run.cfg.model, run.num_params, run.cfg.seq_len)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(line)
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Take the metrics of `step`, tell those of the step before."""
@@ -178,8 +198,7 @@ class Log:
         }
         if cfg.dtype == "float16":
             line["train/loss_scale"] = float(values.loss_scale)
-        if self._file is not None:
-            self._file.write(line)
+        self._write(line)
         if not self.reporter.has_bar:
             self.reporter.line(
                 f"step {step}/{cfg.num_steps}  " + self._text(step, float(values.mean_loss))
@@ -187,8 +206,7 @@ class Log:
 
     def validation(self, step: int, loss: float, best: bool) -> None:
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        if self._file is not None:
-            self._file.write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
+        self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
             f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"

@@ -60,13 +60,11 @@ class Config(BaseModel):
         assert info.field_name is not None
         wanted = _scalar_types(cls.model_fields[info.field_name].annotation)
         if isinstance(value, bool) and wanted and bool not in wanted:
-            raise ValueError("is true or false where that has no meaning; give a value")
+            raise ValueError("must be a value, not true or false")
         if bool in wanted and value is not None and not isinstance(value, bool):
             raise ValueError("must be true or false")
         if int in wanted:
             return _to_int(value)
-        if str in wanted and isinstance(value, int | float):  # JSON has numbers of its own
-            return str(value)
         return value
 
 
@@ -153,7 +151,14 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: the config file cannot be read: {error}") from None
     try:
         if path.suffix == ".json":
-            data = json.loads(text, object_pairs_hook=_no_duplicates)
+            # numbers stay text here too, so that both formats coerce alike
+            data = json.loads(
+                text,
+                object_pairs_hook=_no_duplicates,
+                parse_int=str,
+                parse_float=str,
+                parse_constant=str,
+            )
         else:
             data = yaml.load(text, Loader=_Loader)
     except UserError as error:
@@ -179,11 +184,26 @@ def _explain_one(problem: Mapping[str, Any]) -> str:
         if problem["type"] == "missing":
             return f"{where} is required and not set"
         return f"{where}.{message}" if where else message
-    if problem["type"] == "literal_error":
+    kind = problem["type"]
+    if kind == "literal_error":
         message = f"must be {problem['ctx']['expected']}"
-    elif not message.startswith(("must", "is ")):
-        message = message.removeprefix("Input ")
-    return f"{where}={value!r} {message}"
+    elif kind.startswith("model_"):
+        message = "must be a section with keys of its own, or left out"
+    elif kind.startswith("int_"):
+        message = "must be a whole number"
+    elif kind.startswith("float_"):
+        message = "must be a number"
+    elif not message.startswith("must"):
+        message = message.removeprefix("Input ").replace("should be", "must be")
+    return f"{where}={_shown(value)} {message}"
+
+
+def _shown(value: Any) -> str:
+    """As it stands in the file: numbers come as strings (see above) and are shown bare."""
+    try:
+        return str(value) if isinstance(value, str) and float(value) is not None else repr(value)
+    except ValueError:
+        return repr(value)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

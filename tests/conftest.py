@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_runs import REFERENCE
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The same tiny steps are compiled in many tests and processes: once is enough.
@@ -13,8 +14,6 @@ CACHE = Path(__file__).parents[1] / ".pytest_cache/jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-from tiny_runs import REFERENCE
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ class NormConfig(Config):
 
 
 class TransformerConfig(Config):
-    """Architecture of a decoder-only Transformer (design and key table: docs/train.md).
+    """Architecture of a decoder-only Transformer (its keys: docs/train.md).
 
     Derived values are resolved when the config is made, so that a dump holds the numbers.
     """

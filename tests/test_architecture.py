@@ -1,0 +1,129 @@
+"""The house: what imports what, what imports nothing heavy, which packages exist."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("light_llm", "conversion", "light_jax")
+
+# The order in which a batch travels; a file imports from its own row or from those above it.
+ORDER = [
+    ("light_llm.errors", "light_llm.configfile"),
+    ("light_llm.models",),
+    ("light_llm.tokenizer", "light_llm.preprocess", "light_llm.checkpoint", "light_llm.generate"),
+    ("light_jax.config",),
+    ("light_jax.models",),
+    ("light_jax.optimizer",),
+    ("conversion",),
+    ("light_jax.data",),
+    ("light_jax.distributed", "light_jax.sharding", "light_jax.loss", "light_jax.flops"),
+    ("light_jax.step",),
+    ("light_jax.console", "light_jax.signals"),
+    ("light_jax.checkpoint",),
+    ("light_jax.metrics", "light_jax.wandb_run"),
+    ("light_jax.run",),
+    ("light_jax.summary",),
+    ("light_jax.trainer",),
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports anywhere, even lazily or for types."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name in modules()}
+
+
+def stage(name: str) -> int:
+    rows = [i for i, row in enumerate(ORDER) if any(f"{name}.".startswith(f"{at}.") for at in row)]
+    assert len(rows) == 1, f"{name} has no place in the order of imports: add it"
+    return rows[0]
+
+
+def is_cli(name: str) -> bool:
+    return name.split(".")[-1] == "cli"
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n not in PACKAGES and not is_cli(n)])
+def test_imports_go_one_way(name):
+    for imported in imports(modules()[name]) - set(PACKAGES):
+        assert not is_cli(imported), f"{name} imports {imported}, a leaf"
+        assert stage(imported) <= stage(name), f"{name} imports {imported}, which comes later"
+
+
+def test_packages_import_nothing_of_their_own_eagerly():
+    for name, path in modules().items():
+        if path.name == "__init__.py" and name != "light_llm.models.transformer":
+            for node in ast.parse(path.read_text()).body:
+                own = isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES
+                assert not own, f"{path} imports {getattr(node, 'module', '')}"
+
+
+def test_pyproject_lists_every_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(
+        n for n, path in modules().items() if path.name == "__init__.py"
+    )
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that are loaded when `code` has run in a fresh interpreter."""
+    listing = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{listing}"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_training_imports_no_torch(tmp_path):
+    from tiny_runs import write_config
+
+    config = write_config(tmp_path / "c.yaml", num_steps=2, eval_every=2)
+    code = (
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        f"from light_jax.trainer import run_config\nassert run_config({str(config)!r}) == 0"
+    )
+    loaded = loaded_after(code)
+    assert "jax" in loaded
+    assert not loaded & {"torch", "transformers", "wandb", "datasets"}
+
+
+def test_the_config_imports_neither_framework():
+    code = "from light_llm.models.transformer import TransformerConfig; TransformerConfig()"
+    assert not loaded_after(code) & {"torch", "jax", "flax", "numpy", "pyarrow"}
+    assert not loaded_after("import light_jax.config") & {"torch", "jax", "flax", "pyarrow"}
+
+
+def test_pytorch_use_needs_no_jax():
+    code = (
+        "from light_llm.models.transformer import Transformer, TransformerConfig\n"
+        "import light_llm.generate, light_llm.checkpoint, light_llm.tokenizer\n"
+        "Transformer(TransformerConfig(vocab_size=8, d_model=16, num_layers=1))"
+    )
+    loaded = loaded_after(code)
+    assert "torch" in loaded
+    assert not loaded & {"jax", "flax", "optax", "orbax"}
+
+
+@pytest.mark.parametrize("script", ["light_jax.cli", "light_llm.cli", "light_llm.preprocess.cli"])
+def test_help_is_instant(script):
+    assert not loaded_after(f"import {script}") & {"torch", "jax", "pyarrow", "transformers"}

@@ -1,0 +1,148 @@
+"""Bad input ends with exit code 2, one message, no traceback, and nothing written."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_runs import REFERENCE, TINY, command, metrics, write_config
+
+from light_jax.trainer import NonFinite, run_config
+from light_llm.errors import UserError
+
+
+def shard(folder, name="s.parquet", column="tokens", ids=(1, 2, 3) * 40):
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: [list(ids)]}), folder / name)
+
+
+def test_the_command_says_it_in_one_message(tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = write_config(tmp_path / "c.yaml", train_data="empty")
+    before = sorted(tmp_path.rglob("*"))
+    done = command("llm-train", config, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("llm-train: ")
+    assert "train_data" in done.stderr
+    assert "empty" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    missing = command("llm-train", "none.yaml", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("llm-train: none.yaml: there is no such config file")
+    for args in [[], ["c.yaml", "--lr", "3"], ["c.yaml", "--resume"]]:
+        done = command("llm-train", *args, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def bad_data(tmp_path):
+    shard(tmp_path / "column", column="ids")
+    shard(tmp_path / "ids", ids=[1, 2, 131] * 40)
+    shard(tmp_path / "negative", ids=[1, -2, 3] * 40)
+    shard(tmp_path / "short", ids=[1, 2, 3])
+    shard(tmp_path / "floats", ids=[1.5, 2.5])
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero/s.parquet").write_bytes(b"")
+
+
+BAD = {
+    "no shards": ({"train_data": "nothing-*"}, "train_data"),
+    "wrong column": ({"train_data": "column"}, "ids"),
+    "token id": ({"train_data": "ids"}, "131"),
+    "negative id": ({"train_data": "negative"}, "-2"),
+    "fewer tokens than a window": ({"train_data": "short"}, "seq_len"),
+    "floats": ({"train_data": "floats"}, "tokens"),
+    "zero bytes": ({"train_data": "zero"}, "s.parquet"),
+    "val data": ({"val_data": "column"}, "ids"),
+    "init_from nothing": ({"init_from": "nothing.safetensors"}, "nothing"),
+    "init_from text": ({"init_from": "c.safetensors"}, "safetensors"),
+    "checkpoint_dir is a file": ({"checkpoint_dir": "c.yaml/x"}, "is not a folder"),
+    "resume": ({}, "there is no checkpoint 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused_before_anything_is_written(tmp_path, monkeypatch, case):
+    changes, message = BAD[case]
+    bad_data(tmp_path)
+    (tmp_path / "c.safetensors").write_text("not one")
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", **changes)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as refusal:
+        run_config("c.yaml", "out/x" if case == "resume" else None)
+    assert message in str(refusal.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_do_not_fit_list_every_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(REFERENCE / "training/adamw-cosine/init.safetensors")
+    weights["extra"] = np.zeros(3, np.float32)
+    del weights["final_norm.weight"]
+    save_file(weights, "w.safetensors")
+    model = {"d_model": 48, "max_seq_len": 64, "ffn": {"expansion_factor": 4.0}}
+    write_config(tmp_path / "c.yaml", init_from="w.safetensors", model=model)
+    with pytest.raises(UserError) as refusal:
+        run_config("c.yaml")
+    told = str(refusal.value)
+    assert "missing final_norm.weight [48]" in told
+    assert "unexpected extra [3]" in told
+    for layer in (0, 1):
+        assert (
+            f"layers.{layer}.ffn.up_proj.weight has shape [128, 48], the config says [192, 48]"
+            in told
+        )
+
+
+def test_a_directory_with_a_run_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=2, val_data=...)
+    run_config("c.yaml")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    with pytest.raises(UserError, match=r"holds a run already \(final\).*--resume auto"):
+        run_config("c.yaml")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_a_non_finite_step_stops_and_names_the_rows(tmp_path, monkeypatch, accum):
+    """A learning rate of 1e30 makes the second update's loss overflow: exit code 3."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"optimizer": {"lr": 1e30}, "scheduler": {"warmup_steps": 0, "type": "constant"}}
+    changes |= {"save_every": 1, "gradient_accumulation_steps": accum, "val_data": ...}
+    write_config(tmp_path / "c.yaml", **changes)
+    with pytest.raises(NonFinite) as stop:
+        run_config("c.yaml")
+    told = str(stop.value)
+    assert told.startswith("step 2: the loss or the gradient norm is not finite")
+    assert "shard_0000" in told
+    assert "rows" in told
+    done = command(
+        "llm-train", write_config(tmp_path / "again/c.yaml", **changes), cwd=tmp_path / "again"
+    )
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert [line["step"] for line in metrics(tmp_path / "again/out")] == [1]
+    tags = sorted(path.name for path in (tmp_path / "again/out").glob("*.config.json"))
+    assert tags == ["step0000001.config.json"]
+    weights = load_file(tmp_path / "again/out/step0000001.safetensors")
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
+def test_val_data_and_shards_of_every_kind_of_path(tmp_path, monkeypatch):
+    """A folder, a file, a glob and a list of them are the same data."""
+    monkeypatch.chdir(tmp_path)
+    folder = TINY["train_data"]
+    losses = []
+    for number, paths in enumerate(
+        [folder, f"{folder}/*.parquet", [f"{folder}/*0.parquet", f"{folder}/*[1-9].parquet"]]
+    ):
+        write_config(
+            tmp_path / "c.yaml", num_steps=2, train_data=paths, checkpoint_dir=f"out{number}"
+        )
+        run_config("c.yaml")
+        losses.append([line.get("train/loss") for line in metrics(tmp_path / f"out{number}")])
+    assert losses[0] == losses[1] == losses[2]

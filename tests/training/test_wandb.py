@@ -1,0 +1,92 @@
+"""Weights & Biases, offline: what it is sent is what metrics.jsonl holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_runs import command, metrics, train_command, write_config
+
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+
+
+def records(folder: Path):
+    """The records of an offline run's .wandb file: LevelDB's log format behind a 7-byte header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("*.wandb")
+    data, place, whole = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:  # too little room for a header: padding
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def logged(folder: Path) -> list[dict]:
+    lines = []
+    for record in records(folder):
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            line = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            lines.append({k: v for k, v in line.items() if not k.startswith("_")})
+    return lines
+
+
+def test_metrics_config_and_run_id(tmp_path):
+    changes = {"use_wandb": True, "wandb_project": "tests", "wandb_run_name": "1e6", "num_steps": 4}
+    config = write_config(tmp_path / "c.yaml", save_every=2, eval_every=2, **changes)
+    train_command(config, **OFFLINE)
+    (first,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert logged(first) == metrics(tmp_path / "out")
+    (run,) = [r.run for r in records(first) if r.WhichOneof("record_type") == "run"]
+    assert (run.project, run.display_name) == ("tests", "1e6")
+    sent = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert sent["model"]["attention"]["num_kv_heads"] == 1
+    assert sent["seq_len"] == 16
+
+    write_config(config, save_every=2, eval_every=2, **changes | {"num_steps": 5})
+    train_command(config, "--resume", "out/step0000002", **OFFLINE)
+    (second,) = set((tmp_path / "wandb").glob("offline-run-*")) - {first}
+    (again,) = [r.run for r in records(second) if r.WhichOneof("record_type") == "run"]
+    assert again.run_id == run.run_id
+    assert logged(second) == [line for line in metrics(tmp_path / "out") if line["step"] > 2]
+
+
+def test_not_logged_in_is_an_error_before_training(tmp_path):
+    config = write_config(tmp_path / "c.yaml", use_wandb=True)
+    env = {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = command("llm-train", config, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert "nobody is logged in" in done.stderr
+    assert "WANDB_MODE=offline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_is_an_error_before_training(tmp_path):
+    """In an interpreter in which wandb cannot be imported."""
+    config = write_config(tmp_path / "c.yaml", use_wandb=True)
+    code = (
+        "import sys; sys.modules['wandb'] = None\n"
+        f"sys.argv = ['llm-train', {str(config)!r}]\nfrom light_jax.cli import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "pip install wandb" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_it_nothing_is_written(tmp_path):
+    config = write_config(tmp_path / "c.yaml", num_steps=2, val_data=...)
+    train_command(config)
+    assert not (tmp_path / "wandb").exists()
