@@ -76,7 +76,8 @@ def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.
         node = tree
         for part in parents:
             node = node.setdefault(part, {})
-        node[leaf] = nnx.Param(jnp.asarray(to_jax_layout(arrays[entry.key], entry), jnp.float32))
+        # a copy: jnp.asarray may share memory that its owner (an optimizer in torch) writes to
+        node[leaf] = nnx.Param(jnp.array(to_jax_layout(arrays[entry.key], entry), jnp.float32))
     return nnx.State(tree)
 
 

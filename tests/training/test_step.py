@@ -174,6 +174,17 @@ def equations(closed):
                 yield from equations(inner)
 
 
+def test_gradient_checkpointing_lowers_the_steps_memory():
+    temporaries = []
+    for checkpointing in (False, True):
+        cfg = config(model={"num_layers": 6, "gradient_checkpointing": checkpointing})
+        state = jax.eval_shape(lambda cfg=cfg: init_state(cfg, init_params(cfg)))
+        step = jax.jit(make_train_step(cfg, make_mesh(cfg.mesh)), donate_argnums=0)
+        compiled = step.lower(state, tokens(cfg), jnp.float32(0)).compile()
+        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert temporaries[1] < 0.6 * temporaries[0]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dots_take_16_bits_and_the_rest_is_float32(dtype):
     """On the traced step: what multiplies matrices is 16-bit; norms, softmax, loss are float32."""
@@ -184,14 +195,13 @@ def test_dots_take_16_bits_and_the_rest_is_float32(dtype):
     assert {str(v.aval.dtype) for eqn in dots for v in eqn.invars} == {dtype}
     # scores and logits come out of their dots in float32, before any softmax
     batch, seq, vocab = cfg.batch_size, cfg.seq_len, cfg.model.vocab_size
-    scored = [
-        eqn.outvars[0].aval
-        for eqn in dots
-        if eqn.outvars[0].aval.shape[-1] in (vocab,)
-        or eqn.outvars[0].aval.shape[-2:] == (4 * seq, seq)
-    ]
-    assert len(scored) >= 3
-    assert {str(aval.dtype) for aval in scored} == {"float32"}
+    evaluate = make_eval_step(cfg, mesh)
+    forward = equations(jax.make_jaxpr(evaluate)(state.params, tokens(cfg)[0], jnp.ones(batch)))
+    products = [eqn.outvars[0].aval for eqn in forward if eqn.primitive.name == "dot_general"]
+    scores = [aval for aval in products if aval.shape[-2:] == (4 * seq, seq)]
+    logits = [aval for aval in products if aval.shape[-1] == vocab]
+    assert (len(scores), len(logits)) == (cfg.model.num_layers, 1)
+    assert {str(aval.dtype) for aval in scores + logits} == {"float32"}
     for name in ("exp", "rsqrt", "reduce_max", "log", "cos"):
         found = [eqn for eqn in eqns if eqn.primitive.name == name]
         assert found, name

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
+from light_jax.models.remat import rematerialized
 from light_jax.models.transformer.block import Block
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import POSITIONAL, Geometry
@@ -90,7 +91,7 @@ class Transformer(nnx.Module):
         if not self.cfg.gradient_checkpointing:
             return layer(x_BTD, geometry, key)
         # slopes stay outside: a traced argument would no longer be the constant it is
-        run = jax.checkpoint(
+        run = rematerialized(
             lambda layer, x, cos, sin, key: layer(x, Geometry(cos, sin, geometry.slopes_N), key)
         )
         return run(layer, x_BTD, geometry.cos_TH, geometry.sin_TH, key)

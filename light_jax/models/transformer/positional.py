@@ -37,10 +37,10 @@ class Rope(nnx.Module):
         return x_BTD
 
     def geometry(self, positions_T: jax.Array) -> Geometry:
-        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000
-        inv_freq = self.base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
-        times_T1 = (positions_T.astype(jnp.float32) / self.scaling)[:, None]
-        angles = times_T1 * inv_freq.astype(np.float32)
+        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000. The scaling is
+        # folded in, since XLA would multiply positions by its rounded reciprocal.
+        inv_freq = self.base ** (-np.arange(0, self.head_dim, 2) / self.head_dim) / self.scaling
+        angles = positions_T.astype(jnp.float32)[:, None] * inv_freq.astype(np.float32)
         angles_TH = jnp.concatenate([angles, angles], axis=-1)
         return Geometry(cos_TH=jnp.cos(angles_TH), sin_TH=jnp.sin(angles_TH))
 
@@ -65,9 +65,8 @@ class Sinusoidal(nnx.Module):
         self.d_model = cfg.d_model
 
     def __call__(self, x_BTD: jax.Array, positions_T: jax.Array) -> jax.Array:
-        even = jnp.arange(0, self.d_model, 2, dtype=jnp.float32)
-        freq = jnp.exp(even * (-math.log(10000.0) / self.d_model))
-        angles = positions_T.astype(jnp.float32)[:, None] * freq
+        freq = np.exp(np.arange(0, self.d_model, 2) * (-math.log(10000.0) / self.d_model))
+        angles = positions_T.astype(jnp.float32)[:, None] * freq.astype(np.float32)
         table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         return x_BTD + table.reshape(len(positions_T), -1)[:, : self.d_model]
 

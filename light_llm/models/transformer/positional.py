@@ -36,11 +36,11 @@ class Rope(nn.Module):
         return x_BTD
 
     def geometry(self, positions_T: torch.Tensor) -> Geometry:
-        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000
+        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000. The scaling is
+        # folded in, since a GPU would multiply positions by its rounded reciprocal.
         even = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
-        inv_freq = self.base ** (-even / self.head_dim)
-        times_T1 = (positions_T.float() / self.scaling)[:, None]
-        angles = times_T1 * inv_freq.float().to(positions_T.device)
+        inv_freq = self.base ** (-even / self.head_dim) / self.scaling
+        angles = positions_T.float()[:, None] * inv_freq.float().to(positions_T.device)
         angles_TH = torch.cat([angles, angles], dim=-1)
         return Geometry(cos_TH=angles_TH.cos(), sin_TH=angles_TH.sin())
 
@@ -67,9 +67,9 @@ class Sinusoidal(nn.Module):
         self.d_model = cfg.d_model
 
     def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
-        even = torch.arange(0, self.d_model, 2, dtype=torch.float32, device=positions_T.device)
+        even = torch.arange(0, self.d_model, 2, dtype=torch.float64, device="cpu")
         freq = torch.exp(even * (-math.log(10000.0) / self.d_model))
-        angles = positions_T.float()[:, None] * freq
+        angles = positions_T.float()[:, None] * freq.float().to(positions_T.device)
         table = torch.stack([angles.sin(), angles.cos()], dim=-1)
         return x_BTD + table.reshape(len(positions_T), -1)[:, : self.d_model]
 

@@ -1,0 +1,34 @@
+"""Gradient checkpointing (Chen et al. 2016): keep a layer's input, compute the rest again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def rematerialized(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`layer(params, x, *constants) -> y`, keeping only its arguments for the backward pass.
+
+    The backward pass computes the layer again from x + 0·dy. That the sum needs dy is the point:
+    `jax.checkpoint` holds recomputation back by an optimization barrier, which XLA:CPU drops, and
+    then it runs early and saves nothing (measured: temporaries of 0.99 instead of 0.2 times).
+    `constants` get no gradient.
+    """
+
+    @jax.custom_vjp
+    def run(params: Any, x: jax.Array, *constants: Any) -> jax.Array:
+        return layer(params, x, *constants)
+
+    def forward(params: Any, x: jax.Array, *constants: Any) -> tuple[jax.Array, Any]:
+        return layer(params, x, *constants), (params, x, constants)
+
+    def backward(residuals: Any, grad_y: jax.Array) -> tuple[Any, ...]:
+        params, x, constants = residuals
+        x = x + 0 * grad_y[(0,) * grad_y.ndim].astype(x.dtype)
+        _, pull_back = jax.vjp(lambda params, x: layer(params, x, *constants), params, x)
+        return (*pull_back(grad_y), *(None for _ in constants))
+
+    run.defvjp(forward, backward)
+    return run
