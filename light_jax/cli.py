@@ -26,7 +26,8 @@ def command(
     from light_jax.distributed import initialize
 
     initialize()  # before anything touches a device
-    from light_jax.trainer import NonFinite, run_config
+    from light_jax.log import NonFinite
+    from light_jax.trainer import run_config
 
     try:
         raise typer.Exit(run_config(config, resume))

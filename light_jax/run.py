@@ -4,6 +4,7 @@ nothing is written."""
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,14 @@ def _inspect(
     if cfg.use_wandb and is_main():
         check_wandb()
     directory = Path(cfg.checkpoint_dir)
-    store.check_writable(directory, resuming=resume is not None)
     tag = None if resume is None else store.find(resume, directory)
+    if is_main():
+        store.check_writable(directory, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if tag is None:
-        return mesh, (train_stream, val_stream), None, HostState(train_stream.fingerprint), []
+        host = HostState(uuid.uuid4().hex, train_stream.fingerprint)
+        return mesh, (train_stream, val_stream), None, host, []
     host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
     return mesh, (train_stream, val_stream), tag, host, changes
 

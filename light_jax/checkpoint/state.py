@@ -22,6 +22,7 @@ from light_llm.errors import UserError
 class HostState:
     """The part of a run's state that lives on the host."""
 
+    run: str  # an id that all tags of a run share, through every resume
     fingerprint: list[dict[str, Any]]  # of the training shards
     best_val_loss: float | None = None
     wandb_run_id: str | None = None

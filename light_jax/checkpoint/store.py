@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -43,6 +44,7 @@ class Tag:
     """A complete tag and where it stands in the history of its directory."""
 
     prefix: Path
+    run: str
     generation: int  # counts the starts of the run: 1, then one more with each resume
     step: int
 
@@ -72,7 +74,7 @@ def read_tag(prefix: str | Path) -> Tag:
             f"{prefix}: is of checkpoint format {record.get('format')}, and this version reads "
             f"{layout.FORMAT}; use the version that wrote it"
         )
-    return Tag(directory / name, record["generation"], record["step"])
+    return Tag(directory / name, record["run"], record["generation"], record["step"])
 
 
 def own_tags(directory: Path) -> list[Tag]:
@@ -171,12 +173,12 @@ class Store:
         save_weights(staging / f"{tag}{layout.WEIGHTS}", state.weights, self.cfg.model)
         save_state(staging / f"{tag}{layout.STATE}", state, host)
         if is_main():
-            self._write_config(staging, tag, int(state.step))
+            self._write_config(staging, tag, host.run, int(state.step))
             files.commit(self.directory, tag)
             self._retain()
         barrier(f"committed {tag}")
 
-    def _write_config(self, staging: Path, tag: str, step: int) -> None:
+    def _write_config(self, staging: Path, tag: str, run: str, step: int) -> None:
         members = {
             str(path.relative_to(staging)).removeprefix(tag): layout.digest(path)
             for path in sorted(staging.rglob("*"))
@@ -184,6 +186,7 @@ class Store:
         }
         record = {
             "format": layout.FORMAT,
+            "run": run,
             "generation": self.generation,
             "step": step,
             "files": members,
@@ -201,22 +204,30 @@ class Store:
         for tag in steps[: -self.cfg.keep_last_n]:
             files.delete(self.directory, tag.prefix.name)
 
-    def copy_config(self, path: Path) -> None:
-        """Keep the config file that the run was started with beside its checkpoints."""
+    def open(self, held: contextlib.ExitStack, config_path: Path) -> None:
+        """Make the directory, lock it, finish what a crash left, keep a copy of the config file.
+
+        Raises:
+            UserError: another run writes there.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(files.locked(self.directory))
+        files.recover(self.directory)
+        self._copy_config(config_path)
+
+    def _copy_config(self, path: Path) -> None:
         name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
         target = self.directory / name
         if not (target.exists() and target.samefile(path)):
             files.write_atomically(target, path.read_bytes())
 
 
-def check_writable(directory: Path, resuming: bool) -> None:
+def check_writable(directory: Path, resumed: Tag | None) -> None:
     """Refuse, before anything is written, a directory that cannot take this run.
 
     Raises:
         UserError: it is a file, not writable, or holds another run's checkpoints.
     """
-    if not is_main():
-        return
     existing = directory
     while not existing.exists():
         existing = existing.parent
@@ -231,16 +242,11 @@ def check_writable(directory: Path, resuming: bool) -> None:
             f"checkpoint_dir={str(directory)!r} cannot be written ({error.strerror}); "
             "use another folder"
         ) from None
-    there = layout.tags(directory)
-    if there and not resuming:
+    others = set(layout.tags(directory))
+    if resumed is not None:
+        others -= {tag.prefix.name for tag in own_tags(directory) if tag.run == resumed.run}
+    if others:
         raise UserError(
-            f"checkpoint_dir={str(directory)!r} holds a run already ({', '.join(there)}); "
-            "continue it with --resume auto, or use another checkpoint_dir"
+            f"checkpoint_dir={str(directory)!r} holds a run already ({', '.join(sorted(others))}); "
+            "continue that one with --resume auto, or use another checkpoint_dir"
         )
-
-
-def free_bytes(directory: Path) -> int:
-    """Free disk space where the directory is or will be."""
-    while not directory.exists():
-        directory = directory.parent
-    return shutil.disk_usage(directory).free

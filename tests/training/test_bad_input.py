@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_runs import REFERENCE, TINY, command, metrics, write_config
 
-from light_jax.trainer import NonFinite, run_config
+from light_jax.log import NonFinite
+from light_jax.trainer import run_config
 from light_llm.errors import UserError
 
 
@@ -105,6 +106,23 @@ def test_a_directory_with_a_run_is_not_overwritten(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"holds a run already \(final\).*--resume auto"):
         run_config("c.yaml")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_another_runs_directory_is_not_taken_over_by_a_resume(tmp_path, monkeypatch):
+    """Its tags would be counted, and deleted, as the resumed run's own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "theirs"):
+        write_config(tmp_path / f"{name}.yaml", num_steps=2, val_data=..., checkpoint_dir=name)
+        run_config(f"{name}.yaml")
+    with pytest.raises(UserError, match=r"checkpoint_dir='theirs' holds a run already"):
+        run_config("theirs.yaml", "mine/final")
+    foreign = tmp_path / "foreign/best"
+    foreign.parent.mkdir()
+    for ending in (".safetensors", ".config.json"):  # as the PyTorch trainer leaves them
+        foreign.with_suffix(ending).write_text("{}")
+    write_config(tmp_path / "c.yaml", checkpoint_dir="foreign")
+    with pytest.raises(UserError, match=r"checkpoint_dir='foreign' holds a run already \(best\)"):
+        run_config("c.yaml", "auto")
 
 
 @pytest.mark.parametrize("accum", [1, 2])

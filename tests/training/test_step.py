@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from tiny_runs import TINY, merged
 
 from conversion import to_torch
@@ -67,6 +66,7 @@ def test_k_micro_batches_equal_one_batch():
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_optimizers_are_those_of_torch(kind):
     """Five updates of two tensors, with decay on the matrix alone."""
+    torch = pytest.importorskip("torch")
     cfg = OptimizerConfig(type=kind, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6)
     rng = np.random.default_rng(0)
     start = {"matrix": rng.normal(size=(3, 4)), "vector": rng.normal(size=4)}
@@ -97,6 +97,7 @@ def test_optimizers_are_those_of_torch(kind):
 
 
 def test_clipping_is_torchs():
+    torch = pytest.importorskip("torch")
     for norm, max_norm in [(0.5, 1.0), (3.0, 1.0), (1.0, 1.0), (0.0, 1.0)]:
         parameter = torch.nn.Parameter(torch.zeros(1))
         parameter.grad = torch.tensor([norm])

@@ -1,0 +1,148 @@
+"""Each step's metrics: read a step late, told to the console, metrics.jsonl and W&B."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from light_jax.console import Reporter, count, duration
+from light_jax.distributed import is_main
+from light_jax.flops import flops_per_token, peak_flops
+from light_jax.metrics import MetricsFile
+from light_jax.optimizer import learning_rate
+from light_jax.run import Run
+from light_jax.step import MAX_SKIPS, StepMetrics
+from light_jax.wandb_run import WandbRun
+
+
+class NonFinite(Exception):
+    """The loss or the gradients stopped being finite (exit code 3)."""
+
+
+class Log:
+    """Takes each step's metrics, reads them when the next step is under way, and tells them."""
+
+    def __init__(self, run: Run, directory: Path, reporter: Reporter) -> None:
+        self.run, self.reporter = run, reporter
+        self._sinks: list[MetricsFile | WandbRun] = []
+        if is_main():
+            self._sinks.append(MetricsFile(directory, int(run.state.step)))
+            if run.cfg.use_wandb:
+                wandb_run = WandbRun(run.cfg, run.host.wandb_run_id)
+                run.host.wandb_run_id = wandb_run.id
+                self._sinks.append(wandb_run)
+        self._pending: tuple[int, StepMetrics] | None = None
+        self._logged_step, self._logged_time = int(run.state.step), time.perf_counter()
+        self._tokens_per_second = 0.0
+        peak = peak_flops(run.mesh.devices.flat[0])
+        self._peak = peak and peak * run.mesh.size
+        self._flops = flops_per_token(run.cfg.model, run.num_params, run.cfg.seq_len)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(line)
+
+    def step(self, step: int, metrics: StepMetrics) -> None:
+        """Take the metrics of `step`, tell those of the step before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Tell the metrics that are still with the device.
+
+        Raises:
+            NonFinite: the step was not finite; the weights are those before it.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        if values.bad_step >= 0:
+            raise NonFinite(_describe_bad_step(self.run, int(values.bad_step), values))
+        if step % self.run.cfg.log_every == 0:
+            self._line(step, values)
+        self.reporter.progress(step, self._text(step, float(values.loss)))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Tell all steps so far; what is done inside does not count as training time."""
+        self.flush()
+        start = time.perf_counter()
+        yield
+        self._logged_time += time.perf_counter() - start
+
+    def _line(self, step: int, values: StepMetrics) -> None:
+        cfg, now = self.run.cfg, time.perf_counter()
+        tokens = (step - self._logged_step) * cfg.tokens_per_step
+        self._tokens_per_second = tokens / (now - self._logged_time)
+        self._logged_step, self._logged_time = step, now
+        line: dict[str, Any] = {
+            "step": step,
+            "time": time.time(),
+            "tokens": step * cfg.tokens_per_step,
+            "train/loss": float(values.mean_loss),
+            "train/lr": learning_rate(cfg, step - 1),
+            "train/grad_norm": float(values.grad_norm),
+            "train/tokens_per_second": self._tokens_per_second,
+        }
+        if cfg.dtype == "float16":
+            line["train/loss_scale"] = float(values.loss_scale)
+        self._write(line)
+        if not self.reporter.has_bar:
+            self.reporter.line(
+                f"step {step}/{cfg.num_steps}  " + self._text(step, float(values.mean_loss))
+            )
+
+    def validation(self, step: int, loss: float, best: bool) -> None:
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
+        self.reporter.line(
+            f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
+            f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"
+        )
+
+    def _text(self, step: int, loss: float) -> str:
+        cfg, speed = self.run.cfg, self._tokens_per_second
+        text = f"loss {loss:.4f}  lr {learning_rate(cfg, step - 1):.2e}"
+        if speed:
+            left = (cfg.num_steps - step) * cfg.tokens_per_step / speed
+            text += f"  {count(speed)} tokens/s"
+            if self._peak:
+                text += f"  MFU {speed * self._flops / self._peak:.1%}"
+            text += f"  ETA {duration(left)}"
+        return text
+
+
+def _describe_bad_step(run: Run, step: int, values: StepMetrics) -> str:
+    """`step` counts from 0, as in the state."""
+    cfg = run.cfg
+    if np.isfinite(values.loss) and cfg.dtype == "float16":
+        what = f"the gradients overflowed float16 {MAX_SKIPS} times in a row"
+        remedy = "use dtype bfloat16 or float32, or a lower optimizer.lr"
+    else:
+        what = "the loss or the gradient norm is not finite"
+        remedy = "lower optimizer.lr, or look at these rows"
+    windows = cfg.gradient_accumulation_steps * cfg.batch_size
+    places = run.train_stream.locate(step * windows, windows)
+    rows = "\n".join(f"  {shard}: rows {first} to {last}" for shard, first, last in places)
+    return (
+        f"step {step + 1}: {what}; {remedy}. Nothing of this step was kept, and the last "
+        f"checkpoint is intact. The batch came from\n{rows}"
+    )
