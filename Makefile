@@ -37,4 +37,4 @@ check: $(INSTALLED)
 	$(MAKE) test
 
 clean:
-	rm -rf data checkpoints .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf data/quickstart checkpoints/quickstart .pytest_cache .ruff_cache .mypy_cache .hypothesis

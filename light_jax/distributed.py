@@ -37,7 +37,13 @@ def initialize() -> None:
         except ValueError as error:
             raise UserError(f"{', '.join(_VARIABLES)}: {error}") from None
     elif _in_cluster():
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise UserError(
+                f"this looks like one of several hosts, but JAX could not find the others "
+                f"({error}); set {', '.join(_VARIABLES)}"
+            ) from None
 
 
 def _in_cluster() -> bool:
@@ -60,10 +66,11 @@ def barrier(name: str) -> None:
 
 def together(check: Callable[[], Result]) -> Result:
     """Run `check` on every process; if it fails on one, all stop, and none waits for the others."""
-    result, error = None, None
+    result: Result | None = None
+    error: Exception | None = None
     try:
         result = check()
-    except UserError as failure:
+    except Exception as failure:  # whatever it is, the others must hear of it; raised below
         error = failure
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.int32(error is not None))

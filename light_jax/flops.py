@@ -33,5 +33,6 @@ def peak_flops(device: jax.Device) -> float | None:
 def flops_per_token(cfg: TransformerConfig, num_params: int, seq_len: int) -> float:
     """Forward and backward: 6 per weight of a matmul, 12·L·N·H·T for scores (PaLM, appendix B)."""
     embeddings = 0 if cfg.tie_embeddings else cfg.vocab_size * cfg.d_model
+    scores = 18.0 if cfg.attention.variant == "complex" else 12.0  # its q·k is twice as wide
     attention = cfg.num_layers * cfg.attention.num_heads * cfg.attention.head_dim * seq_len
-    return 6.0 * (num_params - embeddings) + 12.0 * attention
+    return 6.0 * (num_params - embeddings) + scores * attention

@@ -111,7 +111,7 @@ class Log:
             )
 
     def validation(self, step: int, loss: float, best: bool) -> None:
-        perplexity = math.exp(loss) if loss < 700 else math.inf
+        perplexity = math.inf if loss > 700 else math.exp(loss)
         self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "

@@ -47,9 +47,6 @@ class Run:
     resumed: store.Tag | None
     changes: list[str]  # settings that differ from those of the resumed run
     num_params: int
-    train_step: Callable[..., Any] = lambda *_: None
-    eval_step: Callable[..., Any] = lambda *_: None
-    memory: int | None = None  # bytes that the compiled step takes on one device
 
 
 def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
@@ -87,7 +84,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
 def _inspect(
     cfg: TrainingConfig, resume: str | None
 ) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], store.Tag | None, HostState, list[str]]:
-    """What needs no device: the mesh, the data, and the checkpoint to resume from."""
+    """What is checked before anything large is made: mesh, data, the checkpoint to resume from."""
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, mesh)
     if cfg.use_wandb and is_main():
@@ -111,7 +108,16 @@ def _stream(cfg: TrainingConfig, paths: str | list[str], field: str) -> TokenStr
     )
 
 
-def compile_steps(run: Run) -> None:
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The compiled steps of a run."""
+
+    train: Callable[..., Any]
+    evaluate: Callable[..., Any] | None  # with val_data
+    memory: int | None  # bytes that the training step takes on one device
+
+
+def compile_steps(run: Run) -> Steps:
     """Compile the training and the evaluation step ahead of the loop."""
     cfg, mesh = run.cfg, run.mesh
     width = cfg.seq_len + 1
@@ -126,17 +132,18 @@ def compile_steps(run: Run) -> None:
     tokens = jax.ShapeDtypeStruct(micro_batches, jnp.int32)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     compiled = train.lower(run.state, tokens, rate).compile()
-    run.train_step, run.memory = compiled, _memory(compiled)
+    evaluate = None
     if run.val_stream is not None:
         rows = batch_sharding(mesh, 0)
-        evaluate = jax.jit(
+        jitted = jax.jit(
             make_eval_step(cfg, mesh),
             in_shardings=(run.shardings.params, rows, rows),
             out_shardings=(everywhere, everywhere),
         )
         tokens = jax.ShapeDtypeStruct((cfg.batch_size, width), jnp.int32)
         mask = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.float32)
-        run.eval_step = evaluate.lower(run.state.params, tokens, mask).compile()
+        evaluate = jitted.lower(run.state.params, tokens, mask).compile()
+    return Steps(compiled, evaluate, _memory(compiled))
 
 
 def _memory(compiled: Any) -> int | None:

@@ -119,6 +119,22 @@ def state_shardings(abstract: Any, cfg: TransformerConfig, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
+def gather_rows(params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """`params` with the token tables whole along the model axis, as lookups and logits need them.
+
+    Once per micro-batch: left to itself, XLA would gather the head again for each chunk of the
+    loss, and replicate the batch to look its tokens up in a table that is cut along the model axis.
+    """
+
+    def gather(path: Sequence[Any], leaf: jax.Array, sharding: Any) -> jax.Array:
+        if path_names(path)[-2:] not in (("tok_emb", "weight"), ("lm_head", "weight")):
+            return leaf
+        by_rows = NamedSharding(mesh, PartitionSpec(sharding.spec[0], None))
+        return jax.lax.with_sharding_constraint(leaf, by_rows)
+
+    return jax.tree_util.tree_map_with_path(gather, params, shardings)
+
+
 def _mesh_axis(logical: str | None, units: dict[str, int], mesh: Mesh) -> str | None:
     if logical is None:
         return None

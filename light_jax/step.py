@@ -19,7 +19,7 @@ from light_jax.config import TrainingConfig
 from light_jax.loss import cross_entropy_sum
 from light_jax.models.transformer.model import Transformer
 from light_jax.optimizer import clip_scale, make_optimizer
-from light_jax.sharding import batch_sharding, batch_shards
+from light_jax.sharding import batch_sharding, batch_shards, gather_rows, state_shardings
 
 INITIAL_LOSS_SCALE = 2.0**16
 LOSS_SCALE_GROWTH_INTERVAL = 2000
@@ -109,7 +109,8 @@ def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
     abstract = nnx.eval_shape(
         lambda: Transformer(cfg.model, dtype=jnp.dtype(cfg.dtype), rngs=nnx.Rngs(0))
     )
-    graphdef = nnx.graphdef(abstract)
+    graphdef, abstract_params = nnx.split(abstract)
+    shardings = state_shardings(abstract_params, cfg.model, mesh)
     by_rows = batch_sharding(mesh, 0)
     # The head's rows in full tiles: 50257 columns would leave a GPU's or TPU's matmul units idle.
     row_multiple = 1 if mesh.devices.flat[0].platform == "cpu" else 128
@@ -117,7 +118,7 @@ def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
     def loss_sum(
         params: Params, tokens_BS: jax.Array, weights_BT: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        model = nnx.merge(graphdef, params)
+        model = nnx.merge(graphdef, gather_rows(params, shardings, mesh))
         hidden_BTD = model.hidden(
             tokens_BS[:, :-1], key, lambda x: jax.lax.with_sharding_constraint(x, by_rows)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 
 from light_jax.console import count, size
@@ -36,6 +38,7 @@ def describe(run: Run) -> list[str]:
         f"mesh {mesh}",
         f"precision   {cfg.dtype} matmuls, float32 weights"
         + (" (bfloat16 in the step)" if cfg.bf16_model_weights else ""),
+        *_determinism(device),
         f"state       {size(held)} per device (weights and optimizer)",
         f"checkpoints {cfg.checkpoint_dir}",
     ]
@@ -45,6 +48,17 @@ def describe(run: Run) -> list[str]:
         if run.cfg.init_from is not None:
             lines.append("  init_from is ignored on resume")
     return lines
+
+
+def _determinism(device: jax.Device) -> list[str]:
+    """On a GPU, whether a resume is exact to the bit."""
+    if device.platform != "gpu":
+        return []
+    flag = "--xla_gpu_deterministic_ops=true"
+    is_set = flag in os.environ.get("XLA_FLAGS", "")
+    return [
+        f"resume      {'exact to the bit' if is_set else f'not to the bit: XLA_FLAGS lacks {flag}'}"
+    ]
 
 
 def _bytes_on_one_device(array: jax.Array) -> int:

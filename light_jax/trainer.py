@@ -16,7 +16,7 @@ from light_jax.data.loader import BatchLoader, validation_batches
 from light_jax.distributed import is_main, together
 from light_jax.log import Log
 from light_jax.optimizer import learning_rate
-from light_jax.run import Run, compile_steps, prepare
+from light_jax.run import Run, Steps, compile_steps, prepare
 from light_jax.sharding import to_global
 from light_jax.signals import Stopper
 from light_jax.summary import describe
@@ -26,7 +26,8 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
     """All that `llm-train CONFIG [--resume …]` does. Returns the exit code.
 
     Raises:
-        UserError: the config, its data or the checkpoint cannot be used; nothing was written.
+        UserError: the config, its data or the checkpoint cannot be used; nothing was written, but
+            by a run in whose midst a shard turns out to be bad.
         NonFinite: training stopped on a non-finite step.
     """
     run = prepare(load_config(config_path), resume)
@@ -34,16 +35,28 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
         for line in describe(run):
             reporter.line(line)
         done = int(run.state.step)
-        if done >= run.cfg.num_steps:
-            reporter.line(f"nothing to do: step {done} of {run.cfg.num_steps} is done")
-            return 0
-        compile_steps(run)
-        if run.memory is not None:
-            reporter.line(f"memory      {size(run.memory)} per device for the compiled step")
-        return train(run, Path(config_path), reporter)
+        if done < run.cfg.num_steps:
+            steps = compile_steps(run)
+            if steps.memory is not None:
+                reporter.line(f"memory      {size(steps.memory)} per device for the compiled step")
+            return train(run, steps, Path(config_path), reporter)
+        reporter.line(f"nothing to do: step {done} of {run.cfg.num_steps} is done")
+        return finish(run, Path(config_path))
 
 
-def train(run: Run, config_path: Path, reporter: Reporter) -> int:
+def finish(run: Run, config_path: Path) -> int:
+    """Write the `final` that a run lacks if it was stopped after its last step's other tags."""
+    store = Store(run.cfg, run.resumed)
+    assert run.resumed is not None
+    own = run.resumed.prefix.parent.absolute() == store.directory.absolute()
+    if own and not store.has_final():
+        with contextlib.ExitStack() as held:
+            together(lambda: store.open(held, config_path) if is_main() else None)
+            store.save("final", run.state, run.host)
+    return 0
+
+
+def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter) -> int:
     """Train from the run's state to num_steps, or to a signal. Returns the exit code."""
     cfg, store = run.cfg, Store(run.cfg, run.resumed)
     first_step = int(run.state.step)
@@ -59,18 +72,18 @@ def train(run: Run, config_path: Path, reporter: Reporter) -> int:
             num_workers=cfg.num_workers,
         )
         reporter.start(first_step, cfg.num_steps)
-        with Log(run, store.directory, reporter) as log, reporter, loader, Stopper() as stopper:
+        with Log(run, store.directory, reporter) as log, loader, Stopper() as stopper:
             for step, local_tokens in enumerate(loader, first_step + 1):
                 tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
                 rate = np.float32(learning_rate(cfg, step - 1))
-                run.state, metrics = run.train_step(run.state, tokens, rate)
+                run.state, metrics = steps.train(run.state, tokens, rate)
                 log.step(step, metrics)
                 last = step == cfg.num_steps
                 stop = stopper.requested(step)
                 improved = False
                 if run.val_stream is not None and (last or step % cfg.eval_every == 0):
                     with log.paused():
-                        improved = _evaluate(run, step, log)
+                        improved = _evaluate(run, steps, step, log)
                 tags = {
                     "best": improved,
                     files.step_tag(step): stop or step % cfg.save_every == 0,
@@ -86,16 +99,17 @@ def train(run: Run, config_path: Path, reporter: Reporter) -> int:
     return 0
 
 
-def _evaluate(run: Run, step: int, log: Log) -> bool:
+def _evaluate(run: Run, steps: Steps, step: int, log: Log) -> bool:
     """Log the mean loss over the validation tokens; True if it is the best so far."""
     assert run.val_stream is not None
+    assert steps.evaluate is not None
     total, tokens = 0.0, 0.0
     batches = validation_batches(
         run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
     )
     for batch in batches:
         shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
-        loss_sum, num_tokens = run.eval_step(run.state.params, *shared)
+        loss_sum, num_tokens = steps.evaluate(run.state.params, *shared)
         total, tokens = total + float(loss_sum), tokens + float(num_tokens)
     loss = total / tokens
     so_far = run.host.best_val_loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from light_jax.config import TrainingConfig
@@ -46,8 +45,7 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, values: dict[str, Any]) -> None:
-        """Log one line; W&B, unlike strict JSON, has NaN and infinity."""
-        self._run.log({k: math.nan if v is None else v for k, v in values.items()})
+        self._run.log(values)
 
     def close(self) -> None:
         self._run.finish()

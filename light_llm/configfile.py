@@ -11,7 +11,7 @@ import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -70,8 +70,11 @@ class Config(BaseModel):
 
 def _scalar_types(annotation: Any) -> set[type]:
     """The scalar types that an annotation like `int | None` admits."""
-    parts = typing.get_args(annotation) or (annotation,)
-    return {part for part in parts if part in (bool, int, float, str)}
+    if typing.get_origin(annotation) is Annotated:
+        return _scalar_types(typing.get_args(annotation)[0])
+    if parts := typing.get_args(annotation):
+        return set().union(*(_scalar_types(part) for part in parts))
+    return {annotation} & {bool, int, float, str}
 
 
 def _to_int(value: Any) -> Any:

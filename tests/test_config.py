@@ -70,6 +70,14 @@ ILLEGAL = {
     "missing": ({"train_data": ...}, "train_data is required and not set"),
     "empty data": ({"train_data": []}, "train_data=[] must name a folder, a file or a glob"),
     "choice": ({"dtype": "bf16"}, "dtype='bf16' must be 'bfloat16', 'float16' or 'float32'"),
+    "bool for an optional": (
+        {"model": {"attention": {"mask_type": "sliding_window", "window_size": True}}},
+        "model.attention.window_size=True must be a value",
+    ),
+    "bool for an optional float": (
+        {"model": {"positional": {"rope_scaling": True}}},
+        "model.positional.rope_scaling=True must be a value",
+    ),
     "whole number": ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number"),
     "number": ({"batch_size": "many"}, "batch_size='many' must be a whole number"),
     "bound": ({"num_steps": 0}, "num_steps=0 must be greater than or equal to 1"),

@@ -24,6 +24,11 @@ def step_tag(step: int) -> str:
     return f"step{step:07d}"
 
 
+def is_own_name(tag: str) -> bool:
+    """Whether a run writes tags of that name."""
+    return tag in ("best", "final") or STEP_TAG.fullmatch(tag) is not None
+
+
 def writing_dir(directory: Path, tag: str) -> Path:
     return directory / f".{tag}.writing"
 
@@ -70,7 +75,8 @@ def publish(directory: Path, tag: str) -> None:
 
 
 def delete(directory: Path, tag: str) -> None:
-    """Remove a tag, config.json first, so that half of it is never taken for the whole."""
+    """Remove a tag, config.json first: half of it is never taken for the whole, and its state last:
+    a weights file alone is somebody's, not the rest of a tag."""
     (directory / f"{tag}{CONFIG}").unlink(missing_ok=True)
     sync(directory)
     (directory / f"{tag}{WEIGHTS}").unlink(missing_ok=True)
@@ -85,12 +91,9 @@ def recover(directory: Path) -> None:
         publish(directory, committed.name[1:].removesuffix(".committed"))
     for writing in sorted(directory.glob(".*.writing")):
         shutil.rmtree(writing)
-    for temporary in sorted(directory.glob(".*.tmp")):
-        temporary.unlink()
-    for part in sorted(directory.glob("step*")):  # half-deleted
-        tag = part.name.removesuffix(WEIGHTS).removesuffix(STATE)
-        whole = part.name == tag or (directory / f"{tag}{CONFIG}").exists()
-        if not whole and STEP_TAG.fullmatch(tag):
+    for state in sorted(directory.glob(f"step*{STATE}")):  # half-deleted: the state goes last
+        tag = state.name.removesuffix(STATE)
+        if STEP_TAG.fullmatch(tag) and not (directory / f"{tag}{CONFIG}").exists():
             delete(directory, tag)
 
 

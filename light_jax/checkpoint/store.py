@@ -39,6 +39,9 @@ MUST_MATCH = (
 )
 
 
+START = ".resumed.json"  # the prefix and generation of the last resume
+
+
 @dataclasses.dataclass(frozen=True)
 class Tag:
     """A complete tag and where it stands in the history of its directory."""
@@ -78,10 +81,10 @@ def read_tag(prefix: str | Path) -> Tag:
 
 
 def own_tags(directory: Path) -> list[Tag]:
-    """The tags that this trainer wrote there, oldest first."""
+    """The tags there that this trainer can resume from, oldest first."""
     found = []
     for name in layout.tags(directory):
-        if "checkpoint" in layout.read_config(directory / name):
+        with contextlib.suppress(UserError):  # another trainer's, or a copy of the weights alone
             found.append(read_tag(directory / name))
     return sorted(found, key=lambda tag: tag.order)
 
@@ -90,7 +93,17 @@ def find(resume: str, directory: Path) -> Tag | None:
     """`auto` is the newest tag of the directory, or None; otherwise the tag of that prefix."""
     if resume != "auto":
         return read_tag(resume)
-    return max(own_tags(directory), key=lambda tag: tag.order, default=None)
+    newest = max(own_tags(directory), key=lambda tag: tag.order, default=None)
+    start = _read_start(directory)
+    if newest is None or start is None or newest.generation >= start["generation"]:
+        return newest
+    return read_tag(start["resumed"])  # a resumed run that was stopped before its first tag
+
+
+def _read_start(directory: Path) -> dict[str, Any] | None:
+    """What the last resume in this directory started from."""
+    path = directory / START
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def check_resumable(
@@ -116,6 +129,8 @@ def check_resumable(
             f"{tag.prefix}: cannot be resumed with this config; undo these changes, or start a "
             "new run from its weights with init_from:\n  " + "\n  ".join(refused)
         )
+    if {"val_data", "eval_steps", "checkpoint_dir"} & {key for key, _ in changes}:
+        host.best_val_loss = None  # of other tokens, or in another directory
     return host, [line for _, line in changes]
 
 
@@ -161,8 +176,8 @@ class Store:
 
     def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
         self.cfg, self.directory = cfg, Path(cfg.checkpoint_dir)
-        newest = max((tag.generation for tag in own_tags(self.directory)), default=0)
-        self.generation = 1 + max(newest, resumed.generation if resumed else 0)
+        self.resumed = resumed
+        self.generation = 1  # known to process 0 once the directory is open
 
     def save(self, tag: str, state: TrainState, host: HostState) -> None:
         """Commit the three files of a tag; every process calls it."""
@@ -197,23 +212,43 @@ class Store:
         shutil.copymode(path, staging / f"{tag}{layout.WEIGHTS}")  # safetensors' own is 0600
 
     def _retain(self) -> None:
-        """Delete step tags beyond the newest keep_last_n, and those of an abandoned future."""
-        steps = [
-            tag for tag in own_tags(self.directory) if files.STEP_TAG.fullmatch(tag.prefix.name)
-        ]
-        for tag in steps[: -self.cfg.keep_last_n]:
+        """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n."""
+        tags = own_tags(self.directory)
+        steps = [tag for tag in tags if files.STEP_TAG.fullmatch(tag.prefix.name)]
+        left_at = 0 if self.resumed is None else self.resumed.step
+        abandoned = [t for t in steps if t.generation < self.generation and t.step > left_at]
+        kept = sorted((t for t in steps if t not in abandoned), key=lambda tag: tag.step)
+        for tag in [*abandoned, *kept[: -self.cfg.keep_last_n]]:
             files.delete(self.directory, tag.prefix.name)
 
     def open(self, held: contextlib.ExitStack, config_path: Path) -> None:
         """Make the directory, lock it, finish what a crash left, keep a copy of the config file.
 
+        Process 0 alone calls it.
+
         Raises:
-            UserError: another run writes there.
+            UserError: another run writes there, or did so since this one was checked.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         held.enter_context(files.locked(self.directory))
         files.recover(self.directory)
+        check_writable(self.directory, self.resumed)
         self._copy_config(config_path)
+        if self.resumed is not None:
+            tags = [self.resumed, *own_tags(self.directory)]
+            start = _read_start(self.directory) or {"generation": 0}
+            newest = max(tag.generation for tag in tags)
+            self.generation = 1 + max(newest, start["generation"])
+            start = {
+                "generation": self.generation,
+                "resumed": str(self.resumed.prefix.absolute()),
+            }
+            files.write_atomically(self.directory / START, json.dumps(start).encode())
+
+    def has_final(self) -> bool:
+        """Whether the resumed step's `final` tag is there."""
+        finals = [tag for tag in own_tags(self.directory) if tag.prefix.name == "final"]
+        return self.resumed is not None and any(tag.step == self.resumed.step for tag in finals)
 
     def _copy_config(self, path: Path) -> None:
         name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
@@ -242,7 +277,7 @@ def check_writable(directory: Path, resumed: Tag | None) -> None:
             f"checkpoint_dir={str(directory)!r} cannot be written ({error.strerror}); "
             "use another folder"
         ) from None
-    others = set(layout.tags(directory))
+    others = {name for name in layout.tags(directory) if files.is_own_name(name)}
     if resumed is not None:
         others -= {tag.prefix.name for tag in own_tags(directory) if tag.run == resumed.run}
     if others:

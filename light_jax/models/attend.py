@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from light_jax.models.layers import dropout, matmul_precision
 
@@ -30,7 +29,7 @@ def attend(
     *,
     scale: float,
     span: Span,
-    slopes_N: np.ndarray | None = None,
+    slopes_N: jax.Array | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
@@ -53,10 +52,13 @@ def attend(
 
 
 def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array, span: Span) -> bool:
-    """cuDNN's flash attention: 16-bit types, head_dim a multiple of 8 up to 128."""
+    """cuDNN's flash attention: NVIDIA from Ampere on, 16 bits, head_dim a multiple of 8 to 128."""
     head_dim = q_BTNH.shape[-1]
+    device = jax.devices()[0]
     return (
-        jax.default_backend() == "gpu"
+        device.platform == "gpu"
+        and "cuda" in device.client.platform_version
+        and float(device.compute_capability) >= 8.0
         and q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
         and head_dim == v_BSKH.shape[-1]
         and head_dim % 8 == 0
@@ -104,7 +106,7 @@ def _attend_in_blocks(
     v_BSKH: jax.Array,
     scale: float,
     span: Span,
-    slopes_N: np.ndarray | None,
+    slopes_N: jax.Array | None,
     dropout_rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -127,17 +129,14 @@ def _attend_in_blocks(
         q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * (stop - start), H)
         scores_BKXS = _scores(q_BKXH, k_BKSH[:, :, first:last])
         scores_BKGTS = scores_BKXS.reshape(B, K, G, stop - start, last - first) * scale
-        distance_TS = np.arange(start, stop)[:, None] - np.arange(first, last)
+        distance_TS = jnp.arange(start, stop)[:, None] - jnp.arange(first, last)
         if slopes_N is not None:
             slopes_KG11 = slopes_N.reshape(K, G, 1, 1)
-            scores_BKGTS -= slopes_KG11 * np.abs(distance_TS).astype(np.float32)
-        hidden_TS = np.zeros_like(distance_TS, dtype=bool)
+            scores_BKGTS -= slopes_KG11 * jnp.abs(distance_TS).astype(jnp.float32)
         if span.left is not None:
-            hidden_TS |= distance_TS > span.left
+            scores_BKGTS = jnp.where(distance_TS > span.left, -jnp.inf, scores_BKGTS)
         if span.right is not None:
-            hidden_TS |= distance_TS < -span.right
-        if hidden_TS.any():
-            scores_BKGTS = jnp.where(hidden_TS, -jnp.inf, scores_BKGTS)
+            scores_BKGTS = jnp.where(distance_TS < -span.right, -jnp.inf, scores_BKGTS)
         probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
         block_key = None if key is None else jax.random.fold_in(key, start)
         probs_BKGTS = dropout(probs_BKGTS, dropout_rate, block_key)

@@ -37,7 +37,9 @@ class Linear(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         y_2d = jnp.matmul(x_2d, kernel, precision=matmul_precision(self.dtype))
         if self.bias is not None:
-            y_2d = y_2d + self.bias[...].astype(self.dtype)
+            # in float32, so that the bias's gradient, a sum over tokens, is in float32 too
+            y_2d = y_2d.astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+            y_2d = y_2d.astype(self.dtype)
         return y_2d.reshape(*x.shape[:-1], -1)
 
 
@@ -48,7 +50,8 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(nnx.initializers.normal(std)(rngs.params(), (rows, dim)))
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        return self.weight[...][index].astype(jnp.float32)
+        # cast before the lookup: its gradient is a sum over tokens, which must not be in 16 bits
+        return self.weight[...].astype(jnp.float32)[index]
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

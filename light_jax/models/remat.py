@@ -26,7 +26,7 @@ def rematerialized(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     def backward(residuals: Any, grad_y: jax.Array) -> tuple[Any, ...]:
         params, x, constants = residuals
-        x = x + 0 * grad_y[(0,) * grad_y.ndim].astype(x.dtype)
+        x = x + (0 * grad_y).astype(x.dtype)
         _, pull_back = jax.vjp(lambda params, x: layer(params, x, *constants), params, x)
         return (*pull_back(grad_y), *(None for _ in constants))
 

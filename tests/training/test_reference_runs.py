@@ -27,9 +27,9 @@ def test_follows_the_reference_run(case, reference_run):
     assert column(out, "val/loss") == pytest.approx(
         val_losses, abs=1.5e-3 if low_precision else 2e-5
     )
-    assert_same_weights(
-        out / "final.safetensors", folder / "final.safetensors", 5e-3 if low_precision else 1e-5
-    )
+    # 300 steps of Adam part further than 40: 5.6e-6 with jax 0.10, 1.02e-5 with 0.12
+    atol = {"adamw-bf16": 5e-3, "adam-biases-epochs": 3e-5}.get(case, 1e-5)
+    assert_same_weights(out / "final.safetensors", folder / "final.safetensors", atol)
     best = min(val_losses)
     assert json.loads((out / "best.config.json").read_text())["checkpoint"]["step"] == next(
         line["step"] for line in expected["val"] if line["val_loss"] == best

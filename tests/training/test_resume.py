@@ -144,3 +144,76 @@ def test_resume_of_what_is_not_there_lists_what_is(tmp_path):
     assert done.returncode == 2
     assert "there is no checkpoint 'step9' (out has best, final, step0000003)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_resume_stopped_before_its_first_tag_is_still_the_newest(tmp_path, monkeypatch, capsys):
+    """Left at step 2 of 6 and killed at once: `auto` goes back to 2, not to the former future."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=6, save_every=2, val_data=...)
+    run_config("c.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr("light_jax.trainer.BatchLoader", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_config("c.yaml", "out/step0000002")
+    capsys.readouterr()
+    run_config("c.yaml", "auto")
+    assert "step0000002 at step 2" in capsys.readouterr().err
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
+
+
+def _interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_retention_keeps_the_history_and_drops_the_abandoned_future(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=6, save_every=1, keep_last_n=9, val_data=...)
+    run_config("c.yaml")
+    write_config(tmp_path / "c.yaml", num_steps=3, save_every=1, keep_last_n=9, val_data=...)
+    run_config("c.yaml", "out/step0000002")
+    tags = sorted(path.name[:11] for path in (tmp_path / "out").glob("step*.safetensors"))
+    assert tags == ["step0000001", "step0000002", "step0000003"]
+
+
+def test_a_copy_of_the_weights_alone_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=2, val_data=...)
+    run_config("c.yaml")
+    for ending in (".safetensors", ".config.json"):
+        (tmp_path / f"out/mine{ending}").write_bytes((tmp_path / f"out/final{ending}").read_bytes())
+    write_config(tmp_path / "c.yaml", num_steps=3, val_data=...)
+    assert run_config("c.yaml", "out/final") == 0
+    assert (tmp_path / "out/mine.safetensors").exists()
+
+
+def test_a_final_that_was_never_written_is_made_up_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=3, val_data=...)
+    run_config("c.yaml")
+    before = (tmp_path / "out/final.safetensors").read_bytes()
+    for path in ("final.config.json", "final.safetensors"):
+        (tmp_path / "out" / path).unlink()
+    assert run_config("c.yaml", "auto") == 0
+    assert (tmp_path / "out/final.safetensors").read_bytes() == before
+
+
+def test_the_best_loss_is_of_the_same_validation_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=3)
+    run_config("c.yaml")
+    write_config(tmp_path / "c.yaml", num_steps=6, eval_steps=1, optimizer={"lr": 1e-9})
+    run_config("c.yaml", "out/final")
+    record = json.loads((tmp_path / "out/best.config.json").read_text())["checkpoint"]
+    assert record["step"] == 6
+
+
+def test_weights_of_ones_own_are_never_taken_for_half_a_tag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=2, val_data=..., checkpoint_dir="first")
+    run_config("c.yaml")
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out/step0000100.safetensors"
+    mine.write_bytes((tmp_path / "first/final.safetensors").read_bytes())
+    write_config(tmp_path / "c.yaml", num_steps=2, val_data=..., init_from=str(mine))
+    run_config("c.yaml")
+    assert mine.exists()

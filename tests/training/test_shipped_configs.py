@@ -27,7 +27,7 @@ def test_trains_and_loads_in_pytorch(path, tmp_path, monkeypatch):
     shipped = yaml.safe_load(path.read_text())
     config = merged(shipped, SMALLER)
     heads = config["model"].get("attention", {}).get("num_heads", 8)
-    head_dim = 2 * config["model"].get("attention", {}).get("head_dim", 8) // 2
+    head_dim = config["model"].get("attention", {}).get("head_dim", 8)
     config["model"]["d_model"] = heads * head_dim
     Path("c.yaml").write_text(yaml.safe_dump(config))
     assert run_config("c.yaml") == 0

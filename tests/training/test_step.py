@@ -25,6 +25,8 @@ from light_jax.step import (
     init_state,
     make_eval_step,
     make_train_step,
+    params_of,
+    summed_loss,
 )
 
 
@@ -312,3 +314,23 @@ def test_initial_weights_have_the_stated_deviations_and_depend_on_the_seed_alone
     assert all((weights[key] == again[key]).all() for key in weights)
     other = to_torch(init_params(cfg.model_copy(update={"seed": 1})), cfg.model)
     assert (other["tok_emb.weight"] != weights["tok_emb.weight"]).all()
+
+
+@pytest.mark.parametrize("bf16_weights", [True, False])
+def test_sums_over_tokens_are_float32(bf16_weights):
+    """One token in every place: its gradient is a sum of thousands, which 16 bits would cut off."""
+
+    def grads(**changes):
+        model = {"attention": {"bias": True}, "tie_embeddings": False}
+        cfg = config(batch_size=256, model=model, **changes)
+        params = params_of(cfg, init_params(cfg))[0]
+        batch = jnp.full((cfg.batch_size, cfg.seq_len + 1), 7, jnp.int32)
+        ones = jnp.ones((cfg.batch_size, cfg.seq_len))
+        loss = summed_loss(cfg, make_mesh(cfg.mesh))
+        return to_torch(jax.grad(lambda params: loss(params, batch, ones))(params), cfg.model)
+
+    exact = grads(dtype="float32")
+    ours = grads(dtype="bfloat16", bf16_model_weights=bf16_weights)
+    for key in ("tok_emb.weight", "layers.0.attn.v_proj.bias", "layers.1.attn.out_proj.bias"):
+        error = np.abs(ours[key].astype(np.float32) - exact[key]).max()
+        assert error < 0.03 * np.abs(exact[key]).max(), key

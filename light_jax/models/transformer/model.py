@@ -78,7 +78,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"{T} tokens exceed max_seq_len={self.cfg.max_seq_len}")
         positions_T = jnp.arange(T)
         emb_key, *layer_keys = split_key(key, 1 + len(self.layers))
-        x_BTD = self.pos_emb(self.tok_emb(tokens_BT), positions_T)
+        x_BTD = self.pos_emb(constrain(self.tok_emb(tokens_BT)), positions_T)
         x_BTD = constrain(dropout(x_BTD, self.cfg.dropout, emb_key))
         geometry = self.pos_emb.geometry(positions_T)
         for layer, layer_key in zip(self.layers, layer_keys, strict=True):
@@ -90,8 +90,5 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         if not self.cfg.gradient_checkpointing:
             return layer(x_BTD, geometry, key)
-        # slopes stay outside: a traced argument would no longer be the constant it is
-        run = rematerialized(
-            lambda layer, x, cos, sin, key: layer(x, Geometry(cos, sin, geometry.slopes_N), key)
-        )
-        return run(layer, x_BTD, geometry.cos_TH, geometry.sin_TH, key)
+        run = rematerialized(lambda layer, x, geometry, key: layer(x, geometry, key))
+        return run(layer, x_BTD, geometry, key)

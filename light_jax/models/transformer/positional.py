@@ -22,7 +22,7 @@ class Geometry(NamedTuple):
 
     cos_TH: jax.Array | None = None
     sin_TH: jax.Array | None = None
-    slopes_N: np.ndarray | None = None
+    slopes_N: jax.Array | None = None
 
 
 class Rope(nnx.Module):
@@ -55,7 +55,7 @@ class Alibi(nnx.Module):
         return x_BTD
 
     def geometry(self, positions_T: jax.Array) -> Geometry:
-        return Geometry(slopes_N=alibi_slopes(self.num_heads))
+        return Geometry(slopes_N=jnp.asarray(alibi_slopes(self.num_heads)))
 
 
 class Sinusoidal(nnx.Module):
