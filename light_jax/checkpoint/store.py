@@ -160,7 +160,8 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tup
 
 def load(tag: Tag, cfg: TrainingConfig, abstract: TrainState, shardings: TrainState) -> TrainState:
     """The state at a tag whose files are verified, laid out by `shardings`."""
-    weights = load_weights(layout.member(tag.prefix, layout.WEIGHTS), cfg.model, shardings.weights)
+    path = layout.member(tag.prefix, layout.WEIGHTS)
+    weights = load_weights(path, cfg.model, shardings.weights, verified=True)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,

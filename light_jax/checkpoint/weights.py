@@ -46,8 +46,14 @@ def _gather(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def load_weights(path: Path, cfg: TransformerConfig, shardings: nnx.State) -> nnx.State:
+def load_weights(
+    path: Path, cfg: TransformerConfig, shardings: nnx.State, *, verified: bool = False
+) -> nnx.State:
     """Float32 parameters, laid out by `shardings`; each process reads only the slices it holds.
+
+    Args:
+        verified: the file is one that `save_weights` wrote, so a tied head is a copy; otherwise
+            every process reads both to compare them.
 
     Raises:
         UserError: not a safetensors file, or weights that do not fit the config.
@@ -56,7 +62,7 @@ def load_weights(path: Path, cfg: TransformerConfig, shardings: nnx.State) -> nn
         with safe_open(path, framework="numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             check_keys(shapes, cfg, path)
-            if cfg.tie_embeddings and TIED_KEY in shapes:
+            if cfg.tie_embeddings and TIED_KEY in shapes and not verified:
                 check_tied(file.get_tensor("tok_emb.weight"), file.get_tensor(TIED_KEY), path)
             arrays = {
                 entry.path: _read(

@@ -164,3 +164,19 @@ def test_val_data_and_shards_of_every_kind_of_path(tmp_path, monkeypatch):
         run_config("c.yaml")
         losses.append([line.get("train/loss") for line in metrics(tmp_path / f"out{number}")])
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_init_from_16_bit_weights(tmp_path, monkeypatch, dtype):
+    """Weights of another trainer in 16 bits become float32, exactly."""
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(REFERENCE / "training/adamw-cosine/init.safetensors")
+    half = {key: value.astype(dtype) for key, value in weights.items() if key != "lm_head.weight"}
+    save_file(half, "half.safetensors")
+    model = {"d_model": 48, "max_seq_len": 64}
+    changes = {"num_steps": 1, "val_data": ..., "scheduler": {"warmup_steps": 5}}  # a rate of 0
+    write_config(tmp_path / "c.yaml", init_from="half.safetensors", model=model, **changes)
+    run_config("c.yaml")
+    final = load_file("out/final.safetensors")
+    for key, value in half.items():
+        np.testing.assert_array_equal(final[key], value.astype(np.float32))

@@ -5,7 +5,6 @@ import socket
 import subprocess
 
 import jax
-import numpy as np
 import pytest
 from tiny_runs import (
     BIN,
@@ -169,13 +168,3 @@ def test_mesh_errors_of_the_command(tmp_path):
     assert (
         "batch_size=4 does not divide over mesh.data · mesh.fsdp = 8 devices; use 8" in done.stderr
     )
-
-
-def test_batches_are_the_same_rows_everywhere():
-    from light_jax.sharding import local_rows, to_global
-
-    mesh = make_mesh(MeshConfig())
-    rows = local_rows(6, mesh)
-    assert rows == list(range(6))
-    local = np.arange(2 * 6 * 3, dtype=np.int32).reshape(2, 6, 3)
-    np.testing.assert_array_equal(to_global(local, rows, 6, 1, mesh), local)
