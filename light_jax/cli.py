@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -37,14 +38,15 @@ def command(
 
 
 def main() -> None:
+    # Until training listens for it (Stopper), Ctrl-C just ends the process: a KeyboardInterrupt in
+    # the midst of an import or a compilation is lost, or crashes.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     warnings.showwarning = _show_warning
     try:
         app()
     except UserError as error:
         print(f"llm-train: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]

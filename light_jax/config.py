@@ -103,6 +103,8 @@ class TrainingConfig(Config):
     @field_validator("checkpoint_dir")
     @classmethod
     def _on_a_file_system(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must name a folder")
         if "://" in value:
             raise ValueError("must be on a file system that all hosts share; mount the bucket")
         return value

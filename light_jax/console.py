@@ -75,4 +75,4 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, 8.64e10))))  # a thousand years at most

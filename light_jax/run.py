@@ -29,7 +29,7 @@ from light_jax.sharding import (
 )
 from light_jax.step import TrainState, init_params, init_state, make_eval_step, make_train_step
 from light_jax.wandb_run import check_wandb
-from light_llm.checkpoint import weights_file
+from light_llm.checkpoint import CONFIG, WEIGHTS, member, verify, weights_file
 
 
 @dataclasses.dataclass
@@ -95,6 +95,10 @@ def _inspect(
         store.check_writable(directory, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
+    if tag is None and cfg.init_from is not None:
+        weights_file(cfg.init_from)  # that it is there
+        if member(cfg.init_from, CONFIG).is_file():
+            verify(cfg.init_from, lambda name: name == WEIGHTS)
     if tag is None:
         host = HostState(uuid.uuid4().hex, train_stream.fingerprint)
         return mesh, (train_stream, val_stream), None, host, []

@@ -40,7 +40,7 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
             if steps.memory is not None:
                 reporter.line(f"memory      {size(steps.memory)} per device for the compiled step")
             return train(run, steps, Path(config_path), reporter)
-        reporter.line(f"nothing to do: step {done} of {run.cfg.num_steps} is done")
+        reporter.line(f"nothing to do: num_steps={run.cfg.num_steps}, and step {done} is done")
         return finish(run, Path(config_path))
 
 

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from light_llm.configfile import validate
+from pydantic import Field
+
+from light_llm.configfile import Config, validate
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -34,6 +36,16 @@ class Member(NamedTuple):
 
     size: int
     crc32: int
+
+
+class Record(Config):
+    """The reserved key `checkpoint` of a config.json."""
+
+    format: int = FORMAT
+    run: str = ""  # an id that all tags of a run share
+    generation: int = 0  # counts the starts of the run: 1, then one more with each resume
+    step: int = 0
+    files: dict[str, Member] = Field(default_factory=dict)  # by name relative to the tag
 
 
 def split_prefix(prefix: str | Path) -> tuple[Path, str]:
@@ -89,7 +101,9 @@ def missing(prefix: str | Path) -> UserError:
     """The error for a checkpoint that is not there, naming those that are."""
     directory, tag = split_prefix(prefix)
     there = tags(directory)
-    if not directory.is_dir():
+    if inside := tags(directory / tag):
+        remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
+    elif not directory.is_dir():
         remedy = f"there is no folder {directory}"
     elif there:
         remedy = f"{directory} has {', '.join(there)}"
@@ -115,6 +129,21 @@ def read_config(prefix: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a JSON object; use another tag")
     return data
+
+
+def read_record(prefix: str | Path) -> Record | None:
+    """What config.json says of the checkpoint itself; None where another trainer wrote it.
+
+    Raises:
+        UserError: the record is not one.
+    """
+    record = read_config(prefix).get("checkpoint")
+    if record is None:
+        return None
+    source = f"{member(prefix, CONFIG)}: checkpoint"
+    if not isinstance(record, dict):
+        raise UserError(f"{source} must be an object; use another tag")
+    return validate(Record, record, source)
 
 
 def read_snapshot(prefix: str | Path) -> dict[str, Any]:
@@ -150,10 +179,10 @@ def verify(prefix: str | Path, wanted: Callable[[str], bool] = lambda name: True
         UserError: a file is missing, cut short or changed. A config without digests (as the
             PyTorch trainer writes it) has nothing to compare with and passes.
     """
-    recorded = read_config(prefix).get("checkpoint", {}).get("files", {})
-    for name, (size, crc32) in recorded.items():
+    record = read_record(prefix)
+    for name, member_ in record.files.items() if record else ():
         if wanted(name):
-            _verify_file(_path_of(prefix, name), Member(size, crc32))
+            _verify_file(_path_of(prefix, name), member_)
 
 
 def _path_of(prefix: str | Path, name: str) -> Path:

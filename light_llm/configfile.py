@@ -166,7 +166,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
             data = yaml.load(text, Loader=_Loader)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        # the last four: an explicit tag on a value that it does not fit, or a monstrous nesting
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid {path.suffix[1:].upper()}: {reason}") from None
     if not isinstance(data, dict):
@@ -183,9 +184,10 @@ def _explain_one(problem: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem["input"]
-    if isinstance(value, Mapping | BaseModel):  # a rule between fields names them itself
-        if problem["type"] == "missing":
-            return f"{where} is required and not set"
+    if problem["type"] == "missing":
+        return f"{where} is required and not set"
+    if isinstance(value, Mapping | BaseModel) and problem["type"] == "value_error":
+        # a rule between fields names them itself
         return f"{where}.{message}" if where else message
     kind = problem["type"]
     if kind == "literal_error":

@@ -78,6 +78,11 @@ ILLEGAL = {
         {"model": {"positional": {"rope_scaling": True}}},
         "model.positional.rope_scaling=True must be a value",
     ),
+    "mapping for a number": (
+        {"num_steps": {"a": 1}},
+        "num_steps={'a': '1'} must be a whole number",
+    ),
+    "empty checkpoint_dir": ({"checkpoint_dir": ""}, "checkpoint_dir='' must name a folder"),
     "whole number": ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number"),
     "number": ({"batch_size": "many"}, "batch_size='many' must be a whole number"),
     "bound": ({"num_steps": 0}, "num_steps=0 must be greater than or equal to 1"),
@@ -154,6 +159,10 @@ BROKEN = {
     ),
     "nested duplicate": ("optimizer:\n  lr: 1\n  lr: 2", "line 3: the key 'lr' is there twice"),
     "strange key": ("? [a]\n: 1", "a key must be a plain word"),
+    "explicit int": ("seed: !!int abc", "not valid YAML"),
+    "explicit date": ("seed: !!timestamp abc", "not valid YAML"),
+    "explicit bool": ("seed: !!bool abc", "not valid YAML"),
+    "nesting": ("a: " + "[" * 20000, "not valid YAML"),
     "tab": ("a:\n\t- b", "not valid YAML"),
     "python tag": ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from safetensors import SafetensorError
 
 from light_jax.checkpoint import files
 from light_jax.checkpoint.state import (
@@ -66,18 +67,18 @@ def read_tag(prefix: str | Path) -> Tag:
     directory, name = layout.split_prefix(prefix)
     if not (layout.weights_there(prefix) and name):
         raise layout.missing(prefix)
-    record = layout.read_config(prefix).get("checkpoint")
+    record = layout.read_record(prefix)
     if record is None or not layout.member(prefix, layout.STATE).is_dir():
         raise UserError(
             f"{prefix}: holds weights but no state of this trainer to resume from; "
             "start from its weights with init_from"
         )
-    if record.get("format") != layout.FORMAT:
+    if record.format != layout.FORMAT:
         raise UserError(
-            f"{prefix}: is of checkpoint format {record.get('format')}, and this version reads "
+            f"{prefix}: is of checkpoint format {record.format}, and this version reads "
             f"{layout.FORMAT}; use the version that wrote it"
         )
-    return Tag(directory / name, record["run"], record["generation"], record["step"])
+    return Tag(directory / name, record.run, record.generation, record.step)
 
 
 def own_tags(directory: Path) -> list[Tag]:
@@ -181,7 +182,21 @@ class Store:
         self.generation = 1  # known to process 0 once the directory is open
 
     def save(self, tag: str, state: TrainState, host: HostState) -> None:
-        """Commit the three files of a tag; every process calls it."""
+        """Commit the three files of a tag; every process calls it.
+
+        Raises:
+            UserError: they cannot be written. The tags before are intact.
+        """
+        try:
+            self._save(tag, state, host)
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.directory / tag}: cannot be saved ({reason}); make room or mend the disk, "
+                "and continue with --resume auto from the tag before, which is intact"
+            ) from None
+
+    def _save(self, tag: str, state: TrainState, host: HostState) -> None:
         staging = files.writing_dir(self.directory, tag)
         if is_main():
             files.start(self.directory, tag)
@@ -258,14 +273,27 @@ class Store:
             files.write_atomically(target, path.read_bytes())
 
 
+def _is_of_another_run(prefix: Path, run: str) -> bool:
+    try:
+        record = layout.read_record(prefix)
+    except UserError:  # damaged: nobody can say, and nobody can use it
+        return False
+    return record is None or record.run != run
+
+
 def check_writable(directory: Path, resumed: Tag | None) -> None:
     """Refuse, before anything is written, a directory that cannot take this run.
 
     Raises:
         UserError: it is a file, not writable, or holds another run's checkpoints.
     """
+    if set("[]*?") & set(str(directory.absolute())):  # orbax takes them for patterns
+        raise UserError(
+            f"checkpoint_dir={str(directory)!r}: {directory.absolute()} has one of [ ] * ? in it, "
+            "which checkpoints cannot be written under; use another folder"
+        )
     existing = directory
-    while not existing.exists():
+    while not existing.exists() and not existing.is_symlink():
         existing = existing.parent
     if not existing.is_dir():
         raise UserError(f"checkpoint_dir={str(directory)!r}: {existing} is not a folder")
@@ -280,7 +308,7 @@ def check_writable(directory: Path, resumed: Tag | None) -> None:
         ) from None
     others = {name for name in layout.tags(directory) if files.is_own_name(name)}
     if resumed is not None:
-        others -= {tag.prefix.name for tag in own_tags(directory) if tag.run == resumed.run}
+        others = {name for name in others if _is_of_another_run(directory / name, resumed.run)}
     if others:
         raise UserError(
             f"checkpoint_dir={str(directory)!r} holds a run already ({', '.join(sorted(others))}); "

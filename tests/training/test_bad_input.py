@@ -60,6 +60,7 @@ BAD = {
     "init_from nothing": ({"init_from": "nothing.safetensors"}, "nothing"),
     "init_from text": ({"init_from": "c.safetensors"}, "safetensors"),
     "checkpoint_dir is a file": ({"checkpoint_dir": "c.yaml/x"}, "is not a folder"),
+    "a pattern's letters": ({"checkpoint_dir": "out[1]"}, "has one of [ ] * ? in it"),
     "resume": ({}, "there is no checkpoint 'x'"),
 }
 

@@ -64,7 +64,7 @@ def test_auto_starts_fresh_then_continues_and_then_has_nothing_to_do(tmp_path, m
     assert "changed   num_steps: 4 -> 6" in told
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     assert run_config("c.yaml", "auto") == 0
-    assert "nothing to do: step 6 of 6 is done" in capsys.readouterr().err
+    assert "nothing to do: num_steps=6, and step 6 is done" in capsys.readouterr().err
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
 
 
@@ -217,3 +217,30 @@ def test_weights_of_ones_own_are_never_taken_for_half_a_tag(tmp_path, monkeypatc
     write_config(tmp_path / "c.yaml", num_steps=2, val_data=..., init_from=str(mine))
     run_config("c.yaml")
     assert mine.exists()
+
+
+def test_a_damaged_tag_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=6, save_every=1, keep_last_n=9, val_data=...)
+    run_config("c.yaml")
+    damaged = tmp_path / "out/step0000002.config.json"
+    for text in ["{", "[]", '{"checkpoint": 3}', '{"checkpoint": {"step": "x"}}']:
+        damaged.write_text(text)
+        with pytest.raises(UserError, match="step0000002"):
+            run_config("c.yaml", "out/step0000002")
+        assert run_config("c.yaml", "auto") == 0
+    assert "final at step 6" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"it is a folder; add one of its tags: .*final"):
+        run_config("c.yaml", "out")
+
+
+def test_init_from_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=1, val_data=..., checkpoint_dir="first")
+    run_config("c.yaml")
+    path = tmp_path / "first/final.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    write_config(tmp_path / "c.yaml", num_steps=1, val_data=..., init_from="first/final")
+    with pytest.raises(UserError, match="CRC-32"):
+        run_config("c.yaml")
