@@ -79,8 +79,8 @@ ILLEGAL = {
         "model.positional.rope_scaling=True must be a value",
     ),
     "mapping for a number": (
-        {"num_steps": {"a": 1}},
-        "num_steps={'a': '1'} must be a whole number",
+        {"keep_last_n": {"a": 1}},
+        "keep_last_n={'a': '1'} must be a whole number",
     ),
     "empty checkpoint_dir": ({"checkpoint_dir": ""}, "checkpoint_dir='' must name a folder"),
     "whole number": ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number"),
