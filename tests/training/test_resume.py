@@ -244,3 +244,6 @@ def test_init_from_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     write_config(tmp_path / "c.yaml", num_steps=1, val_data=..., init_from="first/final")
     with pytest.raises(UserError, match="CRC-32"):
         run_config("c.yaml")
+    path.write_bytes(whole)
+    assert run_config("c.yaml") == 0  # a rate of 0: the weights stay as they were
+    assert_same_weights(path, tmp_path / "out/final.safetensors")
