@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from light_llm.errors import UserError
 
-# torch takes seconds to import, and `--help` and a mistyped flag need none of it.
+# torch and jax take seconds to import, and `--help` and a mistyped flag need neither.
 if TYPE_CHECKING:
+    import jax
     import torch
 
     from light_llm.models.transformer import TransformerConfig
+    from light_llm.sampling import Sampling
     from light_llm.tokenizer import StreamDecoder, Tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,7 +35,12 @@ def run(
     checkpoint: Annotated[
         str, typer.Option(metavar="PREFIX", help="As in checkpoints/my-run/best.")
     ],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The text to continue.")],
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The text to continue.")
+    ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Continue each line that is typed; Ctrl-D ends.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(help="Write at most this many tokens.")] = 128,
     temperature: Annotated[
         float, typer.Option(help="0 always takes the most probable token.")
@@ -45,28 +56,32 @@ def run(
         float, typer.Option(help="Over 1, tokens that occurred become less probable.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    backend: Annotated[str, typer.Option(help="torch or jax.")] = "torch",
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; the fastest there is by default.")
+        str | None,
+        typer.Option(help="cpu, cuda, mps or tpu, also as cuda:1; the fastest by default."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of weights and matmuls.")] = (
-        "float32"
-    ),
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16, of weights and matmuls.")
+    ] = "float32",
     tokenizer: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
     ] = None,
 ) -> None:
-    """Print TEXT and how the model of a checkpoint continues it, as it is written."""
-    sampling = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
+    """Print a text and how the model of a checkpoint continues it, as it is written."""
+    from light_llm.sampling import Sampling
+
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        _run(checkpoint, prompt, sampling, device, dtype, tokenizer)
+        if prompt is None and not interactive:
+            raise UserError("there is nothing to continue; give --prompt TEXT or --interactive")
+        sampling = Sampling(max_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+        write = _writer(checkpoint, sampling, backend, device, dtype, tokenizer, prompt)
+        if prompt is not None:
+            write(prompt)
+        if interactive:
+            _converse(write)
     except UserError as error:
         typer.echo(f"llm-run: {error}", err=True)
         raise typer.Exit(2) from None
@@ -75,42 +90,107 @@ def run(
         raise typer.Exit(130) from None
 
 
-def _run(
+def _converse(write: Callable[[str], None]) -> None:
+    """Continue each line of stdin; Ctrl-C ends a continuation, or between two of them the run."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (input() then knows the arrow keys)
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    question = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(question)
+        except EOFError:
+            typer.echo()
+            return
+        if not line:
+            continue
+        try:
+            write(line)
+        except UserError as error:
+            typer.echo(f"llm-run: {error}", err=True)
+        except KeyboardInterrupt:
+            typer.echo()
+
+
+def _writer(
     checkpoint: str,
-    prompt: str,
-    sampling: dict[str, Any],
+    sampling: Sampling,
+    backend: str,
     device: str | None,
     dtype: str,
     tokenizer_path: str | None,
-) -> None:
-    from light_llm.checkpoint import load_transformer, read_model_config
+    prompt: str | None,
+) -> Callable[[str], None]:
+    """Loads all that is needed; what it returns prints a prompt and its continuation."""
+    from light_llm.checkpoint import read_model_config
+    from light_llm.sampling import check_prompts
 
+    if backend not in BACKEND:
+        raise UserError(f"--backend={backend!r} must be {' or '.join(BACKEND)}")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype!r} must be {', '.join(DTYPES)}")
     cfg = read_model_config(checkpoint)
     tokenizer = _tokenizer(checkpoint, tokenizer_path, cfg)
-    prompt_ids = _encode(tokenizer, prompt)
 
-    # Only now, since it imports torch: a mistyped path is told at once.
-    from light_llm.generate import check_sampling, generate
+    def encode(text: str) -> list[int]:
+        ids = _encode(tokenizer, text)
+        check_prompts(cfg, [ids])
+        return ids
 
-    check_sampling(**sampling)
-    torch_device, torch_dtype = _device(device), _dtype(dtype)
-    model = load_transformer(checkpoint, device=str(torch_device), dtype=torch_dtype)
-    ids = generate(model, prompt_ids, **sampling, eos_id=tokenizer.eos_id)
+    if prompt is not None:
+        encode(prompt)  # before a framework is imported and weights are read
+    generate = BACKEND[backend](checkpoint, device, dtype)
 
-    typer.echo(prompt, nl=False)
-    decoder = _decoder_after(tokenizer, prompt_ids)
-    start, count = time.perf_counter(), 0
-    for id in ids:
-        typer.echo(decoder.add(id), nl=False)
-        count += 1
-    typer.echo(decoder.flush())
-    seconds = time.perf_counter() - start
-    if count < sampling["max_tokens"] and len(prompt_ids) + count == cfg.max_seq_len:
-        typer.echo(f"stopped at the model's max_seq_len={cfg.max_seq_len}", err=True)
-    typer.echo(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} tokens/s", err=True)
+    def write(text: str) -> None:
+        prompt_ids = encode(text)
+        decoder = _decoder_after(tokenizer, prompt_ids)
+        start = time.perf_counter()
+        ids = generate(prompt_ids, sampling, tokenizer.eos_id)
+        typer.echo(text, nl=False)
+        times = [start]
+        for id in ids:
+            typer.echo(decoder.add(id), nl=False)
+            times.append(time.perf_counter())
+        typer.echo(decoder.flush())
+        count = len(times) - 1
+        if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
+            typer.echo(f"stopped at the model's max_seq_len={cfg.max_seq_len}", err=True)
+        typer.echo(_speed(times), err=True)
+
+    return write
 
 
-def _device(name: str | None) -> torch.device:
+def _speed(times: Sequence[float]) -> str:
+    """What the times of the start and of each token say."""
+    count = len(times) - 1
+    if count < 2:
+        return f"{count} token{'s' * (count != 1)} in {times[-1] - times[0]:.2f} s"
+    rate = (count - 1) / (times[-1] - times[1])
+    first = times[1] - times[0]
+    return f"{count} tokens, the first after {first:.2f} s, then {rate:.1f} tokens/s"
+
+
+Generate = Callable[["list[int]", "Sampling", "int | None"], Iterator[int]]
+
+
+def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
+            "--backend jax"
+        ) from None
+
+    from light_llm.checkpoint import load_transformer
+    from light_llm.generate import generate
+
+    chosen = str(_torch_device(device))
+    model = load_transformer(checkpoint, device=chosen, dtype=getattr(torch, dtype))
+    return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
+
+
+def _torch_device(name: str | None) -> torch.device:
     """The device of that name, else the fastest there is.
 
     Raises:
@@ -131,13 +211,38 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str) -> torch.dtype:
-    import torch
+def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
+    import jax
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in dtypes:
-        raise UserError(f"--dtype={name!r} must be {' or '.join(dtypes)}")
-    return dtypes[name]
+    from conversion import load_jax
+    from light_jax.generate import generate, in_dtype
+
+    with jax.default_device(_jax_device(device)):
+        model = in_dtype(load_jax(checkpoint), dtype)
+    return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
+
+
+def _jax_device(name: str | None) -> jax.Device:
+    """The device of that name, else JAX's own choice.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import jax
+
+    if name is None:
+        return jax.devices()[0]
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "gpu", "tpu") or (":" in name and not index.isdecimal()):
+        raise UserError(f"--device={name!r} must be cpu, cuda or tpu")
+    try:
+        return jax.devices(kind)[int(index or 0)]
+    except (RuntimeError, IndexError):
+        here = ", ".join(sorted({jax.default_backend(), "cpu"}))
+        raise UserError(f"--device={name!r} is not available to JAX here; use {here}") from None
+
+
+BACKEND: dict[str, Callable[[str, str | None, str], Generate]] = {"torch": _torch, "jax": _jax}
 
 
 def _tokenizer(checkpoint: str, path: str | None, cfg: TransformerConfig) -> Tokenizer:
@@ -172,18 +277,21 @@ def _tokenizer(checkpoint: str, path: str | None, cfg: TransformerConfig) -> Tok
 
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's ids as llm-preprocess begins a document; of an empty one, the end of another."""
+    """The prompt's ids, as llm-preprocess begins a document.
+
+    Raises:
+        UserError: there is no text, or it is not Unicode.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # how Python hands over bytes of the command line that are not UTF-8
+        raise UserError("the prompt is not valid UTF-8; give it in that encoding") from None
     ids = tokenizer.encode(prompt)
+    if not ids:
+        raise UserError(f"the prompt {prompt!r} holds no token; give some text")
     bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
     if bos_id is not None and bos_id != eos_id and ids[:1] != [bos_id]:
         ids = [bos_id, *ids]
-    if not ids and eos_id is not None:
-        ids = [eos_id]
-    if not ids:
-        raise UserError(
-            f"--prompt={prompt!r} holds no token, and the tokenizer has none that begins or ends a "
-            f"document to start from; give some text"
-        )
     return ids
 
 

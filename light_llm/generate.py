@@ -1,158 +1,68 @@
-"""Text from a trained model, token by token. Letters: T position, V vocab, D model."""
+"""Text from a trained model in PyTorch, token by token.
+
+Letters: B batch, T position, V vocab, D model.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
-from light_llm.errors import UserError
-from light_llm.models.transformer.attention import Cache
-from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.model import Transformer
+from light_llm.sampling import Row, Sampling, check_prompts, left_padded, until_done
 
 
 def generate(
-    model: Transformer,
-    prompt_ids: Sequence[int],
-    *,
-    max_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    eos_id: int | None = None,
+    model: Transformer, prompt: Sequence[int], sampling: Sampling, eos_id: int | None = None
 ) -> Iterator[int]:
-    """The ids that continue `prompt_ids`, each as soon as it is chosen.
+    """The ids that continue one prompt, each as soon as it is chosen. See `generate_batch`."""
+    rows = generate_batch(model, [prompt], sampling, eos_id)
+    return (id for row in rows for id in row if id is not None)
 
-    Ends after `max_tokens`, before `eos_id` (which is not given out), or when prompt and
-    continuation together fill the model's max_seq_len. Without dropout, whatever the model's mode.
 
-    Args:
-        temperature: divides the logits; 0 always takes the most probable id.
-        top_k: choose among this many most probable ids.
-        top_p: choose among the fewest most probable ids whose probabilities reach this sum.
-        repetition_penalty: over 1, makes ids of the prompt and the continuation less probable.
-        seed: of the draws, which are made on the CPU whatever the model's device.
+def generate_batch(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    eos_id: int | None = None,
+) -> Iterator[Row]:
+    """The ids that continue several prompts of any lengths: for each step, one id per prompt.
+
+    A prompt that has ended gives None: after max_tokens, before `eos_id` (which is not given out),
+    or when it and its continuation fill the model's max_seq_len. Without dropout, whatever the
+    model's mode.
 
     Raises:
-        UserError: at the call, not at the first id: an argument out of range, an empty prompt or
-            one that leaves no room, or a bidirectional model.
+        UserError: at the call, not at the first id: an empty prompt or one that leaves no room, an
+            id outside the vocabulary, or a bidirectional model. Later: logits that are not finite.
     """
-    check_sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    _check_prompt(model.cfg, prompt_ids)
-    cache = model.new_cache()
-    rng = torch.Generator()
-    if seed is None:
-        rng.seed()
-    else:
-        rng.manual_seed(seed)
+    check_prompts(model.cfg, prompts)
+    width = max(map(len, prompts))
+    tokens_BT, padding_B = left_padded(prompts, width)
+    pad_B = torch.from_numpy(padding_B)
+    cache = model.new_cache(pad_B if pad_B.any() else None)
 
-    def choose(logits_V: torch.Tensor, ids: list[int]) -> int:
-        logits_V = penalize(logits_V, ids, repetition_penalty)
-        return sample(logits_V, temperature=temperature, top_k=top_k, top_p=top_p, generator=rng)
+    def steps() -> Iterator[Sequence[int]]:
+        device = model.tok_emb.weight.device
+        new_BT = torch.from_numpy(tokens_BT).to(device, torch.long)
+        seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            seen_BV[row, list(prompt)] = True
+        for length, draw_B in enumerate(sampling.draws(len(prompts)), start=width):
+            # a full row ends; it stands still while others go on, as if it had one more padding
+            pad_B.add_(length - pad_B > model.cfg.max_seq_len)
+            with torch.inference_mode(), _without_dropout(model):
+                last_B1D = model.hidden(new_BT, cache)[:, -1:]
+                logits_BV = model.logits(last_B1D)[:, 0].cpu()
+            ids_B = choose(logits_BV, seen_BV, draw_B, sampling)
+            yield ids_B.where(logits_BV.isfinite().all(dim=-1), -1).tolist()
+            seen_BV.scatter_(1, ids_B[:, None], True)
+            new_BT = ids_B[:, None].to(device)
 
-    steps = min(max_tokens, model.cfg.max_seq_len - len(prompt_ids))
-    return _continue(model, list(prompt_ids), cache, steps, choose, eos_id)
-
-
-def _continue(
-    model: Transformer,
-    ids: list[int],
-    cache: list[Cache],
-    steps: int,
-    choose: Callable[[torch.Tensor, list[int]], int],
-    eos_id: int | None,
-) -> Iterator[int]:
-    new_ids = ids
-    for _ in range(steps):
-        id = choose(_next_logits(model, new_ids, cache), ids)
-        if id == eos_id:
-            return
-        yield id
-        new_ids = [id]
-        ids = ids + new_ids
-
-
-def check_sampling(
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    repetition_penalty: float,
-    seed: int | None,
-) -> None:
-    """Raise a UserError that names every argument of `generate` that is out of range."""
-    rules: list[tuple[str, Any, bool, str]] = [
-        ("max_tokens", max_tokens, max_tokens >= 1, "must be 1 or more"),
-        (
-            "temperature",
-            temperature,
-            0 <= temperature < math.inf,
-            "must be 0 (always the most probable token) or more",
-        ),
-        (
-            "top_k",
-            top_k,
-            top_k is None or top_k >= 1,
-            "must be 1 or more; leave it out to choose among all tokens",
-        ),
-        (
-            "top_p",
-            top_p,
-            top_p is None or 0 < top_p <= 1,
-            "must be above 0 and at most 1; leave it out to choose among all tokens",
-        ),
-        (
-            "repetition_penalty",
-            repetition_penalty,
-            0 < repetition_penalty < math.inf,
-            "must be above 0; 1 is none",
-        ),
-        ("seed", seed, seed is None or 0 <= seed < 2**63, "must be from 0 to 2^63 - 1"),
-    ]
-    broken = [f"{name}={value} {rule}" for name, value, kept, rule in rules if not kept]
-    if broken:
-        raise UserError("\n".join(broken))
-
-
-def _check_prompt(cfg: TransformerConfig, prompt_ids: Sequence[int]) -> None:
-    if not prompt_ids:
-        raise UserError("the prompt is empty; begin with at least one token")
-    bad = [id for id in prompt_ids if not 0 <= id < cfg.vocab_size]
-    if bad:
-        raise UserError(
-            f"the prompt holds token id {bad[0]}, outside the model's vocab_size={cfg.vocab_size}; "
-            f"use the tokenizer that the model was trained with"
-        )
-    if len(prompt_ids) >= cfg.max_seq_len:
-        raise UserError(
-            f"the prompt's {len(prompt_ids)} tokens leave no room in the model's "
-            f"max_seq_len={cfg.max_seq_len}; shorten it to {cfg.max_seq_len - 1} or fewer"
-        )
-
-
-def _next_logits(model: Transformer, new_ids: list[int], cache: list[Cache]) -> torch.Tensor:
-    """Logits [V] of what follows `new_ids`, which follow the cached ones; float32 on the CPU."""
-    tokens_1T = torch.tensor([new_ids], device=model.tok_emb.weight.device)
-    with torch.inference_mode(), _without_dropout(model):
-        last_11D = model.hidden(tokens_1T, cache)[:, -1:]
-        logits_V = model.logits(last_11D)[0, 0].cpu()
-    if not torch.isfinite(logits_V).all():
-        raise UserError("the model's logits are not finite; use float32 or another checkpoint")
-    return logits_V
+    return until_done(steps(), prompts, model.cfg, sampling.max_tokens, eos_id)
 
 
 @contextlib.contextmanager
@@ -167,45 +77,42 @@ def _without_dropout(model: Transformer) -> Iterator[None]:
         model.train()
 
 
-def sample(
-    logits_V: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> int:
-    """Draw one id: temperature first, then top_k, then top_p of what is left."""
-    if temperature == 0:
-        return int(logits_V.argmax())
-    logits_V = logits_V.double()
-    logits_V = (logits_V - logits_V.max()) / temperature  # the largest is 0: nothing overflows
-    if top_k is not None:
-        logits_V = keep_top_k(logits_V, top_k)
-    if top_p is not None:
-        logits_V = keep_top_p(logits_V, top_p)
-    return int(torch.multinomial(logits_V.softmax(dim=-1), 1, generator=generator))
+def choose(
+    logits_BV: torch.Tensor, seen_BV: torch.Tensor, draw_B: np.ndarray, how: Sampling
+) -> torch.Tensor:
+    """One id for each row [B], by the numbers [B] in [0, 1) of `Sampling.draws`."""
+    if how.repetition_penalty != 1:
+        logits_BV = penalize(logits_BV, seen_BV, how.repetition_penalty)
+    if how.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    logits_BV = logits_BV.double() / how.temperature
+    if how.top_k is not None:
+        logits_BV = keep_top_k(logits_BV, how.top_k)
+    if how.top_p is not None:
+        logits_BV = keep_top_p(logits_BV, how.top_p)
+    sums_BV = logits_BV.softmax(dim=-1).cumsum(dim=-1)
+    # the first id whose sum exceeds the draw: never one of probability 0
+    return torch.searchsorted(
+        sums_BV, torch.from_numpy(draw_B)[:, None] * sums_BV[:, -1:], right=True
+    )[:, 0]
 
 
-def penalize(logits_V: torch.Tensor, ids: Sequence[int], penalty: float) -> torch.Tensor:
-    """Positive logits of `ids` divided by `penalty`, negative ones multiplied (CTRL, 2019)."""
-    if penalty == 1:
-        return logits_V
-    index = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits_V.device)
-    seen = logits_V[index]
-    return logits_V.index_copy(0, index, torch.where(seen > 0, seen / penalty, seen * penalty))
+def penalize(logits_BV: torch.Tensor, seen_BV: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Positive logits of the seen ids divided by `penalty`, negative ones multiplied."""
+    lowered_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, lowered_BV, logits_BV)
 
 
-def keep_top_k(logits_V: torch.Tensor, k: int) -> torch.Tensor:
-    """All but the k largest at -inf."""
-    top = logits_V.topk(min(k, len(logits_V)))
-    return torch.full_like(logits_V, -torch.inf).scatter(0, top.indices, top.values)
+def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+    """All but the k largest of a row at -inf."""
+    top = logits_BV.topk(min(k, logits_BV.shape[-1]))
+    return torch.full_like(logits_BV, -torch.inf).scatter(-1, top.indices, top.values)
 
 
-def keep_top_p(logits_V: torch.Tensor, p: float) -> torch.Tensor:
-    """All but the fewest largest whose probabilities sum to p or more at -inf."""
-    descending_V, index_V = logits_V.sort(descending=True, stable=True)
-    probs_V = descending_V.softmax(dim=-1)
-    before_V = probs_V.cumsum(dim=-1) - probs_V
-    kept_V = descending_V.masked_fill(before_V >= p, -torch.inf)
-    return torch.empty_like(logits_V).scatter(0, index_V, kept_V)
+def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
+    """All but the fewest largest of a row whose probabilities sum to p or more at -inf."""
+    descending_BV, index_BV = logits_BV.sort(descending=True, stable=True)
+    probs_BV = descending_BV.softmax(dim=-1)
+    before_BV = probs_BV.cumsum(dim=-1) - probs_BV
+    kept_BV = descending_BV.masked_fill(before_BV >= p, -torch.inf)
+    return torch.empty_like(logits_BV).scatter(-1, index_BV, kept_BV)

@@ -15,9 +15,11 @@ PACKAGES = ("light_llm", "conversion", "light_jax")
 ORDER = [
     ("light_llm.errors", "light_llm.configfile"),
     ("light_llm.models",),
-    ("light_llm.tokenizer", "light_llm.preprocess", "light_llm.checkpoint", "light_llm.generate"),
+    ("light_llm.tokenizer", "light_llm.preprocess", "light_llm.checkpoint", "light_llm.sampling"),
+    ("light_llm.generate",),
     ("light_jax.config",),
     ("light_jax.models",),
+    ("light_jax.generate",),
     ("light_jax.optimizer",),
     ("conversion",),
     ("light_jax.data",),

@@ -1,6 +1,6 @@
 """The attention kernel: the fastest one that the device and the variant allow.
 
-Letters: B batch, T query, S key, N heads, K kv-heads, G = N/K, H head_dim.
+Letters: B batch, T query, S key, R row of a cache, N heads, K kv-heads, G = N/K, H head_dim.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def attend(
     scale: float,
     span: Span,
     slopes_N: jax.Array | None = None,
+    pad_B: jax.Array | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(scale · q·k + alibi) · v for self-attention (T = S), returned in v's dtype.
 
-    Scores and softmax are float32. v's head_dim may differ from q's and k's.
+    Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees the
+    first `pad_B` keys of its row, except that of its own position: a softmax over nothing is NaN.
     """
-    plain = slopes_N is None and (key is None or dropout_rate == 0.0)
+    plain = slopes_N is None and pad_B is None and (key is None or dropout_rate == 0.0)
     if plain and _cudnn_takes(q_BTNH, v_BSKH, span):
         return jax.nn.dot_product_attention(
             q_BTNH,
@@ -48,7 +50,37 @@ def attend(
             local_window_size=None if span.left is None else (span.left, 0),
             implementation="cudnn",
         )
-    return _attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, scale, span, slopes_N, dropout_rate, key)
+    return _attend_in_blocks(
+        q_BTNH, k_BSKH, v_BSKH, scale, span, slopes_N, pad_B, dropout_rate, key
+    )
+
+
+def attend_one(
+    q_B1NH: jax.Array,
+    k_BKRH: jax.Array,
+    v_BKRH: jax.Array,
+    *,
+    scale: float,
+    back_R: jax.Array,
+    empty_BR: jax.Array,
+    slopes_N: jax.Array | None = None,
+) -> jax.Array:
+    """`attend` for one query, which sees all rows of a cache but the empty ones; [B, 1, N, H].
+
+    Args:
+        back_R: how many positions before the query each row lies.
+    """
+    B, _, N, H = q_B1NH.shape
+    K = k_BKRH.shape[1]
+    scores_BKGR = _scores(q_B1NH.reshape(B, K, N // K, H), k_BKRH) * scale
+    if slopes_N is not None:
+        scores_BKGR -= slopes_N.reshape(K, N // K, 1) * back_R.astype(jnp.float32)
+    scores_BKGR = jnp.where(empty_BR[:, None, None], -jnp.inf, scores_BKGR)
+    probs_BKGR = jax.nn.softmax(scores_BKGR, axis=-1).astype(v_BKRH.dtype)
+    out_BKGH = jnp.einsum(
+        "bkgr,bkrh->bkgh", probs_BKGR, v_BKRH, precision=matmul_precision(q_B1NH.dtype)
+    )
+    return out_BKGH.reshape(B, 1, N, -1)
 
 
 def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array, span: Span) -> bool:
@@ -107,6 +139,7 @@ def _attend_in_blocks(
     scale: float,
     span: Span,
     slopes_N: jax.Array | None,
+    pad_B: jax.Array | None,
     dropout_rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -137,6 +170,10 @@ def _attend_in_blocks(
             scores_BKGTS = jnp.where(distance_TS > span.left, -jnp.inf, scores_BKGTS)
         if span.right is not None:
             scores_BKGTS = jnp.where(distance_TS < -span.right, -jnp.inf, scores_BKGTS)
+        if pad_B is not None:
+            empty_B1S = jnp.arange(first, last) < pad_B[:, None, None]
+            hidden_BTS = empty_B1S & (distance_TS != 0)
+            scores_BKGTS = jnp.where(hidden_BTS[:, None, None], -jnp.inf, scores_BKGTS)
         probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
         block_key = None if key is None else jax.random.fold_in(key, start)
         probs_BKGTS = dropout(probs_BKGTS, dropout_rate, block_key)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from light_llm.cli import app
 from light_llm.generate import generate
+from light_llm.sampling import Sampling
 from light_llm.tokenizer import load_tokenizer, train_bpe, train_char
 
 SCRIPT = shutil.which("llm-run", path=Path(sys.executable).parent)
@@ -72,9 +78,10 @@ def test_the_prompt_and_its_continuation_are_printed(checkpoint):
     tokenizer = load_tokenizer(checkpoint.parent / "tokenizer")
     model = lively(tiny(vocab_size=40))
     prompt_ids = tokenizer.encode("the cat")
-    ids = list(generate(model, prompt_ids, max_tokens=20, temperature=0.8, seed=3, eos_id=1))
+    ids = list(generate(model, prompt_ids, Sampling(20, temperature=0.8, seed=3), eos_id=1))
     assert done.stdout == "the cat" + tokenizer.decode(ids) + "\n"
-    assert re.fullmatch(rf"{len(ids)} tokens in \d+\.\d s, \d+\.\d tokens/s\n", done.stderr)
+    speed = rf"{len(ids)} tokens, the first after \d+\.\d\d s, then \d+\.\d tokens/s\n"
+    assert re.fullmatch(speed, done.stderr)
     for ending in (".safetensors", ".config.json"):
         assert llm_run("--checkpoint", f"{checkpoint}{ending}", *flags).stdout == done.stdout
 
@@ -86,16 +93,32 @@ def test_bfloat16_and_every_sampling_flag(checkpoint):
     assert done.stdout.startswith("the")
 
 
-def test_an_empty_prompt_starts_a_document(checkpoint):
-    done = llm_run("--checkpoint", checkpoint, "--prompt", "", "--max-tokens", 5)
+def test_jax_writes_the_same_text(checkpoint):
+    flags = ("--checkpoint", checkpoint, "--prompt", "the cat", "--top-k", 9, "--seed", 3)
+    in_torch, in_jax = (llm_run(*flags, "--backend", name) for name in ("torch", "jax"))
+    assert in_jax.exit_code == 0, in_jax.stderr
+    assert in_jax.stdout == in_torch.stdout
+    assert "tokens/s" in in_jax.stderr
+
+
+def test_interactive_continues_each_line_and_survives_a_bad_one(checkpoint):
+    lines = f"the cat\n\n{'the' * 17}\nthe dog\n"
+    flags = ["--checkpoint", str(checkpoint), "--interactive", "--seed", "3", "--max-tokens", "5"]
+    done = CliRunner().invoke(app, flags, input=lines)
     assert done.exit_code == 0, done.stderr
+    alone = [
+        llm_run(*flags[:2], *flags[3:], "--prompt", prompt).stdout
+        for prompt in ("the cat", "the dog")
+    ]
+    assert done.stdout == "".join(alone) + "\n"
+    assert "51 tokens leave no room" in done.stderr
 
 
 def test_it_stops_at_max_seq_len_and_says_so(tmp_path):
     prefix = save_checkpoint(tmp_path, model={"vocab_size": 40, "max_seq_len": 12})
     done = llm_run("--checkpoint", prefix, "--prompt", "the cat", "--temperature", 0)
     assert done.exit_code == 0, done.stderr
-    assert "stopped at the model's max_seq_len=12\n5 tokens in" in done.stderr
+    assert "stopped at the model's max_seq_len=12\n5 tokens" in done.stderr
 
 
 def test_a_bpe_tokenizer_given_by_flag(checkpoint, tmp_path):
@@ -118,7 +141,13 @@ def test_what_the_user_can_mend_is_one_message(checkpoint, tmp_path):
     assert "has best" in message(prefix=checkpoint.with_name("worst"))
     assert "there is no folder" in message(prefix=tmp_path / "none" / "best")
     assert "--device='tpu' must be cpu, cuda or mps" in message("--device", "tpu")
-    assert "--dtype='float8' must be float32 or bfloat16" in message("--dtype", "float8")
+    assert "must be cpu, cuda or tpu" in message("--device", "mps", "--backend", "jax")
+    assert "not available to JAX here; use cpu" in message("--device", "tpu", "--backend", "jax")
+    assert "--backend='tf' must be torch or jax" in message("--backend", "tf")
+    assert "--dtype='float8' must be float32, bfloat16" in message("--dtype", "float8")
+    assert "the prompt '' holds no token" in message(prompt="")
+    assert "not valid UTF-8" in message(prompt="\udcff")
+    assert "give --prompt TEXT or --interactive" in refused("--checkpoint", checkpoint)
     both = message("--top-p", 2, "--top-k", 0)
     assert "top_k=0 must be" in both
     assert "top_p=2.0 must be" in both
@@ -143,16 +172,22 @@ def test_usage_errors_exit_with_2():
     assert llm_run("--checkpoint", "x", "--prompt", "the", "--top-k", "many").exit_code == 2
 
 
-def test_ctrl_c_exits_with_130(tmp_path):
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A checkpoint whose tokenizer names no end of text, so that it writes until it is stopped."""
+    folder = tmp_path_factory.mktemp("endless")
     bpe = train_bpe([TEXT * 20], 300)
-    bpe.save(tmp_path)
-    endless = {"tokenizer_class": "PreTrainedTokenizerFast"}  # names no eos_token
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(endless))
+    bpe.save(folder)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     model = {"vocab_size": bpe.vocab_size, "max_seq_len": 10**6}
-    prefix = save_checkpoint(tmp_path, model=model, tokenizer_path=str(tmp_path))
+    return save_checkpoint(folder, model=model, tokenizer_path=str(folder))
+
+
+def test_ctrl_c_exits_with_130(endless):
     assert SCRIPT is not None
     running = subprocess.Popen(
-        [SCRIPT, "--checkpoint", prefix, "--prompt", "the cat", "--max-tokens", "1000000"],
+        [SCRIPT, "--checkpoint", endless, "--prompt", "the cat", "--max-tokens", "1000000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -162,6 +197,39 @@ def test_ctrl_c_exits_with_130(tmp_path):
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
     assert errors == b""
+
+
+def test_a_conversation_in_a_terminal(endless):
+    """Ctrl-C ends what is being written, not the conversation; Ctrl-D ends that."""
+    assert SCRIPT is not None
+    ours, theirs = pty.openpty()
+    flags = ("--interactive", "--seed", "1", "--max-tokens", "1000000")
+    running = subprocess.Popen(
+        [SCRIPT, "--checkpoint", endless, *flags],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+
+    def read_until(wanted: bytes) -> None:
+        text = b""
+        while wanted not in text:
+            ready, _, _ = select.select([ours], [], [], 60)
+            assert ready, text
+            text += os.read(ours, 4096)
+
+    for prompt in (b"the cat", b"the dog"):
+        read_until(b"> ")
+        os.write(ours, prompt + b"\n")
+        read_until(prompt + b"\r\n" + prompt)  # the terminal's echo, then what is written
+        os.write(ours, b"\x03")
+    read_until(b"> ")
+    os.write(ours, b"\x04")
+    assert running.wait(30) == 0
+    os.close(ours)
 
 
 def test_help_is_quick_to_import():

@@ -21,6 +21,21 @@ def test_cached_decoding_equals_the_full_forward(name, chunks):
     torch.testing.assert_close(logits, model(tokens), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", DECODABLE)
+@torch.no_grad()
+def test_prompts_of_different_lengths_end_together(name):
+    """Padding is seen by none: a row's logits are those of the row alone."""
+    model = lively(DECODABLE[name])
+    pad_B = torch.tensor([0, 3, 8])
+    tokens = tokens_for(model.cfg, 3, 15)
+    cache = model.new_cache(pad_B)
+    chunks = tokens.split([9, 1, 1, 1, 3], dim=1)
+    logits = torch.cat([model(chunk, cache) for chunk in chunks], dim=1)
+    for row, pad in enumerate(pad_B):
+        alone = model(tokens[row : row + 1, pad:])[0]
+        torch.testing.assert_close(logits[row, pad:], alone, rtol=0, atol=1e-5)
+
+
 def test_a_window_bounds_the_cache():
     """Each call gets its own keys and those in its window; the buffers stay twice as large."""
     T, W = 40, 4

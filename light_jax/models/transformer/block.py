@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import dropout, split_key
-from light_jax.models.transformer.attention import ATTENTION
+from light_jax.models.transformer.attention import ATTENTION, Cache
 from light_jax.models.transformer.ffn import FFN
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import Geometry
@@ -51,13 +51,17 @@ class Block(nnx.Module):
         self.dropout = cfg.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, geometry: Geometry, key: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        geometry: Geometry,
+        key: jax.Array | None = None,
+        cache: Cache | None = None,
     ) -> jax.Array:
         """The residual stream [B, T, D], float32, after this layer."""
         attn_key, attn_drop, ffn_key, ffn_drop = split_key(key, 4)
 
         def attn(x: jax.Array) -> jax.Array:
-            return dropout(self.attn(x, geometry, attn_key), self.dropout, attn_drop)
+            return dropout(self.attn(x, geometry, attn_key, cache), self.dropout, attn_drop)
 
         def ffn(x: jax.Array) -> jax.Array:
             return dropout(self.ffn(x, ffn_key), self.dropout, ffn_drop)

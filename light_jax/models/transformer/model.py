@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,11 @@ from jax.typing import DTypeLike
 
 from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
 from light_jax.models.remat import rematerialized
+from light_jax.models.transformer.attention import Cache, span_of
 from light_jax.models.transformer.block import Block
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import POSITIONAL, Geometry
+from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
 
@@ -44,10 +46,13 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """Logits [B, T, V], float32, without dropout."""
-        hidden_BTD = self.hidden(tokens_BT).astype(self.dtype)
+        return self.logits(self.hidden(tokens_BT))
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits [B, T, V], float32, of final hidden states."""
         return jnp.einsum(
             "btd,vd->btv",
-            hidden_BTD,
+            hidden_BTD.astype(self.dtype),
             self.head_VD.astype(self.dtype),
             precision=matmul_precision(self.dtype),
             preferred_element_type=jnp.float32,
@@ -63,32 +68,60 @@ class Transformer(nnx.Module):
         tokens_BT: jax.Array,
         key: jax.Array | None = None,
         constrain: Callable[[jax.Array], jax.Array] = _as_is,
+        cache: list[Cache] | None = None,
     ) -> jax.Array:
-        """Final hidden states [B, T, D], float32, which `head_VD` turns into logits.
+        """Final hidden states [B, T, D], float32, which `logits` takes.
 
         Args:
             key: of the dropout masks; None is evaluation.
             constrain: laid on the residual stream between layers (its sharding, in training).
+            cache: of `new_cache()`; first a whole prompt joins it, then one token at a time. The
+                caller sees to it that positions stay below max_seq_len.
 
         Raises:
             ValueError: T exceeds max_seq_len.
         """
         T = tokens_BT.shape[1]
-        if self.cfg.max_seq_len < T:
+        if cache is None and self.cfg.max_seq_len < T:
             raise ValueError(f"{T} tokens exceed max_seq_len={self.cfg.max_seq_len}")
-        positions_T = jnp.arange(T)
+        positions_T = jnp.arange(T) if cache is None else cache[0].positions(T)
         emb_key, *layer_keys = split_key(key, 1 + len(self.layers))
         x_BTD = self.pos_emb(constrain(self.tok_emb(tokens_BT)), positions_T)
         x_BTD = constrain(dropout(x_BTD, self.cfg.dropout, emb_key))
         geometry = self.pos_emb.geometry(positions_T)
-        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
-            x_BTD = constrain(self._run(layer, x_BTD, geometry, layer_key))
+        caches: Sequence[Cache | None] = cache or [None] * len(self.layers)
+        for layer, layer_key, layer_cache in zip(self.layers, layer_keys, caches, strict=True):
+            x_BTD = constrain(self._run(layer, x_BTD, geometry, layer_key, layer_cache))
         return self.final_norm(x_BTD)
 
     def _run(
-        self, layer: Block, x_BTD: jax.Array, geometry: Geometry, key: jax.Array | None
+        self,
+        layer: Block,
+        x_BTD: jax.Array,
+        geometry: Geometry,
+        key: jax.Array | None,
+        cache: Cache | None,
     ) -> jax.Array:
-        if not self.cfg.gradient_checkpointing:
-            return layer(x_BTD, geometry, key)
+        if cache is not None or not self.cfg.gradient_checkpointing:
+            return layer(x_BTD, geometry, key, cache)
         run = rematerialized(lambda layer, x, geometry, key: layer(x, geometry, key))
         return run(layer, x_BTD, geometry, key)
+
+    def new_cache(self, size: int, pad_B: jax.Array) -> list[Cache]:
+        """An empty cache, one entry per layer, for decoding a token at a time.
+
+        Args:
+            size: how many columns, padding included, there will be at most.
+            pad_B: how many of the first columns of each row are padding: prompts of different
+                lengths end together.
+
+        Raises:
+            UserError: bidirectional attention, where each new token changes all earlier ones.
+        """
+        span = span_of(self.cfg.attention)
+        if span.right != 0:
+            raise UserError(
+                f"model.attention.mask_type={self.cfg.attention.mask_type!r} sees the future, so "
+                f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
+            )
+        return [Cache(span, size, pad_B) for _ in self.layers]

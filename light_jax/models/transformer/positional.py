@@ -1,6 +1,7 @@
 """Positional encodings: what is added to the embeddings, and what attention needs to know.
 
-Letters: B batch, T position, N heads, H head_dim, D model.
+Letters: B batch, T position, N heads, H head_dim, D model. Positions are [T], or [B, T] where the
+rows of a batch differ, and tables then begin with B, too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Rope(nnx.Module):
         # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000. The scaling is
         # folded in, since XLA would multiply positions by its rounded reciprocal.
         inv_freq = self.base ** (-np.arange(0, self.head_dim, 2) / self.head_dim) / self.scaling
-        angles = positions_T.astype(jnp.float32)[:, None] * inv_freq.astype(np.float32)
+        angles = positions_T.astype(jnp.float32)[..., None] * inv_freq.astype(np.float32)
         angles_TH = jnp.concatenate([angles, angles], axis=-1)
         return Geometry(cos_TH=jnp.cos(angles_TH), sin_TH=jnp.sin(angles_TH))
 
@@ -66,9 +67,9 @@ class Sinusoidal(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, positions_T: jax.Array) -> jax.Array:
         freq = np.exp(np.arange(0, self.d_model, 2) * (-math.log(10000.0) / self.d_model))
-        angles = positions_T.astype(jnp.float32)[:, None] * freq.astype(np.float32)
+        angles = positions_T.astype(jnp.float32)[..., None] * freq.astype(np.float32)
         table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        return x_BTD + table.reshape(len(positions_T), -1)[:, : self.d_model]
+        return x_BTD + table.reshape(*positions_T.shape, -1)[..., : self.d_model]
 
     def geometry(self, positions_T: jax.Array) -> Geometry:
         return Geometry()
@@ -119,8 +120,8 @@ def apply_rope(x_BTNH: jax.Array, geometry: Geometry) -> jax.Array:
     """Rotate queries or keys by their positions, in their own dtype."""
     if geometry.cos_TH is None or geometry.sin_TH is None:
         return x_BTNH
-    cos_T1H = geometry.cos_TH.astype(x_BTNH.dtype)[:, None]
-    sin_T1H = geometry.sin_TH.astype(x_BTNH.dtype)[:, None]
+    cos_T1H = jnp.expand_dims(geometry.cos_TH.astype(x_BTNH.dtype), -2)
+    sin_T1H = jnp.expand_dims(geometry.sin_TH.astype(x_BTNH.dtype), -2)
     return x_BTNH * cos_T1H + rotate_half(x_BTNH) * sin_T1H
 
 
@@ -130,8 +131,8 @@ def apply_complex_rope(
     """(re + i·im) · e^{iθ} with the full-width table of angles θ."""
     if geometry.cos_TH is None or geometry.sin_TH is None:
         return re_BTNH, im_BTNH
-    cos_T1H = geometry.cos_TH.astype(re_BTNH.dtype)[:, None]
-    sin_T1H = geometry.sin_TH.astype(re_BTNH.dtype)[:, None]
+    cos_T1H = jnp.expand_dims(geometry.cos_TH.astype(re_BTNH.dtype), -2)
+    sin_T1H = jnp.expand_dims(geometry.sin_TH.astype(re_BTNH.dtype), -2)
     return re_BTNH * cos_T1H - im_BTNH * sin_T1H, re_BTNH * sin_T1H + im_BTNH * cos_T1H
 
 

@@ -44,15 +44,29 @@ class Cache:
     """
 
     span: Span
-    length: int = 0  # positions so far, those that the buffers no longer hold included
+    pad_B: torch.Tensor | None = None  # columns that stand empty before each row's first token
+    length: int = 0  # columns so far, those that the buffers no longer hold included
     filled: int = 0
     k_BSKH: torch.Tensor | None = None
     v_BSKH: torch.Tensor | None = None
 
+    def positions(self, T: int) -> torch.Tensor:
+        """Of the next T columns [T], or [B, T] where rows differ; 0 where a row stands empty."""
+        columns_T = torch.arange(self.length, self.length + T)
+        if self.pad_B is None:
+            return columns_T
+        return (columns_T - self.pad_B[:, None]).clamp(min=0)
+
+    def empty(self, S: int) -> torch.Tensor | None:
+        """Which of the last S columns of each row [B, S] stand empty; None if none does."""
+        if self.pad_B is None:
+            return None
+        return torch.arange(self.length - S, self.length) < self.pad_B[:, None]
+
     def extend(
         self, k_BTKH: torch.Tensor, v_BTKH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append T positions; returns all keys and values [B, S, K, H] that their queries see."""
+        """Append T columns; returns all keys and values [B, S, K, H] that their queries see."""
         T = k_BTKH.shape[1]
         if self.k_BSKH is None or self.v_BSKH is None or self.filled + T > self.k_BSKH.shape[1]:
             kept = self._visible()
@@ -90,11 +104,13 @@ def attend(
     scale: float,
     span: Span,
     slopes_N: torch.Tensor | None = None,
+    empty_BS: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """softmax(scale · q·k + alibi) · v, in v's dtype; the queries are the last T of S positions.
 
-    Scores and softmax are float32. v's head_dim may differ from q's and k's.
+    Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees the
+    keys of `empty_BS`, except that of its own position: a softmax over nothing would be NaN.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
@@ -110,12 +126,17 @@ def attend(
     # The G query heads of a kv head lie side by side, so that keys and values need no copies.
     q_BKXH = q_BTNH.reshape(B, T, K, G, H).permute(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     k_BKSH, v_BKSH = k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2)
-    mask = seen_TS.repeat(G, 1)
-    if slopes_N is not None:
+    seen = seen_TS  # [T, S], or [B, 1, 1, T, S]
+    if empty_BS is not None:
+        seen = (seen & ~empty_BS.to(seen.device)[:, None]) | (distance_TS == 0)
+        seen = seen[:, None, None]
+    if slopes_N is None:
+        mask = seen.expand(*seen.shape[:-3], G, T, S).flatten(-3, -2)
+    else:
         # torch wants the bias in q's dtype, and bfloat16 cannot hold a distance above 256.
         q_BKXH, k_BKSH, v_BKSH = q_BKXH.float(), k_BKSH.float(), v_BKSH.float()
         bias_KGTS = -slopes_N.reshape(K, G, 1, 1) * distance_TS.abs()
-        mask = bias_KGTS.masked_fill(~seen_TS, -torch.inf).reshape(1, K, G * T, S)
+        mask = torch.where(seen, bias_KGTS, -torch.inf).reshape(-1, K, G * T, S)
     out_BKXH = F.scaled_dot_product_attention(
         q_BKXH, k_BKSH, v_BKSH, attn_mask=mask, dropout_p=dropout, scale=scale
     )
@@ -148,17 +169,7 @@ class Attention(nn.Module):
         q_BTNH = apply_rope(self.q_proj(x_BTD).reshape(B, T, -1, self.head_dim), geometry)
         k_BSKH = apply_rope(self.k_proj(x_BTD).reshape(B, T, -1, self.head_dim), geometry)
         v_BSKH = self.v_proj(x_BTD).reshape(B, T, -1, self.head_dim)
-        if cache is not None:
-            k_BSKH, v_BSKH = cache.extend(k_BSKH, v_BSKH)
-        out_BTNH = attend(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            scale=self.head_dim**-0.5,
-            span=self.span,
-            slopes_N=geometry.slopes_N,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        out_BTNH = attend_through(self, q_BTNH, k_BSKH, v_BSKH, geometry, cache)
         return self.out_proj(out_BTNH.reshape(B, T, -1))
 
 
@@ -187,19 +198,33 @@ class ComplexAttention(nn.Module):
         # q_re·k_re + q_im·k_im is one dot product over both parts laid side by side.
         q_BTNH = torch.cat(apply_complex_rope(heads(self.q_re), heads(self.q_im), geometry), dim=-1)
         k_BSNH = torch.cat(apply_complex_rope(heads(self.k_re), heads(self.k_im), geometry), dim=-1)
-        v_BSNH = heads(self.v_proj)
-        if cache is not None:
-            k_BSNH, v_BSNH = cache.extend(k_BSNH, v_BSNH)
-        out_BTNH = attend(
-            q_BTNH,
-            k_BSNH,
-            v_BSNH,
-            scale=self.head_dim**-0.5,
-            span=self.span,
-            slopes_N=geometry.slopes_N,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        out_BTNH = attend_through(self, q_BTNH, k_BSNH, heads(self.v_proj), geometry, cache)
         return self.out_proj(out_BTNH.reshape(B, T, -1))
+
+
+def attend_through(
+    layer: Attention | ComplexAttention,
+    q_BTNH: torch.Tensor,
+    k_BTKH: torch.Tensor,
+    v_BTKH: torch.Tensor,
+    geometry: Geometry,
+    cache: Cache | None,
+) -> torch.Tensor:
+    """What the queries of a layer gather, from these keys and values and from those cached."""
+    empty_BS = None
+    if cache is not None:
+        k_BTKH, v_BTKH = cache.extend(k_BTKH, v_BTKH)
+        empty_BS = cache.empty(k_BTKH.shape[1])
+    return attend(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        scale=layer.head_dim**-0.5,
+        span=layer.span,
+        slopes_N=geometry.slopes_N,
+        empty_BS=empty_BS,
+        dropout=layer.dropout if layer.training else 0.0,
+    )
 
 
 ATTENTION: dict[str, type[Attention] | type[ComplexAttention]] = {

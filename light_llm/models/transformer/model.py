@@ -75,11 +75,12 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the tokens, cached ones included, exceed max_seq_len.
         """
-        start = cache[0].length if cache else 0
-        stop = start + tokens_BT.shape[1]
-        if self.cfg.max_seq_len < stop:
-            raise ValueError(f"{stop} tokens exceed max_seq_len={self.cfg.max_seq_len}")
-        positions_T = torch.arange(start, stop, device=tokens_BT.device)
+        T = tokens_BT.shape[1]
+        positions_T = cache[0].positions(T) if cache else torch.arange(T)
+        length = int(positions_T.max()) + 1 if cache else T
+        if self.cfg.max_seq_len < length:
+            raise ValueError(f"{length} tokens exceed max_seq_len={self.cfg.max_seq_len}")
+        positions_T = positions_T.to(tokens_BT.device)
         x_BTD = self.pos_emb(self.tok_emb(tokens_BT).float(), positions_T)
         x_BTD = F.dropout(x_BTD, self.cfg.dropout, self.training)
         geometry = self.pos_emb.geometry(positions_T)
@@ -95,8 +96,12 @@ class Transformer(nn.Module):
             return layer(x_BTD, geometry, cache)
         return checkpoint(layer, x_BTD, geometry, use_reentrant=False)
 
-    def new_cache(self) -> list[Cache]:
+    def new_cache(self, pad_B: torch.Tensor | None = None) -> list[Cache]:
         """An empty cache, one entry per layer, for decoding a few tokens at a time.
+
+        Args:
+            pad_B: how many of the first columns of each row are padding: prompts of different
+                lengths end together.
 
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
@@ -107,7 +112,7 @@ class Transformer(nn.Module):
                 f"model.attention.mask_type={self.cfg.attention.mask_type!r} sees the future, so "
                 f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
             )
-        return [Cache(span) for _ in self.layers]
+        return [Cache(span, pad_B) for _ in self.layers]
 
 
 def _tie(model: Transformer, *_: Any) -> None:

@@ -1,7 +1,8 @@
 """Positional encodings: what is added to the embeddings, and what attention needs to know.
 
-Letters: B batch, T position, N heads, H head_dim, D model. Tables are computed where they are used
-and never saved.
+Letters: B batch, T position, N heads, H head_dim, D model. Positions are [T], or [B, T] where the
+rows of a batch differ, and tables then begin with B, too; they are computed where they are used and
+never saved.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Rope(nn.Module):
         # folded in, since a GPU would multiply positions by its rounded reciprocal.
         even = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
         inv_freq = self.base ** (-even / self.head_dim) / self.scaling
-        angles = positions_T.float()[:, None] * inv_freq.float().to(positions_T.device)
+        angles = positions_T.float()[..., None] * inv_freq.float().to(positions_T.device)
         angles_TH = torch.cat([angles, angles], dim=-1)
         return Geometry(cos_TH=angles_TH.cos(), sin_TH=angles_TH.sin())
 
@@ -69,9 +70,9 @@ class Sinusoidal(nn.Module):
     def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
         even = torch.arange(0, self.d_model, 2, dtype=torch.float64, device="cpu")
         freq = torch.exp(even * (-math.log(10000.0) / self.d_model))
-        angles = positions_T.float()[:, None] * freq.float().to(positions_T.device)
+        angles = positions_T.float()[..., None] * freq.float().to(positions_T.device)
         table = torch.stack([angles.sin(), angles.cos()], dim=-1)
-        return x_BTD + table.reshape(len(positions_T), -1)[:, : self.d_model]
+        return x_BTD + table.flatten(-2)[..., : self.d_model]
 
     def geometry(self, positions_T: torch.Tensor) -> Geometry:
         return Geometry()
@@ -125,8 +126,8 @@ def apply_rope(x_BTNH: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """Rotate queries or keys by their positions, in their own dtype."""
     if geometry.cos_TH is None or geometry.sin_TH is None:
         return x_BTNH
-    cos_T1H = geometry.cos_TH.to(x_BTNH.dtype)[:, None]
-    sin_T1H = geometry.sin_TH.to(x_BTNH.dtype)[:, None]
+    cos_T1H = geometry.cos_TH.to(x_BTNH.dtype).unsqueeze(-2)
+    sin_T1H = geometry.sin_TH.to(x_BTNH.dtype).unsqueeze(-2)
     return x_BTNH * cos_T1H + rotate_half(x_BTNH) * sin_T1H
 
 
@@ -136,8 +137,8 @@ def apply_complex_rope(
     """(re + i·im) · e^{iθ} with the full-width table of angles θ."""
     if geometry.cos_TH is None or geometry.sin_TH is None:
         return re_BTNH, im_BTNH
-    cos_T1H = geometry.cos_TH.to(re_BTNH.dtype)[:, None]
-    sin_T1H = geometry.sin_TH.to(re_BTNH.dtype)[:, None]
+    cos_T1H = geometry.cos_TH.to(re_BTNH.dtype).unsqueeze(-2)
+    sin_T1H = geometry.sin_TH.to(re_BTNH.dtype).unsqueeze(-2)
     return re_BTNH * cos_T1H - im_BTNH * sin_T1H, re_BTNH * sin_T1H + im_BTNH * cos_T1H
 
 
