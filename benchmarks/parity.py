@@ -63,7 +63,9 @@ def train(steps: int, model: dict[str, Any], way: dict[str, Any]) -> str:
     cfg = TrainingConfig(**BASE | way | sections | {"model": model, "num_steps": max(steps, 5)})
     rows = list(lockstep(cfg, steps))
     assert rows[-1].finite
-    return " | ".join(f"{max(getattr(row, name) for row in rows):.1e}" for name in Tolerance._fields)
+    return " | ".join(
+        f"{max(getattr(row, name) for row in rows):.1e}" for name in Tolerance._fields
+    )
 
 
 def architecture(folder: Path) -> str:

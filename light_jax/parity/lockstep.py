@@ -31,8 +31,8 @@ class Tolerance(NamedTuple):
 
 TOLERANCE = {
     "float32": Tolerance(1e-5, 1e-4, 1e-3),
-    "bfloat16": Tolerance(1e-2, 5e-2, 0.3),
-    "float16": Tolerance(1e-3, 1e-2, 0.1),
+    "bfloat16": Tolerance(2e-3, 5e-2, 0.1),
+    "float16": Tolerance(1e-3, 2e-2, 0.1),
 }
 
 
