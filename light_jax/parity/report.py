@@ -109,21 +109,15 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     losses, norms, apart = figure.subplots(3, sharex=True)
     figure.suptitle(title)
     steps = [row.step for row in rows]
-    for axes, name, values in (
-        (losses, "loss", [(row.jax.loss, row.torch.loss) for row in rows]),
-        (norms, "gradient norm", [(row.jax.grad_norm, row.torch.grad_norm) for row in rows]),
-    ):
-        ours, theirs = zip(*values, strict=True)
-        axes.plot(steps, [_gap(value) for value in ours], label="JAX")
-        axes.plot(steps, [_gap(value) for value in theirs], "--", label="PyTorch")
+    for axes, name in ((losses, "loss"), (norms, "grad_norm")):
+        for side, style in (("jax", "-"), ("torch", "--")):
+            values = [getattr(getattr(row, side), name) for row in rows]
+            axes.plot(steps, [_gap(value) for value in values], style, label=side)
         axes.set_ylabel(name)
         axes.legend()
     for name in Tolerance._fields:
-        values = [getattr(row, name) for row in rows]
-        # a logarithm has no zero: equal is a gap
-        apart.plot(
-            steps, [_gap(value) if value else math.nan for value in values], ".-", label=name
-        )
+        values = [getattr(row, name) or None for row in rows]  # a logarithm has no zero
+        apart.plot(steps, [_gap(value) for value in values], ".-", label=name)
     apart.set_yscale("log")
     apart.set_ylabel("relative difference")
     apart.set_xlabel("step")
