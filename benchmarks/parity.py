@@ -4,7 +4,8 @@
 
 Compares every stage of the twelve reference architectures (tests/reference/model) in float32 and
 bfloat16, trains each of them for STEPS steps (default 20) in lockstep on the reference shards, then
-the default architecture with every optimizer, schedule and precision. Minutes on a CPU.
+the default architecture with every optimizer, schedule and precision; last, the stages of the 12
+layers of configs/medium.yaml. Minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from conversion import from_torch, load_torch
-from light_jax.config import TrainingConfig
+from conversion import from_torch, load_torch, to_torch
+from light_jax.config import TrainingConfig, load_config
 from light_jax.parity import activations
 from light_jax.parity.cli import versions
 from light_jax.parity.lockstep import Tolerance, lockstep
+from light_jax.step import init_params
+from light_llm.models.transformer import Transformer, TransformerConfig
 
 REFERENCE = Path(__file__).parents[1] / "tests/reference"
 SHARDS = REFERENCE / "training/adamw-cosine/train"
@@ -80,9 +84,21 @@ def architecture(folder: Path) -> str:
     return " | ".join(cells)
 
 
-def config_of(folder: Path) -> Any:
-    from light_llm.models.transformer import TransformerConfig
+def medium() -> str:
+    """The stages of the medium model with its initial weights, on 256 random tokens."""
+    cfg = load_config("configs/medium.yaml")
+    params = jax.jit(lambda: init_params(cfg))()
+    model = Transformer(cfg.model)
+    weights = to_torch(params, cfg.model)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    tokens_BT = np.random.default_rng(0).integers(
+        cfg.model.vocab_size, size=(1, 256), dtype="int32"
+    )
+    stages = activations.compare(params, model, tokens_BT)
+    return f"{len(stages)} stages, largest {max(stage.relative for stage in stages):.1e}"
 
+
+def config_of(folder: Path) -> TransformerConfig:
     return TransformerConfig.model_validate_json((folder / "config.json").read_text())
 
 
@@ -104,6 +120,7 @@ def main() -> None:
     print(f"\n| training | {header}\n|{'---|' * 4}")
     for name, way in WAYS.items():
         print(f"| {name} | {train(steps, SIZES, way)} |", flush=True)
+    print(f"\nconfigs/medium.yaml, float32: {medium()}")
 
 
 if __name__ == "__main__":

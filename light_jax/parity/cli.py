@@ -154,7 +154,10 @@ def _compare_checkpoint(
     ):
         typer.echo(line)
     stages = compare(params, torch_model, tokens_BT, dtype)
-    for line in [*stage_table(stages, bound, everything), "", stage_verdict(stages, bound)]:
+    verdict = stage_verdict(stages, bound)
+    if unequal:
+        verdict = f"not the same: {len(unequal)} weights differ as they were loaded; {verdict}"
+    for line in [*stage_table(stages, bound, everything), "", verdict]:
         typer.echo(line)
     return not unequal and first_diverging(stages, bound) is None
 
