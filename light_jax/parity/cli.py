@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-CONFIG_ENDINGS = (".yaml", ".yml")
+CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 PNG = Path("parity.png")
 
 
@@ -100,7 +100,8 @@ def _check(
     """
     from importlib.util import find_spec
 
-    if steps is None and target.endswith(CONFIG_ENDINGS):
+    is_config = target.endswith(CONFIG_ENDINGS) and not target.endswith(".config.json")
+    if steps is None and is_config:
         raise UserError(
             f"{target} is a config file; add --steps N to train with it in both frameworks, or "
             "name a checkpoint (checkpoints/my-run/best)"
