@@ -74,8 +74,8 @@ def row_verdict(rows: Sequence[Row], tolerance: Tolerance) -> str:
         f"{name} {max(getattr(row, name) for row in rows):.1e}" for name in Tolerance._fields
     )
     return (
-        f"the same: {len(rows)} steps agree within the relative tolerances {bounds} "
-        f"(largest {largest})"
+        f"the same: {len(rows)} step{'s' * (len(rows) > 1)} within the relative tolerances "
+        f"{bounds} (largest {largest})"
     )
 
 

@@ -54,7 +54,7 @@ def test_both_train_a_reference_run_alike(reference_run, monkeypatch):
     recorded = json.loads((folder / "expected.json").read_text())["steps"]
     rows = list(lockstep(load_config("config.yaml"), 40))
     assert [row.step for row in rows] == list(range(1, 41))
-    assert row_verdict(rows, TOLERANCE["float32"]).startswith("the same: 40 steps agree")
+    assert row_verdict(rows, TOLERANCE["float32"]).startswith("the same: 40 steps within ")
     assert rows[0].weights == 0  # warmup: the rate of the first step is 0
     for row, expected in zip(rows, recorded, strict=True):
         assert row.jax.loss == pytest.approx(expected["loss"], rel=1e-6)
@@ -108,7 +108,7 @@ def test_both_train_alike_whatever_the_variant(way, tmp_path):
     small = {"num_steps": 7, "model": {"num_layers": 1}}
     cfg = load_config(write_config(tmp_path / "c.yaml", **merged(WAYS[way], small)))
     rows = list(lockstep(cfg, 7))
-    assert row_verdict(rows, TOLERANCE[cfg.dtype]).startswith("the same: 7 steps agree")
+    assert row_verdict(rows, TOLERANCE[cfg.dtype]).startswith("the same: 7 steps within ")
     skipped = [row.step for row in rows if row.jax.grad_norm is None]
     assert skipped == [row.step for row in rows if row.torch.grad_norm is None]
     assert bool(skipped) == ("overflowing" in way)
