@@ -29,6 +29,7 @@ ORDER = [
     ("light_jax.checkpoint",),
     ("light_jax.metrics", "light_jax.wandb_run"),
     ("light_jax.run",),
+    ("light_jax.parity",),
     ("light_jax.summary", "light_jax.log"),
     ("light_jax.trainer",),
 ]
@@ -126,6 +127,9 @@ def test_pytorch_use_needs_no_jax():
     assert not loaded & {"jax", "flax", "optax", "orbax"}
 
 
-@pytest.mark.parametrize("script", ["light_jax.cli", "light_llm.cli", "light_llm.preprocess.cli"])
+@pytest.mark.parametrize(
+    "script",
+    ["light_jax.cli", "light_jax.parity.cli", "light_llm.cli", "light_llm.preprocess.cli"],
+)
 def test_help_is_instant(script):
     assert not loaded_after(f"import {script}") & {"torch", "jax", "pyarrow", "transformers"}

@@ -1,0 +1,91 @@
+"""A checkpoint in both frameworks, and tokens to compare them on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flax import nnx
+
+from conversion import load_jax, load_torch, to_torch
+from light_jax.config import TrainingConfig
+from light_jax.data import TokenStream
+from light_llm.checkpoint import CONFIG, member, read_model_config, read_snapshot
+from light_llm.configfile import validate
+from light_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from light_llm.models.transformer import Transformer as TorchTransformer
+
+LENGTH = 512  # tokens of a sequence, where nobody says
+
+
+def read_training_config(prefix: str | Path) -> TrainingConfig:
+    """The config that the checkpoint was trained with; what a snapshot of `model` alone leaves
+    out has its default, and no data.
+
+    Raises:
+        UserError: there is no such checkpoint, or its config is not one.
+    """
+    model = read_model_config(prefix)
+    known = {"train_data": "unknown", "seq_len": model.max_seq_len}
+    return validate(TrainingConfig, known | read_snapshot(prefix), member(prefix, CONFIG))
+
+
+def load_pair(prefix: str | Path) -> tuple[nnx.State, TorchTransformer]:
+    """(float32 parameters for the JAX model, the PyTorch model) of a checkpoint.
+
+    Raises:
+        UserError: damaged files, or weights that do not fit the config.
+    """
+    return nnx.split(load_jax(prefix), nnx.Param)[1], load_torch(prefix)
+
+
+def unequal_weights(params: nnx.State, torch_model: TorchTransformer) -> list[str]:
+    """The tensors, by PyTorch's key, whose bits differ between the two."""
+    ours = to_torch(params, torch_model.cfg)
+    theirs = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+    return [key for key in theirs if ours[key].tobytes() != theirs[key].tobytes()]
+
+
+def sample_tokens(
+    cfg: TrainingConfig, sequences: int, length: int | None, random: bool
+) -> tuple[np.ndarray, str]:
+    """(tokens int32 [sequences, length], where they come from).
+
+    The first windows of val_data, as an evaluation reads them; random ones where there is no
+    val_data or `random` asks for them.
+
+    Raises:
+        UserError: a length that the model cannot take, or val_data that cannot be read.
+    """
+    if sequences < 1:
+        raise UserError(f"--sequences={sequences} must be 1 or more")
+    if length is None:
+        length = min(cfg.seq_len, LENGTH)
+    if not 1 <= length <= cfg.model.max_seq_len:
+        raise UserError(
+            f"--length={length} must be from 1 to model.max_seq_len={cfg.model.max_seq_len}"
+        )
+    size = f"{sequences} sequences of {length}"
+    if random or cfg.val_data is None:
+        tokens_BT = np.random.default_rng(cfg.seed).integers(
+            cfg.model.vocab_size, size=(sequences, length), dtype=np.int32
+        )
+        why = "--random" if random else "the config names no val_data"
+        return tokens_BT, f"random ({why}), {size}"
+    try:
+        stream = TokenStream(
+            cfg.val_data,
+            seq_len=length,
+            seed=cfg.seed,
+            vocab_size=cfg.model.vocab_size,
+            field="val_data",
+        )
+        windows = stream.windows(np.arange(sequences))
+    except UserError as error:
+        raise UserError(
+            f"{error}\n(val_data of the checkpoint's config; --random compares on random tokens)"
+        ) from None
+    return np.ascontiguousarray(windows[:, :-1]), f"val_data {cfg.val_data!r}, {size}"
