@@ -66,7 +66,7 @@ def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.
     import jax.numpy as jnp
     from flax import nnx
 
-    arrays = {key: _as_numpy(value) for key, value in state_dict.items()}
+    arrays = {key: as_numpy(value) for key, value in state_dict.items()}
     check_keys({key: value.shape for key, value in arrays.items()}, config, "the state dict")
     if config.tie_embeddings and TIED_KEY in arrays:
         check_tied(arrays["tok_emb.weight"], arrays[TIED_KEY], "the state dict")
@@ -173,7 +173,8 @@ def flatten(tree: Any, path: tuple[Any, ...] = ()) -> Any:
         yield path, tree.get_value() if hasattr(tree, "get_value") else tree
 
 
-def _as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
+def as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    """A tensor of any device as an array, bfloat16 as float32."""
     if isinstance(value, np.ndarray):
         return value
     value = value.detach().cpu()

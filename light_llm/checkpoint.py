@@ -4,6 +4,7 @@
     DIR/TAG.state/          orbax: what the trainer needs besides the weights
     DIR/TAG.config.json     config snapshot, with the digests that tie the three together
     DIR/.TAG.committed/     the three on their way there, after a crash in between
+    DIR/TAG.state.pt        the PyTorch trainer's optimizer state; `llm-convert` alone opens it
 
 A prefix is DIR/TAG, with or without one of the endings. Imports torch only to build a model.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from light_llm.models.transformer import Transformer
 
 WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
+TORCH_STATE = ".state.pt"
 FORMAT = 1
 
 
@@ -49,9 +51,9 @@ class Record(Config):
 
 
 def split_prefix(prefix: str | Path) -> tuple[Path, str]:
-    """DIR/TAG, with or without an ending of the three -> (DIR, TAG)."""
+    """DIR/TAG, with or without one of the endings -> (DIR, TAG)."""
     text = str(prefix).rstrip("/")
-    for ending in (WEIGHTS, STATE, CONFIG):
+    for ending in (WEIGHTS, STATE, CONFIG, TORCH_STATE):
         text = text.removesuffix(ending)
     path = Path(text)
     return path.parent, path.name
