@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.mapping import Entry, idle_keys, parameter_groups
+from conversion.mapping import idle_keys, parameter_groups
 from conversion.torch_file import require_torch
 from conversion.weights import from_torch, to_torch
 from light_jax.config import OptimizerConfig, TrainingConfig
@@ -28,8 +28,8 @@ def optimizer_from_torch(state_dict: Any, cfg: TrainingConfig, source: str | Pat
     """The state of `make_optimizer(cfg.optimizer)` from that of the torch optimizer of a run.
 
     Args:
-        state_dict: as `torch_file.read` gives it, of `parameter_groups`; a parameter without an entry
-            has zero moments.
+        state_dict: as `torch_file.read` gives it, of `parameter_groups`; the moments of a
+            parameter without an entry are zeros.
         source: what a message calls it.
 
     Raises:
@@ -184,12 +184,9 @@ def _moment_problems(stored: Mapping[Any, Any], cfg: TrainingConfig) -> Iterator
                 counts[key] = whole_number(fields["step"])
     if None in counts.values():
         yield "optimizer.state has a step that is no whole number"
-    elif len(set(counts.values())) > 1:
-        lowest, highest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-        yield (
-            f"{highest} had {counts[highest]} updates and {lowest} {counts[lowest]}; "
-            "here all parameters share one count"
-        )
+    elif len(key_with := {count: key for key, count in counts.items()}) > 1:
+        told = " and ".join(f"{count} (as {key})" for count, key in key_with.items())
+        yield f"parameters had {told} updates, and here all share one count"
 
 
 def _moment_problem(what: str, value: Any, shape: tuple[int, ...], required: bool) -> Iterator[str]:
