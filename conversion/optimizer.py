@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.mapping import idle_keys, parameter_groups
+from conversion.mapping import Entry, idle_keys, parameter_groups
 from conversion.torch_file import require_torch
 from conversion.weights import from_torch, to_torch
 from light_jax.config import OptimizerConfig, TrainingConfig
@@ -50,7 +50,7 @@ def optimizer_from_torch(state_dict: Any, cfg: TrainingConfig, source: str | Pat
             f"{source}: not the optimizer state of the run that the config.json beside it "
             "describes; put back the one it was saved with:\n  " + "\n  ".join(problems)
         )
-    entries = [entry for group in parameter_groups(cfg.model) for entry in group]
+    entries = _in_order(cfg)
     values: dict[str, Any] = {}
     for ours, theirs in MOMENTS[cfg.optimizer.type].items():
         arrays = {}
@@ -84,13 +84,18 @@ def optimizer_to_torch(opt_state: Any, cfg: TrainingConfig) -> dict[int, dict[st
         for ours, theirs in MOMENTS[cfg.optimizer.type].items()
     }
     idle = idle_keys(cfg.model)
-    steps = {} if count is None else {"step": np.array(count)}
-    entries = [entry for group in parameter_groups(cfg.model) for entry in group]
-    return {
-        number: {**steps, **{name: arrays[entry.key] for name, arrays in moments.items()}}
-        for number, entry in enumerate(entries)
-        if entry.key not in idle
-    }
+    state: dict[int, dict[str, np.ndarray]] = {}
+    for number, entry in enumerate(_in_order(cfg)):
+        if entry.key not in idle:
+            # an array each: torch counts in place
+            step = {} if count is None else {"step": np.array(count)}
+            state[number] = step | {name: arrays[entry.key] for name, arrays in moments.items()}
+    return state
+
+
+def _in_order(cfg: TrainingConfig) -> list[Entry]:
+    """The parameters by number: those of the first group, then those of the second."""
+    return [entry for group in parameter_groups(cfg.model) for entry in group]
 
 
 def _group_problems(state_dict: Any, cfg: TrainingConfig) -> Iterator[str]:
@@ -167,7 +172,7 @@ def _by_key(state_dict: Mapping[str, Any], cfg: TrainingConfig) -> dict[str, Any
 
 def _moment_problems(stored: Mapping[Any, Any], cfg: TrainingConfig) -> Iterator[str]:
     """Why the entries are not moments of the model's parameters, all after as many updates."""
-    shapes = {entry.key: entry.shape for group in parameter_groups(cfg.model) for entry in group}
+    shapes = {entry.key: entry.shape for entry in _in_order(cfg)}
     names = list(MOMENTS[cfg.optimizer.type].values())
     has_step = cfg.optimizer.type != "sgd"
     counts = {}
