@@ -170,8 +170,9 @@ def _abstract(cfg: TrainingConfig) -> TrainState:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save of a full disk: the 2nd
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        # a full disk is one of the first two, torch.save's RuntimeError or tensorstore's ValueError
+        reason = " ".join(str(error).split())[-200:]
         raise UserError(
             f"{path}: cannot be written ({reason}); make room or mend the disk, and convert again"
         ) from None

@@ -15,7 +15,6 @@ from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
 from light_llm.models.transformer.model import Transformer
 
-
 torch.set_num_threads(1)  # threads only slow models as small as these
 
 
@@ -35,7 +34,9 @@ class TorchRun:
             "adam": lambda: torch.optim.Adam(groups, lr=opt.lr, **adam),
             "sgd": lambda: torch.optim.SGD(groups, lr=opt.lr, momentum=opt.beta1),
         }[opt.type]()
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda n: self._factor(n)
+        )
         self.scaler = torch.amp.GradScaler("cpu", enabled=cfg.dtype == "float16")
         self.stream = TokenStream(cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed)
 
