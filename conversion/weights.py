@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.mapping import TIED_KEY, Entry, table
-from light_llm.checkpoint import WEIGHTS, read_model_config, verify, weights_file
+from light_llm.checkpoint import read_state_dict
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -134,21 +134,13 @@ def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None
         UserError: no such file, damaged files, or weights that do not fit the config.
     """
     from flax import nnx
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from light_jax.models.transformer import Transformer
 
-    path = weights_file(path_or_prefix)
-    if config is None:
-        config = read_model_config(path_or_prefix)
-        verify(path_or_prefix, lambda name: name == WEIGHTS)
-    try:
-        params = from_torch(load_file(path), config)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, params)
+    state_dict, cfg = read_state_dict(path_or_prefix, config, load_file)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, from_torch(state_dict, cfg))
 
 
 def load_torch(

@@ -205,6 +205,30 @@ def _verify_file(path: Path, recorded: Member) -> None:
         raise UserError(f"{path}: its bytes are not those written (CRC-32); use another tag")
 
 
+def read_state_dict(
+    path_or_prefix: str | Path,
+    config: TransformerConfig | None,
+    load_file: Callable[[Path], dict[str, Any]],
+) -> tuple[dict[str, Any], TransformerConfig]:
+    """(what `load_file` of safetensors reads, the model's config) of a weights file or prefix.
+
+    Without a config it is the snapshot's, and the file is compared with the digest there.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    from safetensors import SafetensorError
+
+    path = weights_file(path_or_prefix)
+    if config is None:
+        config = read_model_config(path_or_prefix)
+        verify(path_or_prefix, lambda name: name == WEIGHTS)
+    try:
+        return load_file(path), config
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+
+
 def load_transformer(
     path_or_prefix: str | Path,
     config: TransformerConfig | None = None,
@@ -222,20 +246,15 @@ def load_transformer(
     Raises:
         UserError: no such checkpoint, damaged files, or weights that do not fit the config.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from light_llm.models.transformer.model import Transformer
 
-    path = weights_file(path_or_prefix)
-    if config is None:
-        config = read_model_config(path_or_prefix)
-        verify(path_or_prefix, lambda name: name == WEIGHTS)
+    state_dict, config = read_state_dict(path_or_prefix, config, load_file)
     model = Transformer(config)
     try:
-        model.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+        model.load_state_dict(state_dict)
     except RuntimeError as error:  # torch lists every missing, unexpected and misshapen key
+        path = weights_file(path_or_prefix)
         raise UserError(f"{path}: the weights do not fit the config: {error}") from None
     return model.to(device=device, dtype=dtype).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from torch_trainer import TorchRun, bits  # noqa: E402
 
 from light_llm.models.transformer.model import Transformer  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 TAGS = {"adamw-cosine": "step0000020", "adam-biases-epochs": "step0000290"}
 
 
@@ -246,6 +248,20 @@ def test_tags_of_one_folder_are_one_run_and_another_run_is_refused(tmp_path, mon
     newest = find("auto", tmp_path / "out")
     assert newest is not None
     assert newest.prefix.name == "step0000002"
+
+
+def test_the_recipe_of_the_docs_loads_an_export(tmp_path):
+    prefix = foreign_tag(tmp_path)
+    import_tag(prefix)
+    export_tag(prefix)
+    (recipe,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/convert.md").read_text(), re.S)
+    assert recipe.count("checkpoints/my-run/step0005000") == 2
+    names: dict[str, Any] = {}
+    exec(recipe.replace("checkpoints/my-run/step0005000", str(prefix)), names)
+    loaded = names["optimizer"].state_dict()
+    assert bits(loaded) == bits(torch_load(f"{prefix}.state.pt")["optimizer"])
+    embedding = names["optimizer"].state[names["model"].tok_emb.weight]
+    assert embedding["exp_avg"].shape == (131, 32)
 
 
 def test_a_learning_rate_of_another_schedule_is_told(tmp_path):
