@@ -1,33 +1,24 @@
-"""A tag of the PyTorch trainer -> a tag of this one, and back, optimizer and all.
+"""A tag of the PyTorch trainer -> a tag of this one, and back, in its folder.
 
-DIR/TAG.state.pt is the dict {step, epoch, optimizer, scheduler, scaler, best_val_loss}; weights and
-config.json are of the same form on both sides.
+Weights and config.json are of the same form on both sides, DIR/TAG.state.pt becomes DIR/TAG.state/.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from safetensors import SafetensorError
 
 from conversion import torch_file
-from conversion.optimizer import (
-    optimizer_from_torch,
-    optimizer_to_torch,
-    torch_schedule,
-    whole_number,
-)
-from light_jax.checkpoint import files, store
+from light_jax.checkpoint import files, store, torch_tag
 from light_jax.checkpoint.state import (
     HostState,
     load_arrays,
@@ -38,19 +29,14 @@ from light_jax.checkpoint.state import (
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
-from light_jax.data.index import Fingerprint, describe_change
-from light_jax.optimizer import learning_rate
+from light_jax.data.index import describe_change
 from light_jax.step import (
-    LOSS_SCALE_GROWTH_INTERVAL,
-    LossScale,
     TrainState,
     init_params,
     init_state,
 )
 from light_llm import checkpoint as layout
 from light_llm.errors import UserError
-
-KEYS = ("step", "epoch", "optimizer", "scheduler", "scaler", "best_val_loss")
 
 
 def import_tag(prefix: str | Path) -> list[str]:
@@ -76,26 +62,19 @@ def import_tag(prefix: str | Path) -> list[str]:
             "from the weights alone with init_from"
         )
     _check_name(directory / tag)
-    foreign = _read_foreign(path)
-    step = foreign["step"]
-    _check_step(directory / tag, step, record)
+    _check_links(directory, tag)
     stream = TokenStream(
         cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size
     )
-    _check_epoch(path, foreign, cfg, len(stream))
-    state = dataclasses.replace(
-        init_state(cfg, {}),
-        step=jnp.int32(step),
-        opt_state=optimizer_from_torch(foreign["optimizer"], cfg, path),
-        loss_scale=_loss_scale(foreign["scaler"], cfg, path),
-    )
-    _check_count(path, state)
+    data = torch_file.read(path)
+    state, best, notes = torch_tag.from_torch(data, cfg, len(stream), path)
+    step = int(state.step)
+    _check_step(directory / tag, step, record)
     abstract = _abstract(cfg)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.weights)
     weights = load_weights(layout.member(prefix, layout.WEIGHTS), cfg.model, shardings)
     with _writing(directory / tag), files.locked(directory):
-        best = foreign["best_val_loss"]
-        host = HostState("", stream.fingerprint, None if math.isinf(best) else best)
+        host = HostState("", stream.fingerprint, best)
         host, generation = _place(directory / tag, cfg, record, host)
         staging = files.start(directory, tag)
         try:
@@ -104,11 +83,11 @@ def import_tag(prefix: str | Path) -> list[str]:
             store.write_config(staging, tag, cfg, host.run, generation, step)
             files.commit(directory, tag)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)  # gone, once it is committed
+            _discard(staging)
             raise
     return [
         f"{directory / tag}: step {step} of a PyTorch run can be resumed now",
-        *_rate_note(foreign["optimizer"], cfg, step),
+        *notes,
     ]
 
 
@@ -129,20 +108,8 @@ def export_tag(prefix: str | Path) -> list[str]:
     host = load_host_state(folder)
     abstract = _abstract(cfg)
     state = with_arrays(abstract, load_arrays(folder, abstract))
-    step = int(state.step)
-    groups, scheduler = torch_schedule(cfg, step, learning_rate(cfg, step))
-    best = math.inf if host.best_val_loss is None else host.best_val_loss
-    data = {
-        "step": step,
-        "epoch": _windows_before(cfg, step) // _windows_per_epoch(host.fingerprint, cfg.seq_len),
-        "optimizer": {
-            "state": optimizer_to_torch(state.opt_state, cfg),
-            "param_groups": groups,
-        },
-        "scheduler": scheduler,
-        "scaler": _scaler(state.loss_scale),
-        "best_val_loss": best,
-    }
+    tokens = sum(shard["tokens"] for shard in host.fingerprint)
+    data = torch_tag.to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
     path = tag.prefix.with_name(f"{tag.prefix.name}{layout.TORCH_STATE}")
     temporary = path.with_name(f".{path.name}.tmp")
     with _writing(path):
@@ -154,7 +121,7 @@ def export_tag(prefix: str | Path) -> list[str]:
             files.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    return [f"{path}: the optimizer state after step {step}, for PyTorch"]
+    return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
 
 
 def _abstract(cfg: TrainingConfig) -> TrainState:
@@ -178,14 +145,28 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
+def _discard(staging: Path) -> None:
+    """Remove what a failure left (nothing, once it is committed); what stays, the next start does.
+
+    The threads of orbax may still be writing there.
+    """
+    for _ in range(20):
+        shutil.rmtree(staging, ignore_errors=True)
+        if not staging.exists():
+            return
+        time.sleep(0.05)
+
+
 def _check_name(prefix: Path) -> None:
-    """Refuse what would be written, or read, elsewhere than it says."""
     if set("[]*?") & set(str(prefix.absolute())):  # orbax takes them for patterns
         raise UserError(
             f"{prefix}: {prefix.absolute()} has one of [ ] * ? in it, which checkpoints cannot be "
             "written under; use another name"
         )
-    directory, tag = prefix.parent, prefix.name
+
+
+def _check_links(directory: Path, tag: str) -> None:
+    """Refuse links where folders are made and deleted."""
     places = [
         directory / f"{tag}{layout.STATE}",
         files.writing_dir(directory, tag),
@@ -195,28 +176,6 @@ def _check_name(prefix: Path) -> None:
     for place in places:
         if place.is_symlink():
             raise UserError(f"{place}: is a link to {os.readlink(place)}; put the real one there")
-
-
-def _read_foreign(path: Path) -> dict[str, Any]:
-    data = torch_file.read(path)
-    if missing := [key for key in KEYS if key not in data]:
-        raise UserError(
-            f"{path}: has no {', '.join(missing)}; a PyTorch trainer's state has {', '.join(KEYS)}"
-        )
-    problems = []
-    for key in ("step", "epoch"):
-        number = whole_number(data[key])
-        if number is None:
-            problems.append(f"{key}={data[key]!r} is no whole number")
-        data[key] = number
-    best = data["best_val_loss"]
-    if not isinstance(best, int | float) or math.isnan(best) or best == -math.inf:
-        problems.append(f"best_val_loss={best!r} is no loss")
-    if not isinstance(data["scaler"], dict):
-        problems.append(f"scaler={data['scaler']!r} is no state of a GradScaler")
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}; use the file that the trainer wrote")
-    return data
 
 
 def _check_step(prefix: Path, step: int, record: layout.Record | None) -> None:
@@ -239,37 +198,6 @@ def _check_step(prefix: Path, step: int, record: layout.Record | None) -> None:
             f"{path}: is of step {step}, and the weights beside it are of step {record.step}; "
             "put the three files of one step together"
         )
-
-
-def _check_epoch(path: Path, foreign: dict[str, Any], cfg: TrainingConfig, windows: int) -> None:
-    """An epoch that the stream does not reach by then, or has left, tells of other shards."""
-    read = _windows_before(cfg, foreign["step"])
-    epochs = {max(0, read - 1) // windows, read // windows}  # at the seam, either
-    if foreign["epoch"] not in epochs:
-        raise UserError(
-            f"{path}: step {foreign['step']} was in epoch {foreign['epoch']}, and with the shards "
-            f"of train_data={cfg.train_data!r}, {windows} windows an epoch, it is in epoch "
-            f"{max(epochs)}; name the shards that it was trained on in its {layout.CONFIG}"
-        )
-
-
-def _check_count(path: Path, state: TrainState) -> None:
-    import optax
-
-    count = optax.tree.get(state.opt_state, "count")
-    if count is not None and int(count) > int(state.step):
-        raise UserError(
-            f"{path}: the optimizer made {int(count)} updates by step {int(state.step)}; "
-            "the two are of different saves"
-        )
-
-
-def _windows_before(cfg: TrainingConfig, step: int) -> int:
-    return step * cfg.gradient_accumulation_steps * cfg.batch_size
-
-
-def _windows_per_epoch(fingerprint: Fingerprint, seq_len: int) -> int:
-    return (sum(shard["tokens"] for shard in fingerprint) - 1) // seq_len
 
 
 def _place(
@@ -296,51 +224,3 @@ def _place(
         )
     host = dataclasses.replace(host, run=newest.run, wandb_run_id=there.wandb_run_id)
     return host, store.starts(prefix.parent) if record is None else record.generation
-
-
-def _rate_note(optimizer: dict[str, Any], cfg: TrainingConfig, step: int) -> list[str]:
-    stored, rate = optimizer["param_groups"][0].get("lr"), learning_rate(cfg, step)
-    if stored is None or math.isclose(float(stored), rate, rel_tol=1e-6, abs_tol=1e-12):
-        return []
-    return [
-        f"note: the next update had the learning rate {float(stored):.6g} in PyTorch; by the "
-        f"schedule of the config it has {rate:.6g}"
-    ]
-
-
-def _loss_scale(scaler: dict[str, Any], cfg: TrainingConfig, path: Path) -> LossScale | None:
-    """GradScaler's state as ours; skips in a row, which it does not count, start from 0."""
-    if cfg.dtype != "float16":
-        if scaler:
-            raise UserError(f"{path}: scaler has a loss scale, and dtype={cfg.dtype!r} takes none")
-        return None
-    fixed = _scaler_settings()
-    scale, finite = scaler.get("scale"), whole_number(scaler.get("_growth_tracker"))
-    if not isinstance(scale, int | float) or not 0 < scale < math.inf or finite is None:
-        raise UserError(
-            f"{path}: scaler={scaler!r} has no scale and growth tracker, which dtype='float16' "
-            "needs; start from the weights with init_from"
-        )
-    for name, value in fixed.items():
-        if scaler.get(name, value) != value:
-            raise UserError(f"{path}: scaler.{name} is {scaler[name]!r}; it is {value!r} here")
-    return LossScale(jnp.float32(scale), jnp.int32(finite), jnp.int32(0))
-
-
-def _scaler(loss_scale: LossScale | None) -> dict[str, Any]:
-    """The state dict of torch.amp.GradScaler, which is empty where there is no loss scale."""
-    if loss_scale is None:
-        return {}
-    return {
-        "scale": float(loss_scale.scale),
-        **_scaler_settings(),
-        "_growth_tracker": int(loss_scale.finite_steps),
-    }
-
-
-def _scaler_settings() -> dict[str, Any]:
-    return {
-        "growth_factor": 2.0,
-        "backoff_factor": 0.5,
-        "growth_interval": LOSS_SCALE_GROWTH_INTERVAL,
-    }

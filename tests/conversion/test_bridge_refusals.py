@@ -3,12 +3,14 @@ elsewhere."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
 import re
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_runs import TINY, command, write_config
 
+from conversion import torch_file
+from light_jax.checkpoint import torch_tag
 from light_jax.checkpoint.bridge import export_tag, import_tag
+from light_jax.config import load_config
 from light_jax.trainer import run_config
 from light_llm.errors import UserError
 
@@ -147,7 +152,7 @@ REFUSED = {
     "step that is none": (_key("step", -1), "step=-1 is no whole number"),
     "best loss that is none": (_key("best_val_loss", float("nan")), "best_val_loss=nan is no loss"),
     "epoch of other shards": (_key("epoch", 1), "step 2 was in epoch 1, and with the shards"),
-    "loss scale in float32": (_key("scaler", {"scale": 2.0}), "scaler has a loss scale, and dtype"),
+    "loss scale in float32": (_key("scaler", {"scale": 2.0}), "scaler has a loss scale; dtype"),
     "no loss scale in float16": (
         lambda tag: edit_config(tag, dtype="float16"),
         "no scale and growth tracker, which dtype='float16' needs",
@@ -182,6 +187,41 @@ def test_a_foreign_tag_is_refused_as_it_is(change, message, tag, tmp_path):
     with pytest.raises(UserError, match=message):
         import_tag(tag)
     assert contents(tmp_path) == before
+
+
+JUNK = [None, -1, float("nan"), 1e300, "x", [1], np.ones((2, 2), "f4")]
+
+
+def places(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every node of plain data; of many parameters, to the first one's."""
+    if at:
+        yield at
+    if isinstance(node, dict | list):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            if at[-1:] not in [("state",), ("params",)] or key == 0:
+                yield from places(node[key], (*at, key))
+
+
+def test_whatever_a_state_holds_it_is_taken_or_refused(tmp_path):
+    """Each value of a .state.pt replaced by junk: a UserError, or nothing that matters."""
+    scaler = torch.amp.GradScaler("cpu").state_dict()
+    prefix = foreign_tag(tmp_path, dtype="float16", state={"scaler": scaler})
+    cfg = load_config(f"{prefix}.config.json")
+    whole = torch_file.read(Path(f"{prefix}.state.pt"))
+    refused = taken = 0
+    for *parents, last in places(whole):
+        for junk in JUNK:
+            data = copy.deepcopy(whole)
+            node = data
+            for key in parents:
+                node = node[key]
+            node[last] = junk
+            try:
+                torch_tag.from_torch(data, cfg, 1000, "x")
+                taken += 1
+            except UserError:
+                refused += 1
+    assert refused > taken > 0
 
 
 def test_no_pickle_runs_by_any_command(tag, tmp_path):
@@ -278,8 +318,10 @@ def test_a_full_disk_leaves_the_tag_as_it_was(convert, limit, tag, tmp_path):
             convert(tag)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert contents(tmp_path) == before
+    after = contents(tmp_path)
+    assert {name: value for name, value in after.items() if ".writing" not in name} == before
     convert(tag)
+    assert not list(tag.parent.glob(".*.writing"))
 
 
 def test_members_of_two_steps_are_refused(tag, tmp_path):
@@ -289,8 +331,8 @@ def test_members_of_two_steps_are_refused(tag, tmp_path):
         path.rename(path.with_name(path.name.replace(TAG, "best")))
     import_tag(best)
     import_tag(best)  # twice is once
-    edit_state(best, lambda state: state.update(step=1))
-    with pytest.raises(UserError, match="is of step 1, and the weights beside it are of step 2"):
+    edit_state(best, lambda state: state.update(step=5))
+    with pytest.raises(UserError, match="is of step 5, and the weights beside it are of step 2"):
         import_tag(best)
     edit_weights(best, lambda weights: weights.update({"final_norm.weight": np.ones(32, "f4")}))
     with pytest.raises(UserError, match=r"were written; use another tag\n.*take the key 'check"):
