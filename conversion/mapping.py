@@ -43,6 +43,18 @@ def keys(cfg: TransformerConfig) -> list[str]:
     return [entry.key for entry in table(cfg)] + [TIED_KEY] * cfg.tie_embeddings
 
 
+def parameter_groups(cfg: TransformerConfig) -> tuple[list[Entry], list[Entry]]:
+    """The optimizer's: tensors of two or more dimensions, which decay, and the others."""
+    entries = table(cfg)
+    return [e for e in entries if len(e.shape) >= 2], [e for e in entries if len(e.shape) < 2]
+
+
+def idle_keys(cfg: TransformerConfig) -> set[str]:
+    """Keys of the parameters that no output depends on: they never have a gradient."""
+    idle = ("post_norm1", "post_norm2") if cfg.parallel_layers else ()
+    return {entry.key for entry in table(cfg) if any(name in entry.path for name in idle)}
+
+
 def _entries(cfg: TransformerConfig) -> Iterator[Entry]:
     V, D = cfg.vocab_size, cfg.d_model
     yield Entry(("tok_emb", "weight"), "tok_emb.weight", (V, D))

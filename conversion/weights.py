@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.mapping import TIED_KEY, Entry, table
-from light_llm.checkpoint import WEIGHTS, read_model_config, verify, weights_file
+from light_llm.checkpoint import read_state_dict
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -66,7 +66,7 @@ def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.
     import jax.numpy as jnp
     from flax import nnx
 
-    arrays = {key: _as_numpy(value) for key, value in state_dict.items()}
+    arrays = {key: as_numpy(value) for key, value in state_dict.items()}
     check_keys({key: value.shape for key, value in arrays.items()}, config, "the state dict")
     if config.tie_embeddings and TIED_KEY in arrays:
         check_tied(arrays["tok_emb.weight"], arrays[TIED_KEY], "the state dict")
@@ -134,21 +134,13 @@ def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None
         UserError: no such file, damaged files, or weights that do not fit the config.
     """
     from flax import nnx
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from light_jax.models.transformer import Transformer
 
-    path = weights_file(path_or_prefix)
-    if config is None:
-        config = read_model_config(path_or_prefix)
-        verify(path_or_prefix, lambda name: name == WEIGHTS)
-    try:
-        params = from_torch(load_file(path), config)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, params)
+    state_dict, cfg = read_state_dict(path_or_prefix, config, load_file)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, from_torch(state_dict, cfg))
 
 
 def load_torch(
@@ -173,7 +165,8 @@ def flatten(tree: Any, path: tuple[Any, ...] = ()) -> Any:
         yield path, tree.get_value() if hasattr(tree, "get_value") else tree
 
 
-def _as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
+def as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    """A tensor of any device as an array, bfloat16 as float32."""
     if isinstance(value, np.ndarray):
         return value
     value = value.detach().cpu()

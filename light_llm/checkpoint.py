@@ -4,6 +4,7 @@
     DIR/TAG.state/          orbax: what the trainer needs besides the weights
     DIR/TAG.config.json     config snapshot, with the digests that tie the three together
     DIR/.TAG.committed/     the three on their way there, after a crash in between
+    DIR/TAG.state.pt        the PyTorch trainer's optimizer state; `llm-convert` alone opens it
 
 A prefix is DIR/TAG, with or without one of the endings. Imports torch only to build a model.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from light_llm.models.transformer import Transformer
 
 WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
+TORCH_STATE = ".state.pt"
 FORMAT = 1
 
 
@@ -49,9 +51,9 @@ class Record(Config):
 
 
 def split_prefix(prefix: str | Path) -> tuple[Path, str]:
-    """DIR/TAG, with or without an ending of the three -> (DIR, TAG)."""
+    """DIR/TAG, with or without one of the endings -> (DIR, TAG)."""
     text = str(prefix).rstrip("/")
-    for ending in (WEIGHTS, STATE, CONFIG):
+    for ending in (WEIGHTS, STATE, CONFIG, TORCH_STATE):
         text = text.removesuffix(ending)
     path = Path(text)
     return path.parent, path.name
@@ -203,6 +205,30 @@ def _verify_file(path: Path, recorded: Member) -> None:
         raise UserError(f"{path}: its bytes are not those written (CRC-32); use another tag")
 
 
+def read_state_dict(
+    path_or_prefix: str | Path,
+    config: TransformerConfig | None,
+    load_file: Callable[[Path], dict[str, Any]],
+) -> tuple[dict[str, Any], TransformerConfig]:
+    """(what `load_file` of safetensors reads, the model's config) of a weights file or prefix.
+
+    Without a config it is the snapshot's, and the file is compared with the digest there.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    from safetensors import SafetensorError
+
+    path = weights_file(path_or_prefix)
+    if config is None:
+        config = read_model_config(path_or_prefix)
+        verify(path_or_prefix, lambda name: name == WEIGHTS)
+    try:
+        return load_file(path), config
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+
+
 def load_transformer(
     path_or_prefix: str | Path,
     config: TransformerConfig | None = None,
@@ -220,20 +246,15 @@ def load_transformer(
     Raises:
         UserError: no such checkpoint, damaged files, or weights that do not fit the config.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from light_llm.models.transformer.model import Transformer
 
-    path = weights_file(path_or_prefix)
-    if config is None:
-        config = read_model_config(path_or_prefix)
-        verify(path_or_prefix, lambda name: name == WEIGHTS)
+    state_dict, config = read_state_dict(path_or_prefix, config, load_file)
     model = Transformer(config)
     try:
-        model.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+        model.load_state_dict(state_dict)
     except RuntimeError as error:  # torch lists every missing, unexpected and misshapen key
+        path = weights_file(path_or_prefix)
         raise UserError(f"{path}: the weights do not fit the config: {error}") from None
     return model.to(device=device, dtype=dtype).eval()

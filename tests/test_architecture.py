@@ -129,7 +129,13 @@ def test_pytorch_use_needs_no_jax():
 
 @pytest.mark.parametrize(
     "script",
-    ["light_jax.cli", "light_jax.parity.cli", "light_llm.cli", "light_llm.preprocess.cli"],
+    [
+        "conversion.cli",
+        "light_jax.cli",
+        "light_jax.parity.cli",
+        "light_llm.cli",
+        "light_llm.preprocess.cli",
+    ],
 )
 def test_help_is_instant(script):
     assert not loaded_after(f"import {script}") & {"torch", "jax", "pyarrow", "transformers"}

@@ -101,6 +101,12 @@ def find(resume: str, directory: Path) -> Tag | None:
     return read_tag(start["resumed"])  # a resumed run that was stopped before its first tag
 
 
+def starts(directory: Path) -> int:
+    """How often the run in this directory was started so far: its newest generation, or 0."""
+    start = _read_start(directory) or {"generation": 0}
+    return max([start["generation"], *(tag.generation for tag in own_tags(directory))])
+
+
 def _read_start(directory: Path) -> dict[str, Any] | None:
     """What the last resume in this directory started from."""
     path = directory / START
@@ -120,8 +126,8 @@ def check_resumable(
     """
     layout.verify(tag.prefix, _mine)
     host = load_host_state(layout.member(tag.prefix, layout.STATE))
-    changes = _changes(layout.read_snapshot(tag.prefix), cfg.model_dump(mode="json"))
-    refused = [line for key, line in changes if _must_match(key)]
+    changes = changed_settings(tag, cfg)
+    refused = [line for key, line in changes if must_match(key)]
     shards = describe_change(host.fingerprint, fingerprint)
     if shards is not None:
         refused.append(f"train_data: {shards}")
@@ -143,12 +149,17 @@ def _mine(name: str) -> bool:
     return owner == jax.process_index()
 
 
-def _must_match(key: str) -> bool:
+def must_match(key: str) -> bool:
+    """Whether a change of that setting would make it another run."""
     return any(key == fixed or key.startswith(f"{fixed}.") for fixed in MUST_MATCH)
 
 
+def changed_settings(tag: Tag, cfg: TrainingConfig) -> list[tuple[str, str]]:
+    """(key, `key: old -> new`) of every setting of a tag's config that differs in `cfg`."""
+    return _changes(layout.read_snapshot(tag.prefix), cfg.model_dump(mode="json"))
+
+
 def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
-    """(key, `key: old -> new`) of every setting that differs."""
     lines = []
     for name in [*old, *(name for name in new if name not in old)]:
         key, before, after = f"{at}{name}", old.get(name), new.get(name)
@@ -204,28 +215,10 @@ class Store:
         save_weights(staging / f"{tag}{layout.WEIGHTS}", state.weights, self.cfg.model)
         save_state(staging / f"{tag}{layout.STATE}", state, host)
         if is_main():
-            self._write_config(staging, tag, host.run, int(state.step))
+            write_config(staging, tag, self.cfg, host.run, self.generation, int(state.step))
             files.commit(self.directory, tag)
             self._retain()
         barrier(f"committed {tag}")
-
-    def _write_config(self, staging: Path, tag: str, run: str, step: int) -> None:
-        members = {
-            str(path.relative_to(staging)).removeprefix(tag): layout.digest(path)
-            for path in sorted(staging.rglob("*"))
-            if path.is_file()
-        }
-        record = {
-            "format": layout.FORMAT,
-            "run": run,
-            "generation": self.generation,
-            "step": step,
-            "files": members,
-        }
-        config = self.cfg.model_dump(mode="json") | {"checkpoint": record}
-        path = staging / f"{tag}{layout.CONFIG}"
-        path.write_text(json.dumps(config, indent=2) + "\n")
-        shutil.copymode(path, staging / f"{tag}{layout.WEIGHTS}")  # safetensors' own is 0600
 
     def _retain(self) -> None:
         """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n."""
@@ -251,10 +244,7 @@ class Store:
         check_writable(self.directory, self.resumed)
         self._copy_config(config_path)
         if self.resumed is not None:
-            tags = [self.resumed, *own_tags(self.directory)]
-            start = _read_start(self.directory) or {"generation": 0}
-            newest = max(tag.generation for tag in tags)
-            self.generation = 1 + max(newest, start["generation"])
+            self.generation = 1 + max(self.resumed.generation, starts(self.directory))
             start = {
                 "generation": self.generation,
                 "resumed": str(self.resumed.prefix.absolute()),
@@ -271,6 +261,28 @@ class Store:
         target = self.directory / name
         if not (target.exists() and target.samefile(path)):
             files.write_atomically(target, path.read_bytes())
+
+
+def write_config(
+    staging: Path, tag: str, cfg: TrainingConfig, run: str, generation: int, step: int
+) -> None:
+    """The last member of a staged tag: the config, and what ties it to the files beside it."""
+    members = {
+        str(path.relative_to(staging)).removeprefix(tag): layout.digest(path)
+        for path in sorted(staging.rglob("*"))
+        if path.is_file()
+    }
+    record = {
+        "format": layout.FORMAT,
+        "run": run,
+        "generation": generation,
+        "step": step,
+        "files": members,
+    }
+    config = cfg.model_dump(mode="json") | {"checkpoint": record}
+    path = staging / f"{tag}{layout.CONFIG}"
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copymode(path, staging / f"{tag}{layout.WEIGHTS}")  # safetensors' own is 0600
 
 
 def _is_of_another_run(prefix: Path, run: str) -> bool:

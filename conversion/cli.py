@@ -1,0 +1,68 @@
+"""llm-convert: the command line. Imports the rest lazily, so that --help is instant."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from light_llm.errors import UserError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+state = typer.Typer(help="The optimizer state of a checkpoint, between PyTorch and JAX.")
+app.add_typer(state, name="state")
+
+Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="checkpoints/my-run/step0005000")]
+
+
+@app.callback()
+def llm_convert() -> None:
+    """Move a run between PyTorch and JAX."""
+
+
+@state.command()
+def from_torch(prefix: Prefix) -> None:
+    """Make a checkpoint of the PyTorch trainer (PREFIX.state.pt) one that llm-train resumes."""
+    _use_the_cpu()
+    from light_jax.checkpoint.bridge import import_tag
+
+    _tell(import_tag, prefix)
+
+
+@state.command()
+def to_torch(prefix: Prefix) -> None:
+    """Write PREFIX.state.pt, from which the PyTorch trainer resumes a checkpoint of llm-train."""
+    _use_the_cpu()
+    from light_jax.checkpoint.bridge import export_tag
+
+    _tell(export_tag, prefix)
+
+
+def _use_the_cpu() -> None:
+    """Converting takes memory and no arithmetic: leave the accelerators to those who train."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _tell(convert: Callable[[str], list[str]], prefix: str) -> None:
+    for line in convert(prefix):
+        print(line)
+
+
+def main() -> None:
+    """Exit code 0; 2 with one message on stderr; 128 + n on signal n, with the files as before."""
+
+    def stop(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        app()
+    except UserError as error:
+        print(f"llm-convert: {error}", file=sys.stderr)
+        sys.exit(2)

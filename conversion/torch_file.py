@@ -1,0 +1,90 @@
+"""Files of torch.save: the only place that opens a pickle. Nothing in one is ever executed."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.weights import as_numpy
+from light_llm.errors import UserError
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The dict in a file of torch.save, tensors as numpy arrays (bfloat16 as float32).
+
+    Raises:
+        UserError: not a whole file of torch.save, or one that holds more than plain data.
+    """
+    torch = require_torch()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself compares no check sums
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: not a whole file of torch.save ({error}); copy it again"
+        ) from None
+    if damaged is not None:
+        raise UserError(f"{path}: {damaged} in it is damaged (CRC-32); copy it again")
+    try:
+        plain = _to_numpy(torch.load(path, map_location="cpu", weights_only=True), torch)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever the bytes of a stranger provoke
+        raise UserError(
+            f"{path}: not plain data of PyTorch, so it was not loaded ({_reason(error)}); use the "
+            "file that the PyTorch trainer wrote"
+        ) from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{path}: holds a {type(plain).__name__} where a trainer saves a dict")
+    return plain
+
+
+def write(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a dict of plain data and numpy arrays (as tensors) with torch.save."""
+    torch = require_torch()
+    torch.save(_to_tensors(data, torch), path)
+
+
+def require_torch() -> Any:
+    """The module torch.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UserError(
+            "PyTorch is not installed, and reading or writing a .state.pt takes it; "
+            "run `pip install 'light-llm-jax[torch]'`"
+        ) from None
+    return torch
+
+
+def _reason(error: Exception) -> str:
+    """torch's message without its advice, which is to load the file all the same."""
+    text = " ".join(str(error).split())
+    if wanted := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks for {wanted.group(1)}"
+    return text.rpartition("WeightsUnpickler error: ")[2][:160]
+
+
+def _to_numpy(value: Any, torch: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return as_numpy(value)
+    if isinstance(value, dict):
+        return {key: _to_numpy(inner, torch) for key, inner in value.items()}
+    return [_to_numpy(inner, torch) for inner in value] if isinstance(value, list) else value
+
+
+def _to_tensors(value: Any, torch: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Mapping):
+        return {key: _to_tensors(inner, torch) for key, inner in value.items()}
+    return value

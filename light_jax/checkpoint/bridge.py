@@ -1,0 +1,226 @@
+"""A tag of the PyTorch trainer -> a tag of this one, and back, in its folder.
+
+Weights and config.json are of the same form on both sides, DIR/TAG.state.pt becomes DIR/TAG.state/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from safetensors import SafetensorError
+
+from conversion import torch_file
+from light_jax.checkpoint import files, store, torch_tag
+from light_jax.checkpoint.state import (
+    HostState,
+    load_arrays,
+    load_host_state,
+    save_state,
+    with_arrays,
+)
+from light_jax.checkpoint.weights import load_weights, save_weights
+from light_jax.config import TrainingConfig, load_config
+from light_jax.data import TokenStream
+from light_jax.data.index import describe_change
+from light_jax.step import (
+    TrainState,
+    init_params,
+    init_state,
+)
+from light_llm import checkpoint as layout
+from light_llm.errors import UserError
+
+
+def import_tag(prefix: str | Path) -> list[str]:
+    """Make DIR/TAG.{safetensors,state.pt,config.json} a tag of this trainer, in its place.
+
+    Weights are written anew as float32 with every key, config.json with every setting; the
+    .state.pt stays. The shards of train_data must be there, for the tag to know them again.
+
+    Returns:
+        What to tell the user, line by line.
+
+    Raises:
+        UserError: a member is missing, damaged or does not fit the others. Nothing was changed.
+    """
+    directory, tag = layout.split_prefix(prefix)
+    layout.weights_file(prefix)  # that it is there
+    record = layout.read_record(prefix)
+    cfg = load_config(layout.member(prefix, layout.CONFIG))
+    path = directory / f"{tag}{layout.TORCH_STATE}"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: there is no optimizer state of a PyTorch trainer; copy it there, or start "
+            "from the weights alone with init_from"
+        )
+    _check_name(directory / tag)
+    _check_links(directory, tag)
+    stream = TokenStream(
+        cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size
+    )
+    data = torch_file.read(path)
+    state, best, notes = torch_tag.from_torch(data, cfg, len(stream), path)
+    step = int(state.step)
+    _check_step(directory / tag, step, record)
+    abstract = _abstract(cfg)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.weights)
+    weights = load_weights(layout.member(prefix, layout.WEIGHTS), cfg.model, shardings)
+    with _writing(directory / tag), files.locked(directory):
+        host = HostState("", stream.fingerprint, best)
+        host, generation = _place(directory / tag, cfg, record, host)
+        staging = files.start(directory, tag)
+        try:
+            save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
+            save_state(staging / f"{tag}{layout.STATE}", state, host)
+            store.write_config(staging, tag, cfg, host.run, generation, step)
+            files.commit(directory, tag)
+        except BaseException:
+            _discard(staging)
+            raise
+    return [
+        f"{directory / tag}: step {step} of a PyTorch run can be resumed now",
+        *notes,
+    ]
+
+
+def export_tag(prefix: str | Path) -> list[str]:
+    """Write DIR/TAG.state.pt beside a tag of this trainer, for the PyTorch trainer to resume from.
+
+    Returns:
+        What to tell the user, line by line.
+
+    Raises:
+        UserError: no such tag, damaged files, or it cannot be written. The tag is left as it is.
+    """
+    tag = store.read_tag(prefix)
+    _check_name(tag.prefix)
+    layout.verify(tag.prefix)
+    cfg = load_config(layout.member(tag.prefix, layout.CONFIG))
+    folder = layout.member(tag.prefix, layout.STATE)
+    host = load_host_state(folder)
+    abstract = _abstract(cfg)
+    state = with_arrays(abstract, load_arrays(folder, abstract))
+    tokens = sum(shard["tokens"] for shard in host.fingerprint)
+    data = torch_tag.to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
+    path = tag.prefix.with_name(f"{tag.prefix.name}{layout.TORCH_STATE}")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _writing(path):
+        try:
+            temporary.unlink(missing_ok=True)  # a link there would lead elsewhere
+            torch_file.write(temporary, data)
+            files.sync(temporary)
+            os.replace(temporary, path)
+            files.sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
+
+
+def _abstract(cfg: TrainingConfig) -> TrainState:
+    """The shapes of a run's state, on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(lambda: init_state(cfg, init_params(cfg))),
+    )
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        # a full disk is one of the first two, torch.save's RuntimeError or tensorstore's ValueError
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(
+            f"{path}: cannot be written ({reason}); make room or mend the disk, and convert again"
+        ) from None
+
+
+def _discard(staging: Path) -> None:
+    """Remove what a failure left (nothing, once it is committed); what stays, the next start does.
+
+    The threads of orbax may still be writing there.
+    """
+    for _ in range(20):
+        shutil.rmtree(staging, ignore_errors=True)
+        if not staging.exists():
+            return
+        time.sleep(0.05)
+
+
+def _check_name(prefix: Path) -> None:
+    if set("[]*?") & set(str(prefix.absolute())):  # orbax takes them for patterns
+        raise UserError(
+            f"{prefix}: {prefix.absolute()} has one of [ ] * ? in it, which checkpoints cannot be "
+            "written under; use another name"
+        )
+
+
+def _check_links(directory: Path, tag: str) -> None:
+    """Refuse links where folders are made and deleted."""
+    places = [
+        directory / f"{tag}{layout.STATE}",
+        files.writing_dir(directory, tag),
+        layout.committed_dir(directory, tag),
+        directory / ".lock",
+    ]
+    for place in places:
+        if place.is_symlink():
+            raise UserError(f"{place}: is a link to {os.readlink(place)}; put the real one there")
+
+
+def _check_step(prefix: Path, step: int, record: layout.Record | None) -> None:
+    """Compare the step of the state with what else names one."""
+    path = f"{prefix}{layout.TORCH_STATE}"
+    named = files.STEP_TAG.fullmatch(prefix.name)
+    if named and int(named[1]) != step:
+        raise UserError(f"{path}: is of step {step}; put back the one of {prefix.name}")
+    if record is None:
+        return
+    try:
+        layout.verify(prefix, lambda name: name == layout.WEIGHTS)
+    except UserError as error:
+        raise UserError(
+            f"{error}\n(if PyTorch wrote these weights after {layout.CONFIG}, take the key "
+            f"'checkpoint' out of that file, and convert again)"
+        ) from None
+    if record.step != step:
+        raise UserError(
+            f"{path}: is of step {step}, and the weights beside it are of step {record.step}; "
+            "put the three files of one step together"
+        )
+
+
+def _place(
+    prefix: Path, cfg: TrainingConfig, record: layout.Record | None, host: HostState
+) -> tuple[HostState, int]:
+    """`host` as a tag of the run in that directory, if there is one, and the tag's generation.
+
+    Raises:
+        UserError: that is another run.
+    """
+    own = store.own_tags(prefix.parent)
+    if not own:
+        return dataclasses.replace(host, run=uuid.uuid4().hex), 1
+    newest = max(own, key=lambda tag: tag.order)
+    there = load_host_state(layout.member(newest.prefix, layout.STATE))
+    changed = store.changed_settings(newest, cfg)
+    refused = [line for key, line in changed if store.must_match(key)]
+    if shards := describe_change(there.fingerprint, host.fingerprint):
+        refused.append(f"train_data: {shards}")
+    if refused:
+        raise UserError(
+            f"{prefix}: the folder holds another run, that of {newest.prefix.name}; move the files "
+            "of one of them to a folder of its own:\n  " + "\n  ".join(refused)
+        )
+    host = dataclasses.replace(host, run=newest.run, wandb_run_id=there.wandb_run_id)
+    return host, store.starts(prefix.parent) if record is None else record.generation
