@@ -17,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from light_jax.data.index import describe_change
     from light_jax.data.loader import BatchLoader, validation_batches
+    from light_jax.data.overlap import warn_of_overlap
     from light_jax.data.stream import TokenStream
 
-__all__ = ["BatchLoader", "TokenStream", "describe_change", "validation_batches"]
+__all__ = [
+    "BatchLoader",
+    "TokenStream",
+    "describe_change",
+    "validation_batches",
+    "warn_of_overlap",
+]
 
 _HOMES = {
     "BatchLoader": "loader",
     "TokenStream": "stream",
     "describe_change": "index",
     "validation_batches": "loader",
+    "warn_of_overlap": "overlap",
 }
 
 

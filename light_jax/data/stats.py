@@ -136,6 +136,7 @@ def draw(stats: Stats, title: str, path: Path) -> None:
 
     per_shard = [int(shard.tokens.sum()) for shard in stats.shards]
     by_shard.bar(np.arange(len(per_shard)), per_shard, width=1)
+    by_shard.xaxis.get_major_locator().set_params(integer=True)
     by_shard.set(xlabel="shard", ylabel="tokens")
     by_shard.set_title(f"{stats.tokens:,} tokens")
     try:
