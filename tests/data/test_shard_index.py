@@ -78,6 +78,10 @@ def test_a_length_that_lies(tmp_path, write):
     path = write(tmp_path / "b.parquet", [[1], [2, 3]], lengths=[2, 2])
     with pytest.raises(UserError, match=r"b\.parquet: row 0 .* length=2 and 1 tokens"):
         index_shards(path)
+    docs = [[1], [2, 3], [4, 5, 6], [1, 2, 3], [4], [5, 6]]  # the second row group's least and
+    path = write(tmp_path / "c.parquet", docs, lengths=[1, 2, 3, 3, 1, 3])  # greatest are right
+    with pytest.raises(UserError, match=r"c\.parquet: row 5 .* length=3 and 2 tokens"):
+        index_shards(path)
 
 
 def test_a_length_that_is_no_count_is_left_alone(tmp_path):
