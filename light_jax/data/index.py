@@ -193,8 +193,7 @@ def _claim(column: pq.ColumnChunkMetaData, vocab_size: int | None) -> tuple[int,
 def _read_lengths(footer: Footer) -> np.ndarray | None:
     """The column `length`, int64 [rows]; None if it is incomplete."""
     try:
-        with footer.open() as file:
-            column = file.read(columns=["length"], use_threads=False).column("length")
+        column = footer.file().read(columns=["length"], use_threads=False).column("length")
     except UNREADABLE as error:
         raise UserError(f"{footer.path}: column 'length' is corrupt ({error})") from None
     return None if column.null_count else column.to_numpy().astype(np.int64)

@@ -17,7 +17,8 @@ STEPS_AHEAD = 4
 AHEAD_BYTES = 256 * 2**20  # of windows that lie ready, but always one row group's
 
 Run = tuple[int, int, int, int]
-"""(step, slot in it, window of the epoch, count): neighbours in the stream and in their step."""
+"""(step, slot, window of the epoch, count): windows that are neighbours in the stream and in their
+step. Slots are counted through all steps."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ class WindowReader:
 def _lay_part(stream: TokenStream, part: Part, steps: list[np.ndarray]) -> None:
     start, tokens = stream.read(part.epoch, part.place)
     for step, slot, window, count in part.runs:
-        lay(tokens, start, window, steps[step - part.first_step][slot : slot + count])
+        windows = steps[step - part.first_step]
+        slot -= step * len(windows)
+        lay(tokens, start, window, windows[slot : slot + count])
 
 
 def _parts(
@@ -131,36 +134,42 @@ def _parts(
 ) -> Iterator[Part]:
     """The row groups that hold a window of `span` on one of `rows`, in the order of the stream."""
     W, S = len(stream), stream.seq_len
-    per_step_held = per_step // batch_size * len(rows)
-    slot_of_row = np.full(batch_size, -1)
-    slot_of_row[rows] = np.arange(len(rows))
+    blocks = _blocks(rows)
     for epoch in range(span.start // W, -(-span.stop // W)):
         starts = stream.epoch(epoch).starts
         first = np.maximum((starts[:-1] + S - 1) // S - 1, 0)  # a window takes S + 1 tokens
         last = np.minimum((starts[1:] - 1) // S, W - 1)
-        low = np.clip(epoch * W + first, span.start, span.stop)
-        high = np.clip(epoch * W + last + 1, span.start, span.stop)
-        for place in np.flatnonzero(high > low):
-            g_n = np.arange(low[place], high[place])
-            slot_n = slot_of_row[g_n % batch_size]
-            g_n, slot_n = g_n[slot_n >= 0], slot_n[slot_n >= 0]
-            if g_n.size:
-                slot_n += (g_n - span.start) // batch_size * len(rows)
-                runs = _runs(g_n - epoch * W, slot_n, per_step_held)
-                yield Part(epoch, int(place), runs[0][0], runs[-1][0], runs)
+        low = np.clip(epoch * W + first, span.start, span.stop) - span.start
+        high = np.clip(epoch * W + last + 1, span.start, span.stop) - span.start
+        before = span.start - epoch * W
+        for place in np.flatnonzero(high > low).tolist():
+            runs = [
+                (batch * batch_size // per_step, batch * len(rows) + slot, g + before, count)
+                for batch, slot, g, count in _runs(
+                    low[place].item(), high[place].item(), batch_size, blocks
+                )
+            ]
+            if runs:
+                yield Part(epoch, place, runs[0][0], runs[-1][0], runs)
 
 
-def _runs(window_n: np.ndarray, slot_n: np.ndarray, per_step: int) -> list[Run]:
-    """Cut into runs in which both numbers count up by one, and which lie in one step.
+def _runs(
+    low: int, high: int, batch_size: int, blocks: list[tuple[int, int, int]]
+) -> Iterator[Run]:
+    """Windows [low, high) that lie on the rows of `blocks`, micro-batch by micro-batch."""
+    for batch in range(low // batch_size, -(-high // batch_size)):
+        for row, slot, count in blocks:
+            start = batch * batch_size + row
+            first, stop = max(low, start), min(high, start + count)
+            if first < stop:
+                yield batch, slot + first - start, first, stop - first
 
-    Slots are counted through all steps, `per_step` of them each.
-    """
-    goes_on = (np.diff(window_n) == 1) & (np.diff(slot_n) == 1) & (slot_n[1:] % per_step != 0)
-    firsts = np.concatenate([[0], np.flatnonzero(~goes_on) + 1])
-    counts = np.diff(firsts, append=len(window_n))
-    steps, slots = np.divmod(slot_n[firsts], per_step)
-    columns = (steps, slots, window_n[firsts], counts)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+def _blocks(rows: np.ndarray) -> list[tuple[int, int, int]]:
+    """(row, slot, count): the rows cut where they do not count up by one."""
+    firsts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
+    counts = np.diff(firsts, append=len(rows))
+    return list(zip(rows[firsts].tolist(), firsts.tolist(), counts.tolist(), strict=True))
 
 
 class _Inline(Executor):

@@ -47,8 +47,7 @@ def first_row(footer: Footer, group: int) -> int:
 def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
     """The chunks of a row group's lists, each with the row of the group that it begins with."""
     try:
-        with footer.open() as file:
-            table = file.read_row_group(group, columns=["tokens"], use_threads=False)
+        table = footer.file().read_row_group(group, columns=["tokens"], use_threads=False)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(
