@@ -124,6 +124,8 @@ def test_pytorch_use_needs_no_jax():
     assert not loaded & {"jax", "flax", "optax", "orbax"}
 
 
-@pytest.mark.parametrize("script", ["light_jax.cli", "light_llm.cli", "light_llm.preprocess.cli"])
+@pytest.mark.parametrize(
+    "script", ["light_jax.cli", "light_llm.cli", "light_llm.preprocess.cli", "light_jax.data.cli"]
+)
 def test_help_is_instant(script):
     assert not loaded_after(f"import {script}") & {"torch", "jax", "pyarrow", "transformers"}

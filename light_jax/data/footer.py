@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from light_llm.errors import UserError
 
 MAGIC = b"PAR1"
-UNREADABLE = (pa.ArrowException, OSError)  # all that pyarrow raises on a damaged file
+# All that pyarrow raises on a damaged file; names that are no text are a ValueError.
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)

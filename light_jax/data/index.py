@@ -196,6 +196,11 @@ def _read_lengths(footer: Footer) -> np.ndarray | None:
         column = footer.file().read(columns=["length"], use_threads=False).column("length")
     except UNREADABLE as error:
         raise UserError(f"{footer.path}: column 'length' is corrupt ({error})") from None
+    if len(column) != footer.metadata.num_rows:
+        raise UserError(
+            f"{footer.path}: column 'length' holds {len(column)} rows where the footer says "
+            f"{footer.metadata.num_rows}; write the shard again"
+        )
     return None if column.null_count else column.to_numpy().astype(np.int64)
 
 

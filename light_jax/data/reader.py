@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class WindowReader:
     ) -> None:
         self._stream, self._span, self._rows = stream, span, rows
         self._per_step, self._batch_size = per_step, batch_size
+        self._shape = (per_step // batch_size * len(rows), stream.seq_len + 1)
         self._parts = _parts(stream, span, per_step, batch_size, rows)
         self._next_part = next(self._parts, None)
         self._laying: deque[tuple[Part, Future[None]]] = deque()
@@ -102,7 +104,7 @@ class WindowReader:
             return False
         if part.first_step <= self._step:
             return True
-        if not self._workers or sum(step.nbytes for step in self._steps) > AHEAD_BYTES:
+        if not self._workers or 4 * len(self._steps) * math.prod(self._shape) > AHEAD_BYTES:
             return False
         ahead = sum(part.first_step > self._step for part, _ in self._laying)
         return part.first_step <= self._step + STEPS_AHEAD or ahead < self._workers
@@ -117,8 +119,7 @@ class WindowReader:
         self._laying.append((part, self._pool.submit(_lay_part, self._stream, part, steps)))
 
     def _empty(self) -> np.ndarray:
-        held = self._per_step // self._batch_size * len(self._rows)
-        return np.empty((held, self._stream.seq_len + 1), np.int32)
+        return np.empty(self._shape, np.int32)
 
 
 def _lay_part(stream: TokenStream, part: Part, steps: list[np.ndarray]) -> None:

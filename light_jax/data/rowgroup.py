@@ -53,6 +53,12 @@ def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
         raise UserError(
             f"{footer.path}: row group {group} is corrupt or gone ({reason}); write the shard again"
         ) from None
+    rows = footer.metadata.row_group(group).num_rows
+    if table.num_rows != rows:
+        raise UserError(
+            f"{footer.path}: row group {group} holds {table.num_rows} rows where the footer says "
+            f"{rows}; write the shard again"
+        )
     lists, row = [], 0
     for chunk in table.column("tokens").chunks:
         if chunk.null_count:
