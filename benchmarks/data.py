@@ -132,16 +132,16 @@ def compare(runs: dict[str, Callable[[], int]], against: list[str], repeats: int
             tokens = run()
             clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
             taken[label].append((tokens / clock / 1e6, tokens / cpu / 1e6))
-    heads = "".join(f"{'of ' + name:>18}" for name in against)
+    heads = "".join(f"{'of ' + name:>25}" for name in against)
     print(f"{'':26}{'Mtokens/s':>10}{'Mtokens/core s':>16}{heads}")
     for label in runs:
         clock, cpu = np.median(taken[label], axis=0)
         ratios = [np.median(np.divide(taken[label], taken[name])[:, 1]) for name in against]
-        print(f"{label:26}{clock:10.1f}{cpu:16.1f}{''.join(f'{ratio:18.2f}' for ratio in ratios)}")
+        print(f"{label:26}{clock:10.1f}{cpu:16.1f}{''.join(f'{ratio:25.2f}' for ratio in ratios)}")
 
 
 def against_a_bare_read(folder: Path, repeats: int) -> None:
-    tokens = write_shards(folder, 8, 4, 500)
+    tokens = write_shards(folder, 16, 8, 500)
     print(f"\n{tokens / 1e6:.1f}M tokens in documents of about 500: an epoch of batches", end="")
     print(f" of {BATCH} × {SEQ_LEN}")
     stream = TokenStream(folder, seq_len=SEQ_LEN, seed=0, vocab_size=VOCAB)
@@ -161,7 +161,7 @@ def against_a_bare_read(folder: Path, repeats: int) -> None:
 
 
 def against_a_row_loop(folder: Path, repeats: int) -> None:
-    tokens = write_shards(folder, 4, 10, 100)
+    tokens = write_shards(folder, 8, 20, 100)
     print(f"\n{tokens / 1e6:.1f}M tokens in documents of about 100")
     stream = TokenStream(folder, seq_len=SEQ_LEN, seed=0, vocab_size=VOCAB)
     runs = {
@@ -175,7 +175,7 @@ def against_a_row_loop(folder: Path, repeats: int) -> None:
 
 
 def start_and_seek(folder: Path, repeats: int) -> None:
-    tokens = write_shards(folder, 1000, 4, 100)
+    tokens = write_shards(folder, 1000, 4, 25)
     print(f"\n1000 shards, 4000 row groups, {tokens / 1e6:.0f}M tokens: medians of {repeats}")
     index, seek, batch = [], [], []
     for _ in range(repeats):
