@@ -1,5 +1,8 @@
 """Bad input ends with exit code 2, one message, no traceback, and nothing written."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -176,6 +179,22 @@ def test_val_data_and_shards_of_every_kind_of_path(tmp_path, monkeypatch):
         run_config("c.yaml")
         losses.append([line.get("train/loss") for line in metrics(tmp_path / f"out{number}")])
     assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_shard_that_was_replaced_between_stop_and_resume_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Path(shutil.copytree(TINY["train_data"], "data"))
+    changes = {"train_data": "data", "val_data": ...}
+    write_config(tmp_path / "c.yaml", num_steps=1, **changes)
+    run_config("c.yaml")
+    path = min(data.iterdir())
+    table = pq.read_table(path)
+    docs = [doc[::-1] for doc in table.column("tokens").to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("tokens"), "tokens", [docs]), path)
+    write_config(tmp_path / "c.yaml", num_steps=2, **changes)
+    told = rf"train_data: changed: {path.name} \(other contents\)"
+    with pytest.raises(UserError, match=told):
+        run_config("c.yaml", "auto")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
