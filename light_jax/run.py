@@ -17,7 +17,7 @@ from light_jax.checkpoint import store
 from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
-from light_jax.data import TokenStream
+from light_jax.data import TokenStream, warn_of_overlap
 from light_jax.distributed import is_main, together
 from light_jax.sharding import (
     batch_sharding,
@@ -95,6 +95,8 @@ def _inspect(
         store.check_writable(directory, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
+    if val_stream is not None and is_main():
+        warn_of_overlap(train_stream.shards, val_stream.shards)
     if tag is None and cfg.init_from is not None:
         weights_file(cfg.init_from)  # that it is there
         if member(cfg.init_from, CONFIG).is_file():

@@ -25,7 +25,8 @@ def describe(run: Run) -> list[str]:
         f"of {att.head_dim}, {model.ffn.variant} {model.ffn_dim}, vocabulary {model.vocab_size}",
         f"steps       {cfg.num_steps:,} of {per_step:,} tokens ({cfg.batch_size} sequences × "
         f"{cfg.gradient_accumulation_steps} micro-batches × {cfg.seq_len}), {epochs:.2f} epochs",
-        f"train data  {stream.num_tokens:,} tokens in {len(stream.shards)} shards",
+        f"train data  {stream.num_tokens:,} tokens in {len(stream.shards)} "
+        f"shard{'' if len(stream.shards) == 1 else 's'}",
     ]
     if run.val_stream is not None:
         windows = min(cfg.eval_steps * cfg.batch_size, len(run.val_stream))

@@ -132,6 +132,7 @@ def test_pytorch_use_needs_no_jax():
     [
         "conversion.cli",
         "light_jax.cli",
+        "light_jax.data.cli",
         "light_jax.parity.cli",
         "light_llm.cli",
         "light_llm.preprocess.cli",

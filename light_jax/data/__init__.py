@@ -5,7 +5,11 @@ footer     the end of a parquet file, which tells what it holds
 rowgroup   one row group -> its tokens, every one of them checked
 index      token counts per row group, and the fingerprint of a data set
 stream     TokenStream: window g of the endless stream
-loader     batches of windows, decoded ahead of the device
+reader     windows in the order of the steps, decoded ahead of need in threads
+loader     batches of windows
+overlap    whether train and validation data are one and the same
+stats      what shards hold, counted and drawn
+cli        llm-data
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from light_jax.data.index import describe_change
     from light_jax.data.loader import BatchLoader, validation_batches
+    from light_jax.data.overlap import warn_of_overlap
     from light_jax.data.stream import TokenStream
 
-__all__ = ["BatchLoader", "TokenStream", "describe_change", "validation_batches"]
+__all__ = [
+    "BatchLoader",
+    "TokenStream",
+    "describe_change",
+    "validation_batches",
+    "warn_of_overlap",
+]
 
 _HOMES = {
     "BatchLoader": "loader",
     "TokenStream": "stream",
     "describe_change": "index",
     "validation_batches": "loader",
+    "warn_of_overlap": "overlap",
 }
 
 

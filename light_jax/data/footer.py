@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import zlib
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from light_llm.errors import UserError
 
 MAGIC = b"PAR1"
-UNREADABLE = (pa.ArrowException, OSError)  # all that pyarrow raises on a damaged file
+# All that pyarrow raises on a damaged file; names that are no text are a ValueError.
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,20 @@ class Footer:
     crc32: int
     metadata: pq.FileMetaData
 
-    def open(self) -> pq.ParquetFile:
-        """The file itself; its footer is not parsed again, its page check sums are verified."""
-        return pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=True)
+    def file(self) -> pq.ParquetFile:
+        """The file itself; its footer is not parsed again, its page check sums are verified.
+
+        Each thread keeps the last one open: it reads the row groups of a shard one after another.
+        """
+        if getattr(_open, "footer", None) is not self:
+            _open.file = pq.ParquetFile(
+                self.path, metadata=self.metadata, page_checksum_verification=True
+            )
+            _open.footer = self
+        return _open.file
+
+
+_open = threading.local()
 
 
 def read_footer(path: str) -> Footer:

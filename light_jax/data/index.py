@@ -1,8 +1,9 @@
 """Shards -> how many tokens each row group holds, told from the footers wherever they prove it.
 
 A leaf column's `num_values - null_count` counts its tokens if null_count includes the slot that an
-empty list takes. The writers named below do include it; from others a second witness is asked for:
-`length`, or the row group itself.
+empty list takes. The writers named below do include it, which counts where no list is empty. The
+column `length`, where there is one, must agree with the footer; the row group itself settles what
+the two leave open.
 """
 
 from __future__ import annotations
@@ -115,19 +116,19 @@ def _listed(verb: str, names: list[str]) -> str:
 def _index_shard(path: str, vocab_size: int | None) -> Shard:
     footer = read_footer(path)
     metadata = footer.metadata
-    leaf, length = _columns(footer)
+    leaf, has_length = _columns(footer)
+    groups = range(metadata.num_row_groups)
+    rows = np.array([metadata.row_group(group).num_rows for group in groups], np.int64)
+    lengths = _read_lengths(footer) if has_length else None
+    of_group = [None] * len(rows) if lengths is None else np.split(lengths, np.cumsum(rows)[:-1])
     counts = [
-        _tokens_of_group(footer, group, leaf, length, vocab_size)
-        for group in range(metadata.num_row_groups)
+        _tokens_of_group(footer, group, leaf, of_group[group], vocab_size) for group in groups
     ]
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return Shard(
-        path, np.array(rows, np.int64), np.array(counts, np.int64), footer.size, footer.crc32
-    )
+    return Shard(path, rows, np.array(counts, np.int64), footer.size, footer.crc32)
 
 
-def _columns(footer: Footer) -> tuple[int, int | None]:
-    """The leaf column of the tokens, and the column `length` if there is one of integers.
+def _columns(footer: Footer) -> tuple[int, bool]:
+    """The leaf column of the tokens, and whether there is a column `length` of integers.
 
     Raises:
         UserError: no column of token lists.
@@ -148,34 +149,33 @@ def _columns(footer: Footer) -> tuple[int, int | None]:
     ]
     leaf = next(i for i, path in enumerate(leaves) if path.split(".")[0] == "tokens")
     has_length = schema.names.count("length") == 1 and types.is_integer(schema.field("length").type)
-    return leaf, leaves.index("length") if has_length else None
+    return leaf, has_length
 
 
 def _tokens_of_group(
-    footer: Footer, group: int, leaf: int, length: int | None, vocab_size: int | None
+    footer: Footer, group: int, leaf: int, lengths: np.ndarray | None, vocab_size: int | None
 ) -> int:
     """How many tokens a row group holds; it is decoded only where the footer leaves a doubt.
 
     Raises:
-        UserError: as `decode`, or `length` does not count the tokens.
+        UserError: as `decode`, or `lengths`, the column `length`, does not count the tokens.
     """
-    row_group = footer.metadata.row_group(group)
-    claim = _claim(row_group.column(leaf), vocab_size)
-    lengths = None
+    claim = _claim(footer.metadata.row_group(group).column(leaf), vocab_size)
     if claim is not None:
         tokens, slots_without = claim
-        low, high = _length_bounds(row_group, length)
-        counts_empty = str(footer.metadata.created_by).startswith(COUNTS_EMPTY_LISTS) or low > 0
-        bounded = low * row_group.num_rows <= tokens <= high * row_group.num_rows
-        if not slots_without and counts_empty and bounded:
-            return tokens
-        lengths = None if length is None else _read_lengths(footer, group)
-        if lengths is not None and (lengths.sum(), (lengths == 0).sum()) == (tokens, slots_without):
+        if lengths is not None:
+            if (lengths.sum(), (lengths == 0).sum()) == (tokens, slots_without):
+                return tokens
+        elif not slots_without and _counts_empty_lists(footer):
             return tokens
     decoded = decode(footer, group, vocab_size).size
     if lengths is not None and lengths.sum() != decoded:
         _refuse_lengths(footer, group, lengths)
     return decoded
+
+
+def _counts_empty_lists(footer: Footer) -> bool:
+    return str(footer.metadata.created_by).startswith(COUNTS_EMPTY_LISTS)
 
 
 def _claim(column: pq.ColumnChunkMetaData, vocab_size: int | None) -> tuple[int, int] | None:
@@ -190,22 +190,17 @@ def _claim(column: pq.ColumnChunkMetaData, vocab_size: int | None) -> tuple[int,
     return tokens, stats.null_count
 
 
-def _length_bounds(row_group: pq.RowGroupMetaData, length: int | None) -> tuple[float, float]:
-    """The least and greatest `length` of a row group, as far as the footer tells."""
-    stats = None if length is None else row_group.column(length).statistics
-    if stats is None or not stats.has_min_max or not stats.has_null_count or stats.null_count:
-        return 0, float("inf")
-    return stats.min, stats.max
-
-
-def _read_lengths(footer: Footer, group: int) -> np.ndarray | None:
-    """The column `length` of a row group, int64 [rows]; None if it is incomplete."""
+def _read_lengths(footer: Footer) -> np.ndarray | None:
+    """The column `length`, int64 [rows]; None if it is incomplete."""
     try:
-        with footer.open() as file:
-            table = file.read_row_group(group, columns=["length"], use_threads=False)
+        column = footer.file().read(columns=["length"], use_threads=False).column("length")
     except UNREADABLE as error:
         raise UserError(f"{footer.path}: column 'length' is corrupt ({error})") from None
-    column = table.column("length")
+    if len(column) != footer.metadata.num_rows:
+        raise UserError(
+            f"{footer.path}: column 'length' holds {len(column)} rows where the footer says "
+            f"{footer.metadata.num_rows}; write the shard again"
+        )
     return None if column.null_count else column.to_numpy().astype(np.int64)
 
 

@@ -17,11 +17,7 @@ def decode(footer: Footer, group: int, vocab_size: int | None) -> np.ndarray:
         UserError: damaged pages; a null list, a null token, or an id outside 0..vocab_size-1
             (2^31-1 if that is None), with the shard and row that hold it.
     """
-    pieces = [_check(footer, group, row, chunk, vocab_size) for row, chunk in _lists(footer, group)]
-    casted = [piece.astype(np.int32, copy=False) for piece in pieces]
-    tokens = casted[0] if len(casted) == 1 else np.concatenate([np.empty(0, np.int32), *casted])
-    tokens.flags.writeable = False
-    return tokens
+    return _tokens(footer, group, _lists(footer, group), vocab_size)
 
 
 def row_lengths(footer: Footer, group: int) -> np.ndarray:
@@ -30,8 +26,17 @@ def row_lengths(footer: Footer, group: int) -> np.ndarray:
     Raises:
         UserError: as `decode`.
     """
-    chunks = [_lengths(chunk) for _, chunk in _lists(footer, group)]
-    return np.concatenate([np.empty(0, np.int64), *chunks])
+    return _row_lengths(_lists(footer, group))
+
+
+def documents(footer: Footer, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `row_lengths` and `decode` give, read once.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    lists = _lists(footer, group)
+    return _row_lengths(lists), _tokens(footer, group, lists, None)
 
 
 def first_row(footer: Footer, group: int) -> int:
@@ -42,13 +47,18 @@ def first_row(footer: Footer, group: int) -> int:
 def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
     """The chunks of a row group's lists, each with the row of the group that it begins with."""
     try:
-        with footer.open() as file:
-            table = file.read_row_group(group, columns=["tokens"], use_threads=False)
+        table = footer.file().read_row_group(group, columns=["tokens"], use_threads=False)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{footer.path}: row group {group} is corrupt or gone ({reason}); write the shard again"
         ) from None
+    rows = footer.metadata.row_group(group).num_rows
+    if table.num_rows != rows:
+        raise UserError(
+            f"{footer.path}: row group {group} holds {table.num_rows} rows where the footer says "
+            f"{rows}; write the shard again"
+        )
     lists, row = [], 0
     for chunk in table.column("tokens").chunks:
         if chunk.null_count:
@@ -57,6 +67,20 @@ def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
         lists.append((row, chunk))
         row += len(chunk)
     return lists
+
+
+def _tokens(
+    footer: Footer, group: int, lists: list[tuple[int, pa.Array]], vocab_size: int | None
+) -> np.ndarray:
+    pieces = [_check(footer, group, row, chunk, vocab_size) for row, chunk in lists]
+    casted = [piece.astype(np.int32, copy=False) for piece in pieces]
+    tokens = casted[0] if len(casted) == 1 else np.concatenate([np.empty(0, np.int32), *casted])
+    tokens.flags.writeable = False
+    return tokens
+
+
+def _row_lengths(lists: list[tuple[int, pa.Array]]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *(_lengths(chunk) for _, chunk in lists)])
 
 
 def _check(

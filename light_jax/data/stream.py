@@ -22,9 +22,6 @@ from light_llm.errors import UserError
 
 CACHE_BYTES = 8 * 2**20
 
-Fetch = Callable[[int, int], np.ndarray]
-"""(epoch, place in the epoch's order) -> the tokens of the row group that is there."""
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -92,11 +89,8 @@ class TokenStream:
     def __getitem__(self, g: int) -> np.ndarray:
         return self.windows(np.array([operator.index(g)]))[0]
 
-    def windows(self, windows_n: np.ndarray, fetch: Fetch | None = None) -> np.ndarray:
-        """Many windows at once: int [n] -> int32 [n, S + 1]; runs of neighbours cost one copy.
-
-        `fetch` finds the row groups; without it they are read here and a few of them kept.
-        """
+    def windows(self, windows_n: np.ndarray) -> np.ndarray:
+        """Many windows at once: int [n] -> int32 [n, S + 1]; the last few row groups are kept."""
         g_n = np.asarray(windows_n, np.int64)
         if g_n.size and g_n.min() < 0:
             raise IndexError(f"window {g_n.min()} is below 0, where the stream begins")
@@ -105,10 +99,12 @@ class TokenStream:
         cuts = [0, *(np.flatnonzero(ends_run) + 1).tolist(), len(g_n)]
         for low, high in itertools.pairwise(cuts):
             if low < high:
-                epoch, window = divmod(int(g_n[low]), len(self))
-                tokens = self._span(epoch, window * S, (high - low) * S + 1, fetch or self.fetch)
-                out[low:high, :S] = tokens[:-1].reshape(-1, S)
-                out[low:high, S] = tokens[S::S]
+                number, window = divmod(int(g_n[low]), len(self))
+                epoch = self.epoch(number)
+                for place in epoch.places(window * S, (window + high - low) * S + 1):
+                    group = int(epoch.groups[place])
+                    tokens = self._cache.get(group, functools.partial(self._read, group))
+                    lay(tokens, int(epoch.starts[place]), window, out[low:high])
         return out
 
     def locate(self, g: int, count: int = 1) -> list[tuple[str, int, int]]:
@@ -136,10 +132,10 @@ class TokenStream:
         """The shards as a checkpoint remembers them; see `describe_change`."""
         return fingerprint(self.shards)
 
-    def fetch(self, epoch: int, place: int) -> np.ndarray:
-        """The tokens of a row group, int32 [n], read-only; the last few that were read are kept."""
-        group = int(self.epoch(epoch).groups[place])
-        return self._cache.get(group, lambda: self._read(group))
+    def read(self, number: int, place: int) -> tuple[int, np.ndarray]:
+        """Row group `place` of an epoch, read afresh: where it begins, and its tokens int32 [n]."""
+        epoch = self.epoch(number)
+        return int(epoch.starts[place]), self._read(int(epoch.groups[place]))
 
     def _epoch(self, number: int) -> Epoch:
         order = list(range(len(self.shards)))
@@ -148,15 +144,6 @@ class TokenStream:
         groups = np.concatenate([np.arange(first[shard], first[shard + 1]) for shard in order])
         groups = groups[self._tokens[groups] > 0]
         return Epoch(groups, np.concatenate([[0], np.cumsum(self._tokens[groups])]))
-
-    def _span(self, number: int, start: int, count: int, fetch: Fetch) -> np.ndarray:
-        """Tokens [start, start + count) of an epoch, a view where one row group holds them all."""
-        epoch = self.epoch(number)
-        pieces = []
-        for place in epoch.places(start, start + count):
-            skip = int(epoch.starts[place])
-            pieces.append(fetch(number, place)[max(0, start - skip) : start + count - skip])
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _home(self, group: int) -> tuple[int, int]:
         """The shard of a row group, and its number there."""
@@ -184,6 +171,25 @@ class TokenStream:
         wanted = [max(0, start), min(stop, int(ends[-1])) - 1]
         first, last = np.searchsorted(ends, wanted, side="right") + first_row(footer, number)
         return shard.path, int(first), int(last)
+
+
+def lay(tokens: np.ndarray, start: int, window: int, out: np.ndarray) -> None:
+    """Write into `out` [k, S + 1], windows `window` and following of an epoch, what `tokens` holds.
+
+    `tokens` are those from `start` on of the epoch. What other row groups hold is left as it is.
+    """
+    k, S = out.shape[0], out.shape[1] - 1
+    at = window * S - start  # where the first window begins in `tokens`
+    low = max(0, -(at // S))  # [low, high): the windows that lie in `tokens` whole
+    high = max(low, min(k, (tokens.size - 1 - at) // S))
+    if low < high:
+        whole = tokens[at + low * S : at + high * S + 1]
+        out[low:high, :S] = whole[:-1].reshape(-1, S)
+        out[low:high, S] = whole[S::S]
+    for i in (i for i in (low - 1, high) if 0 <= i < k):  # those that begin before, or go on
+        first, last = max(0, at + i * S), min(tokens.size, at + i * S + S + 1)
+        if first < last:
+            out[i, first - at - i * S : last - at - i * S] = tokens[first:last]
 
 
 class _Cache:

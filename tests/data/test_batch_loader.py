@@ -1,5 +1,6 @@
 """Batches are the windows of the stream, whoever reads them, however many threads they use."""
 
+import random
 import subprocess
 import sys
 import threading
@@ -32,14 +33,14 @@ def test_row_r_of_micro_batch_a_of_step_n(stream):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
-@pytest.mark.parametrize("hosts", [1, 2, 3])
-def test_hosts_and_workers_change_nothing(stream, hosts, num_workers):
-    whole = np.stack(list(BatchLoader(stream, batch_size=6, accum=2, last_step=30, num_workers=0)))
-    shares = [range(host, 6, hosts) for host in range(hosts)]
+@pytest.mark.parametrize("hosts", [1, 2, 3, 8])
+@pytest.mark.parametrize("share", [lambda n, k: range(n, 8, k), lambda n, k: range(8)[n::k][::-1]])
+def test_hosts_and_workers_change_nothing(stream, hosts, num_workers, share):
+    whole = stream.windows(np.arange(30 * 2 * 8)).reshape(30, 2, 8, 9)
     joined = np.empty_like(whole)
-    for rows in shares:
+    for rows in (share(host, hosts) for host in range(hosts)):
         options = {"rows": rows, "num_workers": num_workers}
-        with BatchLoader(stream, batch_size=6, accum=2, last_step=30, **options) as batches:
+        with BatchLoader(stream, batch_size=8, accum=2, last_step=30, **options) as batches:
             joined[:, :, list(rows)] = np.stack(list(batches))
     assert (joined == whole).all()
 
@@ -145,6 +146,34 @@ def test_an_error_is_raised_by_the_step_that_needs_the_batch(tmp_path, write, nu
     with pytest.raises(UserError, match=r"a\.parquet: row 44 .* id -1 is outside"):
         next(loader)
     assert list(loader) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("seq_len", [7, 1024, 300_000])
+def test_documents_of_any_length_are_carried_on_exactly(tmp_path, write, seq_len, rows):
+    """Empty ones, single tokens, a million; through row groups, shards, batches and epochs."""
+    rng = np.random.default_rng(0)
+    sizes = [[0, 1, 0, 1, 1, 1_000_000], [0, 0, 0, 0], [1, 0, 5, 0, 0, 1], [300_001, 0, 1]]
+    shards = [[rng.integers(0, 30_000, size=size) for size in of_shard] for of_shard in sizes]
+    for number, docs in enumerate(shards):
+        write(tmp_path / f"{number}.parquet", docs, rows=rows)
+    stream = TokenStream(tmp_path, seq_len=seq_len, seed=9, vocab_size=30_000)
+    tokens = []
+    for epoch in range(2):
+        order = list(range(4))
+        random.Random(9 + epoch).shuffle(order)
+        tokens.append(np.concatenate([doc for number in order for doc in shards[number]]))
+    W = len(stream)
+    windows = [t[: W * seq_len + 1] for t in tokens]
+    expected = np.concatenate([np.stack([t[:-1], t[1:]]) for t in windows], axis=1)
+    batch = 2 * W if W < 100 else 37
+    loader = BatchLoader(stream, batch_size=batch, last_step=2 * W // batch, num_workers=2)
+    with loader as batches:
+        got = np.concatenate([b.reshape(-1, seq_len + 1) for b in batches])
+    inputs, targets = (expected[i, : len(got) * seq_len].reshape(-1, seq_len) for i in (0, 1))
+    assert len(got) > 2 * W - 37
+    assert (got[:, :-1] == inputs).all()
+    assert (got[:, 1:] == targets).all()
 
 
 def threads():

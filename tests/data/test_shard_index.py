@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -77,6 +78,10 @@ def test_a_length_that_lies(tmp_path, write):
         index_shards(path)
     path = write(tmp_path / "b.parquet", [[1], [2, 3]], lengths=[2, 2])
     with pytest.raises(UserError, match=r"b\.parquet: row 0 .* length=2 and 1 tokens"):
+        index_shards(path)
+    docs = [[1], [2, 3], [4, 5, 6], [1, 2, 3], [4], [5, 6]]  # the second row group's least and
+    path = write(tmp_path / "c.parquet", docs, lengths=[1, 2, 3, 3, 1, 3])  # greatest are right
+    with pytest.raises(UserError, match=r"c\.parquet: row 5 .* length=3 and 2 tokens"):
         index_shards(path)
 
 
@@ -181,6 +186,31 @@ def test_a_damaged_page(tmp_path, write, options):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.parquet: row (group 0 is corrupt|\d+ .* id)"):
         stream[0]
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_flipped_bit_is_never_read(tmp_path, write, version):
+    """With page check sums: the shard is refused, or the bit told nothing (in a page's header)."""
+    path = tmp_path / "a.parquet"
+    rng = np.random.default_rng(0)
+    docs = rng.integers(0, 1000, size=(60, 20))
+    options = {"write_page_checksum": True, "data_page_version": version, "compression": "zstd"}
+    write(path, docs.tolist(), rows=30, **options)
+    whole = path.read_bytes()
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    told = []
+    for bit in rng.integers(8 * 4, 8 * pages, size=60).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        stream = TokenStream(path, seq_len=1199, seed=0)
+        try:
+            assert (stream[0] == docs.reshape(-1)).all(), bit
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) > 50
+    rule = re.compile(r".*a\.parquet: row group \d is corrupt .*; write the shard again")
+    assert [error for error in told if not rule.fullmatch(error)] == []
 
 
 def test_a_shard_that_changes_while_it_is_in_use(tmp_path, write):

@@ -124,7 +124,9 @@ def options() -> dict[str, set[str]]:
     found = {}
     for script, entry in scripts.items():
         app = import_module(entry.partition(":")[0]).app
-        params = typer.main.get_command(app).params
+        group = typer.main.get_command(app)
+        commands = [group, *getattr(group, "commands", {}).values()]
+        params = [param for command in commands for param in command.params]
         found[script] = {flag for param in params for flag in param.opts} | {"--help"}
     return found
 

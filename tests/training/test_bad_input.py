@@ -1,5 +1,8 @@
 """Bad input ends with exit code 2, one message, no traceback, and nothing written."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,8 +47,15 @@ def bad_data(tmp_path):
     shard(tmp_path / "negative", ids=[1, -2, 3] * 40)
     shard(tmp_path / "short", ids=[1, 2, 3])
     shard(tmp_path / "floats", ids=[1.5, 2.5])
-    (tmp_path / "zero").mkdir()
+    shard(tmp_path / "strings", ids=["a", "b"])
+    for name in ("zero", "truncated", "footer", "length"):
+        shard(tmp_path / name)
+    whole = (tmp_path / "zero/s.parquet").read_bytes()
     (tmp_path / "zero/s.parquet").write_bytes(b"")
+    (tmp_path / "truncated/s.parquet").write_bytes(whole[:-9])
+    (tmp_path / "footer/s.parquet").write_bytes(whole[:-99] + b"\xff" * 91 + whole[-8:])
+    table = pa.table({"length": [2, 2], "tokens": [[1, 2] * 40, [3]]})
+    pq.write_table(table, tmp_path / "length/s.parquet")
 
 
 BAD = {
@@ -55,7 +65,11 @@ BAD = {
     "negative id": ({"train_data": "negative"}, "-2"),
     "fewer tokens than a window": ({"train_data": "short"}, "seq_len"),
     "floats": ({"train_data": "floats"}, "tokens"),
-    "zero bytes": ({"train_data": "zero"}, "s.parquet"),
+    "strings": ({"train_data": "strings"}, "strings/s.parquet: column 'tokens' is list"),
+    "zero bytes": ({"train_data": "zero"}, "zero/s.parquet: the shard is empty"),
+    "truncated": ({"train_data": "truncated"}, "truncated/s.parquet: the shard is truncated"),
+    "footer": ({"train_data": "footer"}, "footer/s.parquet: the footer is corrupt"),
+    "length": ({"train_data": "length"}, "length/s.parquet: row 0 (the first is 0) has length=2"),
     "val data": ({"val_data": "column"}, "ids"),
     "init_from nothing": ({"init_from": "nothing.safetensors"}, "nothing"),
     "init_from text": ({"init_from": "c.safetensors"}, "safetensors"),
@@ -165,6 +179,22 @@ def test_val_data_and_shards_of_every_kind_of_path(tmp_path, monkeypatch):
         run_config("c.yaml")
         losses.append([line.get("train/loss") for line in metrics(tmp_path / f"out{number}")])
     assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_shard_that_was_replaced_between_stop_and_resume_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Path(shutil.copytree(TINY["train_data"], "data"))
+    changes = {"train_data": "data", "val_data": ...}
+    write_config(tmp_path / "c.yaml", num_steps=1, **changes)
+    run_config("c.yaml")
+    path = min(data.iterdir())
+    table = pq.read_table(path)
+    docs = [doc[::-1] for doc in table.column("tokens").to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("tokens"), "tokens", [docs]), path)
+    write_config(tmp_path / "c.yaml", num_steps=2, **changes)
+    told = rf"train_data: changed: {path.name} \(other contents\)"
+    with pytest.raises(UserError, match=told):
+        run_config("c.yaml", "auto")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -1,0 +1,146 @@
+"""llm-data: what shards hold, and what a window of them says. Imports lazily: --help is instant."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from light_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from light_jax.data.stats import Stats
+    from light_llm.tokenizer import Tokenizer
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Look at parquet token shards.",
+)
+
+PATH = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="Folders, files or globs, as in train_data.")
+]
+TOKENIZER = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PATH",
+        help="Folder, file or Hugging Face name.  [default: `tokenizer` beside the shards]",
+    ),
+]
+
+
+@app.command()
+def stats(
+    path: PATH,
+    tokenizer: TOKENIZER = None,
+    top: Annotated[int, typer.Option(min=0, help="How many of the most common tokens.")] = 20,
+    png: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the picture goes; it is replaced.")
+    ] = Path("data-stats.png"),
+    no_png: Annotated[bool, typer.Option("--no-png", help="Draw nothing.")] = False,
+) -> None:
+    """Count documents, tokens and lengths, and draw them. Reads every token once."""
+    from light_jax.data.stats import count, draw, require_matplotlib
+
+    if not no_png:
+        require_matplotlib()  # before minutes of counting
+    known, note = find_tokenizer(path, tokenizer)
+    counted = count(path, "PATH")
+    for name, value in describe(counted):
+        print(f"{name:<12} {value}")
+    print(f"{'tokenizer':<12} {note}")
+    if known is not None and counted.ids[0].size and counted.ids[0][-1] >= known.vocab_size:
+        print(f"{'':<12} which has ids below {known.vocab_size} only: not that of these shards?")
+    if top:
+        print(f"\nthe {min(top, len(counted.ids[0]))} most common tokens")
+        for token, times in counted.most_common(top):
+            text = "" if known is None else f"  {known.decode([token], False)!r}"
+            print(f"{token:>12} {times:>16,} {times / counted.tokens:8.3%}{text}")
+    if not no_png:
+        draw(counted, " ".join(path), png)
+        print(f"\ndrawn in {png}")
+
+
+@app.command()
+def show(
+    path: PATH,
+    window: Annotated[int, typer.Option(min=0, metavar="G", help="Of the endless stream.")] = 0,
+    seq_len: Annotated[int, typer.Option(min=1, help="The config's seq_len.")] = 1024,
+    seed: Annotated[int, typer.Option(help="The config's seed.")] = 42,
+    tokenizer: TOKENIZER = None,
+) -> None:
+    """Print window G, which is row r of micro-batch a of step n, from 0:
+    G = (n · gradient_accumulation_steps + a) · batch_size + r."""
+    from light_jax.data import TokenStream
+
+    known, note = find_tokenizer(path, tokenizer)
+    stream = TokenStream(path, seq_len=seq_len, seed=seed, field="PATH")
+    tokens = stream[window].tolist()
+    epoch, number = divmod(window, len(stream))
+    print(f"window    {window}: number {number} of the {len(stream)} of epoch {epoch}", end="")
+    print(f" (seq_len {seq_len}, seed {seed})")
+    for shard, first, last in stream.locate(window):
+        rows = f"row {first}" if first == last else f"rows {first} to {last}"
+        print(f"shard     {shard}: {rows}")
+    print(f"tokenizer {note}\n")
+    print(*tokens) if known is None else print(known.decode(tokens, False))
+
+
+def describe(counted: Stats) -> list[tuple[str, str]]:
+    """The lines that `stats` prints, name and value."""
+    shards = counted.shards
+    groups = sum(len(shard.rows) for shard in shards)
+    values, counts = counted.lengths
+    empty = int(counts[0]) if values[0] == 0 else 0
+    mean = counted.tokens / counted.documents
+    marks = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
+    quantiles = ", ".join(f"{name} {counted.length_at(at):,}" for name, at in marks.items())
+    lines = [
+        ("shards", f"{len(shards):,} ({sum(shard.size for shard in shards) / 1e6:,.1f} MB)"),
+        ("row groups", f"{groups:,}"),
+        ("documents", f"{counted.documents:,}" + (f", {empty:,} of them empty" if empty else "")),
+        ("tokens", f"{counted.tokens:,}"),
+        (
+            "lengths",
+            f"mean {mean:,.1f}, least {values[0]:,}, {quantiles}, greatest {values[-1]:,}",
+        ),
+    ]
+    if counted.tokens:
+        ids = counted.ids[0]
+        lines += [
+            ("ids", f"{len(ids):,} occur, from {ids[0]} to {ids[-1]}"),
+            ("entropy", f"{counted.entropy:.3f} nats a token (of single tokens)"),
+        ]
+    return lines
+
+
+def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | None, str]:
+    """The tokenizer that is asked for, or that lies beside the shards; and what to say of it."""
+    from light_jax.data.shards import expand
+    from light_llm.tokenizer import load_tokenizer
+
+    if given is not None:
+        return load_tokenizer(given), given
+    folder = Path(expand(paths, "PATH")[0]).parent
+    looked = [folder / "tokenizer", folder.absolute().parent / "tokenizer"]
+    for place in looked:
+        if place.is_dir():
+            return load_tokenizer(place), str(place)
+    return None, f"none at {looked[0]} or {looked[1]}, so ids are shown; --tokenizer names one"
+
+
+def main() -> None:
+    """Exit code 0; 2 with one message on stderr; 130 on Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        app()
+    except UserError as error:
+        print(f"llm-data: {error}", file=sys.stderr)
+        sys.exit(2)

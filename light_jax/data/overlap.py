@@ -1,0 +1,34 @@
+"""Whether train and validation data are one and the same, as far as whole shards tell."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import warnings
+
+from light_jax.data.index import Shard
+
+
+def warn_of_overlap(train: list[Shard], val: list[Shard]) -> None:
+    """Warn of each shard of `val` that is a shard of `train`: the same file, or a copy of it.
+
+    Documents that two different shards share are not found: that would take reading all of both.
+    """
+    alike: dict[tuple[int, int], list[Shard]] = {}
+    for shard in train:
+        alike.setdefault((shard.size, shard.footer_crc32), []).append(shard)
+    found = []
+    for shard in val:
+        for other in alike.get((shard.size, shard.footer_crc32), []):
+            same = os.path.realpath(shard.path) == os.path.realpath(other.path)
+            if same or filecmp.cmp(shard.path, other.path, shallow=False):
+                found.append(f"{shard.path} ({'' if same else 'a copy of '}{other.path})")
+                break
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        warnings.warn(
+            f"val_data and train_data overlap in {len(found)} of val_data's {len(val)} shards: "
+            f"{', '.join(found[:3])}{more}; the validation loss will be of text that was trained "
+            "on, so give val_data shards of its own",
+            stacklevel=2,
+        )

@@ -1,0 +1,148 @@
+"""What shards hold: documents, tokens, lengths, ids, counted in one pass over every token."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from light_jax.data.footer import reread_footer
+from light_jax.data.index import READERS, Shard, index_shards
+from light_jax.data.rowgroup import documents
+from light_jax.data.shards import Paths
+from light_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts over all shards. `lengths` and `ids` are (values, counts), int64 [n] each, by value.
+
+    A length is a document's tokens; `ids` holds the ids that occur.
+    """
+
+    shards: list[Shard]
+    lengths: tuple[np.ndarray, np.ndarray]
+    ids: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def documents(self) -> int:
+        return int(self.lengths[1].sum())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.ids[1].sum())
+
+    @property
+    def entropy(self) -> float:
+        """Of single tokens, in nats: the loss of a model that knows only how common each is."""
+        share = self.ids[1] / max(1, self.tokens)
+        return float(-(share * np.log(share)).sum())
+
+    def length_at(self, share: float) -> int:
+        """The least length that `share` of the documents do not exceed: 0.5 gives the median."""
+        values, counts = self.lengths
+        wanted = max(1, math.ceil(share * self.documents))
+        return int(values[np.searchsorted(np.cumsum(counts), wanted)])
+
+    def most_common(self, number: int) -> list[tuple[int, int]]:
+        """(id, count) of the most common ids, the commonest first."""
+        values, counts = self.ids
+        order = np.lexsort((values, -counts))[:number]
+        return list(zip(values[order].tolist(), counts[order].tolist(), strict=True))
+
+
+def count(paths: Paths, field: str) -> Stats:
+    """Read every row group of the shards behind `paths` once, in threads.
+
+    Raises:
+        UserError: the shards cannot be used, or hold no document. `field` names `paths`.
+    """
+    shards = index_shards(paths, field=field)
+    groups = [(shard, group) for shard in shards for group in range(len(shard.rows))]
+    lengths: Counter[int] = Counter()
+    ids: Counter[int] = Counter()
+    with ThreadPoolExecutor(READERS) as pool:
+        for of_lengths, of_ids in pool.map(lambda at: _count_group(*at), groups):
+            lengths.update(of_lengths)
+            ids.update(of_ids)
+    if not lengths:
+        raise UserError(f"{field}={str(paths)!r} holds no document; give shards that hold some")
+    return Stats(shards, _sorted(lengths), _sorted(ids))
+
+
+def _count_group(shard: Shard, group: int) -> tuple[dict[int, int], dict[int, int]]:
+    footer = reread_footer(shard.path, shard.footer_crc32)
+    lengths, ids = documents(footer, group)
+    return _tally(lengths), _tally(ids)
+
+
+def _tally(numbers: np.ndarray) -> dict[int, int]:
+    """How often each number, none below 0, occurs."""
+    if numbers.max(initial=0) < max(2**20, numbers.size):
+        counts = np.bincount(numbers)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(numbers, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _sorted(counts: Counter[int]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = np.array(sorted(counts.items()), np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def require_matplotlib() -> Any:
+    """The class that `draw` needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(
+            "drawing needs matplotlib, which is not installed: "
+            "pip install 'light-llm-jax[plot]'; --no-png leaves the picture out"
+        ) from None
+    return Figure
+
+
+def draw(stats: Stats, title: str, path: Path) -> None:
+    """A PNG: lengths of documents, how common the ids are by rank, tokens of each shard.
+
+    Raises:
+        UserError: without matplotlib, or `path` cannot be written.
+    """
+    figure = require_matplotlib()(figsize=(12, 3.6), layout="constrained")
+    figure.suptitle(title)
+    by_length, by_rank, by_shard = figure.subplots(1, 3)
+
+    values, counts = stats.lengths
+    edges = np.unique(np.geomspace(1, max(2, values[-1] + 1), 60).astype(np.int64))
+    by_length.hist(np.maximum(values, 1), bins=[*edges], weights=counts)
+    by_length.axvline(stats.length_at(0.5), color="black", linewidth=1, linestyle="--")
+    by_length.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
+    by_length.set_title(f"{stats.documents:,} documents, median {stats.length_at(0.5):,}")
+
+    by_rank.loglog(np.arange(1, len(stats.ids[1]) + 1), np.sort(stats.ids[1])[::-1])
+    by_rank.set(xlabel="rank of an id", ylabel="times it occurs")
+    by_rank.set_title(f"{len(stats.ids[0]):,} ids, {stats.entropy:.2f} nats a token")
+
+    per_shard = [int(shard.tokens.sum()) for shard in stats.shards]
+    by_shard.bar(np.arange(len(per_shard)), per_shard, width=1)
+    by_shard.xaxis.get_major_locator().set_params(integer=True)
+    by_shard.set(xlabel="shard", ylabel="tokens")
+    by_shard.set_title(f"{stats.tokens:,} tokens")
+    try:
+        figure.savefig(path, format="png", dpi=150)
+    except OSError as error:
+        raise UserError(
+            f"--png {path}: cannot be written: {error.strerror}; give a path in a folder that is "
+            "there, or --no-png"
+        ) from None
