@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
             f"hf_dataset={dataset!r}: is no folder here (looked from {Path.cwd()}), and Hugging "
             "Face cannot be reached; check the path or the connection, or read files with --input"
         )
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it raises what it logs
     datasets.disable_progress_bars()
     names = config.hf_configs or (config.hf_config,)
     return [_open_one(config, dataset, name, rows) for name in names]

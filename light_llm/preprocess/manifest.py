@@ -62,29 +62,24 @@ def write_manifest(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        UserError: the file is not one that `write_manifest` wrote.
-    """
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """What `write_manifest` wrote; None if the file is something else, or not there."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        whole = manifest["format"] == FORMAT and manifest["tokenizer"]["vocab_size"] > 0
-        whole = whole and all("file" in shard for shard in manifest["shards"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: is not a manifest of shards: {error!r}; remove it") from None
-    if not whole:
-        raise UserError(f"{path}: is a manifest of another format than {FORMAT}; remove it")
-    return manifest
+        ours = manifest["format"] == FORMAT and manifest["tokenizer"]["vocab_size"] > 0
+        ours = ours and all("file" in shard for shard in manifest["shards"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return manifest if ours else None
 
 
-def manifest_of(shard: Path) -> Path | None:
-    """The manifest that lists a shard: beside its folder, or beside the subfolder that holds it."""
-    for folder in (shard.parent, *shard.absolute().parents[1:3]):
-        path = folder / MANIFEST
-        if path.is_file():
-            files = {folder / row["file"] for row in read_manifest(path)["shards"]}
-            return path if shard.absolute() in {file.absolute() for file in files} else None
+def manifest_of(shard: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The manifest that lists a shard: beside its folder, or beside the subfolder of that."""
+    for folder in shard.absolute().parents[1:3]:
+        manifest = read_manifest(folder / MANIFEST)
+        if manifest is not None:
+            files = {folder / row["file"] for row in manifest["shards"]}
+            return (folder / MANIFEST, manifest) if shard.absolute() in files else None
     return None
 
 
@@ -95,10 +90,11 @@ def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> Non
     """
     folders = {shard.parent: shard for shard in shards}
     for shard in folders.values():
-        path = manifest_of(shard)
-        if path is None:
+        found = manifest_of(shard)
+        if found is None:
             continue
-        size = read_manifest(path)["tokenizer"]["vocab_size"]
+        path, manifest = found
+        size = manifest["tokenizer"]["vocab_size"]
         if size > vocab_size:
             raise UserError(
                 f"{field}: {shard} was written with a tokenizer of {size} ids ({path}), and "

@@ -71,9 +71,14 @@ def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) 
 def _present(output: Path, parts: tuple[str, ...]) -> list[str]:
     """Of a former run or in the way of this one."""
     names = [*placed(("",)), *placed(parts)]
-    if (output / MANIFEST).is_file():
-        files = [row["file"] for row in read_manifest(output / MANIFEST)["shards"]]
-        names += [str(file).partition("/")[0] for file in files]
+    if (output / MANIFEST).exists():
+        manifest = read_manifest(output / MANIFEST)
+        if manifest is None:
+            raise UserError(
+                f"--output {output}: {output / MANIFEST} is not a manifest of shards, and that is "
+                "where it would go; move it away or choose another folder"
+            )
+        names += [str(row["file"]).partition("/")[0] for row in manifest["shards"]]
     return [name for name in dict.fromkeys(names) if (output / name).exists()]
 
 

@@ -138,10 +138,13 @@ def _begin(
     journal = Journal(stage / "journal.jsonl")
     folder = stage / "new" / "tokenizer"
     if journal.asked != asked:
-        if journal.shards and not config.overwrite:
-            raise UserError(_difference(config, journal, asked))
-        shutil.rmtree(stage / "new", ignore_errors=True)
+        if journal.shards:
+            there = counted(len(journal.shards), "shard")
+            if not config.overwrite:
+                raise UserError(_difference(config, journal, asked, there))
+            notice(f"what is there of a run that was stopped is discarded ({there})")
         journal.path.unlink(missing_ok=True)
+        shutil.rmtree(stage / "new", ignore_errors=True)
         journal = Journal(journal.path)
         journal.ask(asked)
     if journal.tokenizer is None:
@@ -161,7 +164,9 @@ def _begin(
     return load_tokenizer(folder), journal
 
 
-def _difference(config: PreprocessConfig, journal: Journal, asked: dict[str, Any]) -> str:
+def _difference(
+    config: PreprocessConfig, journal: Journal, asked: dict[str, Any], there: str
+) -> str:
     former = journal.asked or {}
     old = former.get("options", {})
     changed = [
@@ -180,7 +185,7 @@ def _difference(config: PreprocessConfig, journal: Journal, asked: dict[str, Any
         if former.get(key) != asked[key]
     ]
     return (
-        f"--output {config.output}: holds {counted(len(journal.shards), 'shard')} of a run that "
+        f"--output {config.output}: holds {there} of a run that "
         f"was stopped, and this one is another: {'; '.join(changed)}. Continue that one as it was, "
         "or discard it with --overwrite"
     )
