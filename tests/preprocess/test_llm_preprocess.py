@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from light_llm.configfile import read_mapping, validate
 from light_llm.preprocess import PreprocessConfig
 from light_llm.preprocess.cli import llm_preprocess, main
 from light_llm.preprocess.config import (
@@ -19,6 +22,9 @@ from light_llm.preprocess.config import (
     DEFAULT_TRAIN_CHARACTERS,
     DEFAULT_VOCAB_SIZE,
 )
+from light_llm.preprocess.rows import fields_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_from_text_to_shards(corpus: Path, tmp_path: Path, run: Callable, rows: Callable):
@@ -32,6 +38,37 @@ def test_a_run_from_text_to_shards(corpus: Path, tmp_path: Path, run: Callable, 
     assert result.stdout.strip().endswith("nats/token")
     assert f"tokenizing: 5 documents, {tokens:,} tokens" in result.stderr
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["out"]
+
+
+def test_a_config_file_holds_the_flags_and_flags_override_it(
+    corpus: Path, tmp_path: Path, run: Callable, rows: Callable
+):
+    """YAML and JSON alike; a list may be a single value, and a number may be 3e2."""
+    keys = {"input": "corpus", "output": "out", "vocab_size": "3e2", "val_fraction": 0.4}
+    keys |= {"exclude": ["4.txt"], "overwrite": True}
+    (tmp_path / "c.json").write_text(json.dumps(keys))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(keys))
+    for name in ("c.json", "c.yaml"):
+        result = run(name, "--val-fraction", 0, "--exclude", "3.txt", "--min-frequency", 1)
+        assert result.returncode == 0, result.stderr
+        sources = [Path(row["source"]).name for row in rows(tmp_path / "out")]
+        assert sources == ["0.txt", "1.txt", "2.txt", "4.txt"]
+        assert not (tmp_path / "out/val").exists()
+        options = json.loads((tmp_path / "out/manifest.json").read_text())["options"]
+        assert (options["vocab_size"], options["min_frequency"]) == (300, 1)
+    (tmp_path / "c.yaml").write_text("input: corpus\noutput: out\nshard_sise: 3\n")
+    result = run("c.yaml", "--overwrite")
+    assert_refused(result, "c.yaml and flags: shard_sise", "did you mean 'shard_size'?")
+
+
+@pytest.mark.parametrize("name", ["wikipedia", "wikipedia_languages", "fineweb"])
+def test_the_shipped_configs_are_ones(name: str):
+    path = ROOT / f"configs/preprocess/{name}.yaml"
+    config = validate(PreprocessConfig, read_mapping(path), path)
+    assert fields_of(config.hf_dataset, config.text_column) == ("text",)
+    assert str(config.output) in path.read_text()
+    known = {f"--{flag.replace('_', '-')}" for flag in inspect.signature(llm_preprocess).parameters}
+    assert set(re.findall(r"(?<![\w-])--[a-z-]+", path.read_text())) <= known
 
 
 def defaults() -> dict[str, object]:
@@ -68,7 +105,7 @@ def test_help_is_plain_and_quotes_the_defaults(run: Callable):
 
 
 def test_the_docs_list_the_flags_and_their_defaults():
-    text = (Path(__file__).parents[2] / "docs/preprocess.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/preprocess.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `--([a-z-]+)[^`]*` \| `?([^`|]+?)`? \|", text, re.MULTILINE)
     listed = {flag.replace("-", "_"): default for flag, default in rows}
     assert ["config", *listed] == list(inspect.signature(llm_preprocess).parameters)

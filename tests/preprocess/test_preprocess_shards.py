@@ -98,6 +98,34 @@ def test_marks_stand_once_at_each_end(bos: int, eos: int, text: str, tokens: lis
     assert ids.tolist() == tokens
 
 
+def test_the_tokenizers_own_template_adds_its_marks_once(tmp_path: Path):
+    """With add_special_tokens a template of <s> and </s> is used, and nothing is added to it."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    backend = Tokenizer(
+        models.WordLevel({"<u>": 0, "<s>": 1, "</s>": 2, "[X]": 3, "cat": 4}, "<u>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([AddedToken(token) for token in ("<u>", "<s>", "</s>", "[X]")])
+    special = [("<s>", 1), ("[X]", 3), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(
+        "<s> [X] $A </s>", special_tokens=special
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "cat.txt").write_text("cat cat")
+    for added, tokens in ((False, [1, 4, 4, 2]), (True, [1, 3, 4, 4, 2])):
+        shard(
+            tmp_path / "cat.txt",
+            tmp_path / "out",
+            tokenizer="hf",
+            tokenizer_path=str(tmp_path / "tokenizer.json"),
+            add_special_tokens=added,
+            overwrite=True,
+        )
+        (table,) = map(pq.read_table, (tmp_path / "out/train").iterdir())
+        assert table["tokens"].to_pylist() == [tokens]
+
+
 def test_two_runs_give_the_same_bytes(many: Path, tmp_path: Path, files: Callable):
     for name in ("a", "b"):
         shard(many, tmp_path / name, tokenizer="bpe", vocab_size=300, shard_size=10_000)
