@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import os
 import platform
 import random
@@ -92,19 +93,28 @@ def compare(folder: Path, runs: int, workers: int) -> None:
     dataset = datasets.load_dataset(
         "json", data_files=str(folder / "text.jsonl"), split="train", cache_dir=str(folder / "hf")
     )
-    rates: dict[str, list[float]] = {"llm-preprocess": [], "datasets.map": []}
+    taken: dict[str, list[tuple[float, float]]] = {"llm-preprocess": [], "datasets.map": []}
     for number in range(runs):
-        began = time.perf_counter()
+        before = spent()
         tokens = ours(folder, number, workers)
-        rates["llm-preprocess"].append(tokens / (time.perf_counter() - began))
-        began = time.perf_counter()
+        between = spent()
         theirs(folder, dataset, workers)
-        rates["datasets.map"].append(tokens / (time.perf_counter() - began))
-    middle = {name: statistics.median(taken) for name, taken in rates.items()}
+        taken["llm-preprocess"].append(tuple(map(operator.sub, between, before)))
+        taken["datasets.map"].append(tuple(map(operator.sub, spent(), between)))
     print(f"{tokens:,} tokens; medians of {runs} alternating runs, {workers} processes each")
-    for name, rate in middle.items():
-        print(f"{name:16}{rate / 1e3:10.0f} thousand tokens/s")
-    print(f"ratio {middle['llm-preprocess'] / middle['datasets.map']:.2f}")
+    print(f"{'':16}{'tokens/s':>12}{'tokens/cpu s':>14}")
+    middle = {}
+    for name, rows in taken.items():
+        middle[name] = [tokens / statistics.median(column) for column in zip(*rows, strict=True)]
+        print(f"{name:16}{middle[name][0]:12,.0f}{middle[name][1]:14,.0f}")
+    clock, cpu = map(operator.truediv, middle["llm-preprocess"], middle["datasets.map"])
+    print(f"{'ratio':16}{clock:12.2f}{cpu:14.2f}")
+
+
+def spent() -> tuple[float, float]:
+    """Seconds by the clock, and of processor time, ended children's included."""
+    times = os.times()
+    return time.perf_counter(), sum(times[:4])
 
 
 def memory(folder: Path, workers: int) -> None:

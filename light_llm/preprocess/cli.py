@@ -127,6 +127,8 @@ def llm_preprocess(
 
 
 def print_summary(summary: Summary) -> None:
+    from light_llm.preprocess.notices import counted
+
     train, val = summary.train, summary.val
     characters = train.characters + val.characters
     tokens = train.tokens + val.tokens
@@ -134,8 +136,9 @@ def print_summary(summary: Summary) -> None:
     for name, sides in summary.parts.items():
         for split, side in zip(("train", "val"), sides, strict=True):
             rows.append((f"{name}/{split}".lstrip("/"), _describe(side)))
+    documents = counted(train.documents + val.documents, "document")
     rows += [
-        ("together", f"{train.documents + val.documents:,} documents, {tokens:,} tokens"),
+        ("together", f"{documents}, {counted(tokens, 'token')}"),
         ("tokenizer", f"{summary.tokenizer}, vocab_size {summary.vocab_size}"),
         ("characters per token", f"{characters / tokens:.2f}"),
     ]

@@ -25,6 +25,7 @@ CHUNK_DOCUMENTS = 1024
 CHUNK_CHARACTERS = 1_000_000
 SHUFFLE_DOCUMENTS = 10_000
 SHUFFLE_CHARACTERS = 64_000_000
+EXAMPLES = 3
 COMPRESSED = 4  # characters per byte of a compressed file, about
 
 
@@ -34,7 +35,9 @@ class Skipped:
 
     empty: int = 0
     short: int = 0
-    binary: list[str] = field(default_factory=list)
+    binary: int = 0
+    examples: list[str] = field(default_factory=list)
+    """The first few of the files that are not text."""
 
     def takes(self, text: str, min_length: int) -> bool:
         """Whether a text is a document; counted if not."""
@@ -133,8 +136,10 @@ class FileCorpus:
         return dataclasses.replace(self, files=draw.sample(self.files, len(self.files)))
 
     def identity(self) -> dict[str, Any]:
-        stats = [(printable(file.path), file.path.stat()) for file in self.files]
-        lines = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        lines = []
+        for file in self.files:
+            stat = file.path.stat()
+            lines.append([printable(file.path), stat.st_size, stat.st_mtime_ns])
         digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
         return {"files": len(lines), "digest": digest}
 
@@ -143,7 +148,7 @@ class FileCorpus:
         number = len(self.files)
         return (
             f"{', '.join(self.inputs)}: of {number} {'file' if number == 1 else 'files'} "
-            f"{len(skipped.binary)} are not text"
+            f"{skipped.binary} are not text"
         )
 
     def _read(self, file: SourceFile) -> Iterator[Document]:
@@ -155,7 +160,9 @@ class FileCorpus:
                     f"{file.path}: is not UTF-8 text ({error}); convert it, for instance with "
                     f"`iconv -t utf-8`, or leave it out"
                 ) from None
-            self.skipped.binary.append(printable(file.path))
+            self.skipped.binary += 1
+            if len(self.skipped.examples) < EXAMPLES:
+                self.skipped.examples.append(printable(file.path))
 
 
 def _weight(path: Path) -> int:

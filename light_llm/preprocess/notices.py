@@ -23,13 +23,14 @@ def are(number: int, noun: str) -> str:
 
 def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:
     several = list(parts)
-    binary = [path for part in several for path in part.binary]
+    binary = sum(part.binary for part in several)
+    examples = [path for part in several for path in part.examples]
     empty = sum(part.empty for part in several)
     short = sum(part.short for part in several)
     if binary:
-        more = ", …" if len(binary) > 3 else ""
-        some = ", ".join(binary[:3])
-        notice(f"{are(len(binary), 'file')} not UTF-8 text and skipped: {some}{more}")
+        more = ", …" if binary > len(examples) else ""
+        some = ", ".join(examples)
+        notice(f"{are(binary, 'file')} not UTF-8 text and skipped: {some}{more}")
     if empty:
         notice(f"{are(empty, 'empty document')} skipped")
     if short:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from os import W_OK, X_OK, access
 from pathlib import Path
 
 from light_llm.disk import flush, sync
 from light_llm.errors import UserError
 from light_llm.preprocess.manifest import MANIFEST, read_manifest
+from light_llm.tokenizer.kinds import CHAR_FILE
 
 STAGE = ".preprocess"
 SPLITS = ("val", "train")
@@ -34,16 +35,29 @@ def placed(parts: tuple[str, ...]) -> list[str]:
     ]
 
 
-def check_place(output: Path) -> None:
+def check_place(output: Path, flag: str = "--output") -> None:
     """
     Raises:
         UserError: `output` is a file or is not writable.
     """
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; give a folder")
+        raise UserError(f"{flag} {output}: is a file; give a folder")
     nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not access(nearest, W_OK | X_OK):
-        raise UserError(f"--output {output}: nothing can be written in {nearest}; choose another")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {output}: nothing can be written in {nearest}; choose another")
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: there is another tokenizer in `folder`, and not `overwrite`.
+    """
+    for name in ("tokenizer.json", CHAR_FILE):
+        if (folder / name).exists() and not overwrite:
+            raise UserError(
+                f"--save-tokenizer {folder}: holds {name} already; choose another folder, or "
+                "replace it with --overwrite"
+            )
 
 
 def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) -> None:
@@ -107,6 +121,8 @@ def staging(output: Path) -> Iterator[Path]:
         with (stage / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock.fileno()).st_nlink == 0:  # its holder removed it meanwhile
+                    raise BlockingIOError
             except BlockingIOError:
                 raise UserError(
                     f"--output {output}: is being written by another llm-preprocess; wait for it, "

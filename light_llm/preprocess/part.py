@@ -50,7 +50,7 @@ def write_part(
     def close() -> list[Shard]:
         return [shard for shard in (train.close(), val.close()) if shard is not None]
 
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or cores()
     small = 0 < len(head) < SMALL_CHUNKS
     encoded = _encoded(config, tokenizer, new / "tokenizer", 1 if small else workers)
     label = f"tokenizing {corpus.name}".strip()
@@ -63,6 +63,13 @@ def write_part(
                 writer.add(document.source, document.text, tokens)
                 progress.advance(documents=1, tokens=len(tokens))
     journal.finish(corpus.name, close(), dataclasses.asdict(corpus.skipped))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _split(fraction: float, head: list[Chunk]) -> Split:

@@ -20,6 +20,7 @@ from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.manifest import fingerprint, versions, write_manifest
 from light_llm.preprocess.notices import are, counted, notice, notice_skipped
 from light_llm.preprocess.output import (
+    check_free,
     check_output,
     check_place,
     placed,
@@ -76,6 +77,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
     """
     _set_threads(config.workers)
     check_place(config.output)
+    if config.save_tokenizer is not None:
+        check_place(config.save_tokenizer, "--save-tokenizer")
+        check_free(config.save_tokenizer, config.overwrite)
     adapter = None if config.adapter_module is None else load_adapter(config.adapter_module)
     rows = RowText(fields_of(config.hf_dataset, config.text_column), adapter and adapter[0])
     names = config.hf_configs or ("",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from light_llm.disk import sync
 
@@ -59,6 +59,7 @@ class ShardWriter:
         self.shard_size = shard_size
         self.number = number
         self._writer: pq.ParquetWriter | None = None
+        self._file: BinaryIO | None = None
         self._start()
 
     def _start(self) -> None:
@@ -85,8 +86,7 @@ class ShardWriter:
             self._write_row_group()
         if self._writer is None:
             return None
-        self._writer.close()
-        self._writer = None
+        self.abandon()
         path = self._path()
         temporary = path.with_name(path.name + TEMPORARY)
         sync(temporary)
@@ -108,9 +108,10 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Leave the open shard as it is, under its temporary name."""
-        if self._writer is not None:
+        if self._writer is not None and self._file is not None:
             self._writer.close()
-            self._writer = None
+            self._file.close()
+            self._writer = self._file = None
 
     def _path(self) -> Path:
         return self.root / self.part / f"shard_{self.number:05d}.parquet"
@@ -138,8 +139,10 @@ class ShardWriter:
 
         path = self._path()
         path.parent.mkdir(parents=True, exist_ok=True)
+        # pyarrow takes names in UTF-8 alone, and an open file whatever its name
+        self._file = path.with_name(path.name + TEMPORARY).open("wb")
         return pq.ParquetWriter(
-            path.with_name(path.name + TEMPORARY),
+            self._file,
             schema(),
             compression="zstd",
             use_dictionary=["source", "tokens.list.element"],

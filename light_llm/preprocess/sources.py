@@ -109,7 +109,7 @@ def _open_lines(path: Path) -> IO[bytes] | gzip.GzipFile:
 
         if not pa.Codec.is_available("zstd"):
             raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
-        return io.BufferedReader(pa.input_stream(os.fspath(path), compression="zstd"))
+        return io.BufferedReader(pa.input_stream(path.open("rb"), compression="zstd"))
     return open(path, "rb")
 
 
@@ -133,7 +133,7 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
 
     source = printable(path)
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             schema = file.schema_arrow
             column = rows.field(schema.names, source)
             if column is not None:

@@ -126,7 +126,7 @@ def test_binary_files_are_skipped_in_folders_and_refused_by_name(tmp_path: Path)
     corpus = corpus_of(tmp_path)
     for _ in range(2):  # each reading counts afresh
         assert [document.text for document in corpus] == ["text"]
-        assert [Path(path).name for path in corpus.skipped.binary] == ["a.bin", "b.bin"]
+        assert [Path(path).name for path in corpus.skipped.examples] == ["a.bin", "b.bin"]
     for name in ("a.bin", "b.bin"):
         with pytest.raises(UserError, match=f"{name}: is not UTF-8 text"):
             texts(tmp_path / name)
