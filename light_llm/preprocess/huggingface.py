@@ -21,7 +21,7 @@ from light_llm.preprocess.sources import Document
 if TYPE_CHECKING:
     import datasets
 
-INSTALL = "pip install 'light-llm-jax[datasets]'"
+INSTALL = "pip install datasets zstandard"
 
 
 @dataclass

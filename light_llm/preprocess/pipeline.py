@@ -95,10 +95,16 @@ def preprocess(config: PreprocessConfig) -> Summary:
             "tokenizer": _save_loaded(config, stage / "loaded"),
         }
         tokenizer, journal = _begin(config, stage, asked, corpora)
-        for corpus in corpora:
-            if not journal.part(corpus.name).done:
-                write_part(config, corpus, tokenizer, journal, stage / "new")
         new = stage / "new"
+        try:
+            for corpus in corpora:
+                if not journal.part(corpus.name).done:
+                    write_part(config, corpus, tokenizer, journal, new)
+        except BaseException:
+            if journal.shards:
+                kept = are(len(journal.shards), "shard")
+                notice(f"{kept} kept; the same command continues from there")
+            raise
         parts = [journal.part(corpus.name) for corpus in corpora]
         notice_skipped((Skipped(**part.skipped) for part in parts), config.min_length)
         assert journal.tokenizer is not None

@@ -24,7 +24,7 @@ from light_llm.tokenizer import (
 )
 
 # The trainer takes 256 texts at a time, with some thirty bytes a character.
-PIECE_CHARS = 2**16
+PIECE_CHARS = 2**18
 
 
 def train_tokenizer(config: PreprocessConfig, corpora: Sequence[Corpus]) -> Tokenizer:

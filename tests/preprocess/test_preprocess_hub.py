@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,14 @@ def test_what_is_not_there_is_refused(dataset: Path, tmp_path: Path):
         with pytest.raises(UserError, match=words):
             shard(dataset, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_package_the_line_that_installs_it_is_given(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="needs the package datasets: pip install datasets"):
+        shard(dataset, tmp_path / "out")
 
 
 def test_a_damaged_file_is_an_error_and_what_was_done_is_continued(

@@ -60,7 +60,8 @@ def test_a_stopped_run_is_continued_to_the_same_bytes(
     before = files(tmp_path / "out")
     stage = tmp_path / "out/.preprocess/new"
     for shards, number in ((1, signal.SIGKILL), (3, signal.SIGTERM), (5, signal.SIGINT)):
-        stop_after(start(*flags, "out"), stage, shards, number)
+        errors = stop_after(start(*flags, "out"), stage, shards, number)
+        assert number == signal.SIGKILL or "kept; the same command continues" in errors
         visible = {name: data for name, data in files(tmp_path / "out").items() if name[0] != "."}
         assert visible == before
     last = run(*flags, "out")
