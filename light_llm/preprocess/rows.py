@@ -63,7 +63,7 @@ class RowText:
         )
 
     def text(self, row: dict[str, Any], where: str) -> str:
-        """ "" for null.
+        """Of a null an empty one.
 
         Raises:
             UserError: the row has no such column, or what is there is no string.
