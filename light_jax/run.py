@@ -30,6 +30,7 @@ from light_jax.sharding import (
 from light_jax.step import TrainState, init_params, init_state, make_eval_step, make_train_step
 from light_jax.wandb_run import check_wandb
 from light_llm.checkpoint import CONFIG, WEIGHTS, member, verify, weights_file
+from light_llm.preprocess.manifest import check_vocabulary
 
 
 @dataclasses.dataclass
@@ -109,9 +110,11 @@ def _inspect(
 
 
 def _stream(cfg: TrainingConfig, paths: str | list[str], field: str) -> TokenStream:
-    return TokenStream(
+    stream = TokenStream(
         paths, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size, field=field
     )
+    check_vocabulary((Path(shard.path) for shard in stream.shards), cfg.model.vocab_size, field)
+    return stream
 
 
 @dataclasses.dataclass(frozen=True)

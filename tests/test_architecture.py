@@ -13,7 +13,7 @@ PACKAGES = ("light_llm", "conversion", "light_jax")
 
 # The order in which a batch travels; a file imports from its own row or from those above it.
 ORDER = [
-    ("light_llm.errors", "light_llm.configfile"),
+    ("light_llm.errors", "light_llm.disk", "light_llm.hub", "light_llm.configfile"),
     ("light_llm.models",),
     ("light_llm.tokenizer", "light_llm.preprocess", "light_llm.checkpoint", "light_llm.sampling"),
     ("light_llm.generate",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -11,16 +11,31 @@ from light_llm.configfile import Config
 
 DEFAULT_VOCAB_SIZE = 8192
 DEFAULT_MIN_FREQUENCY = 2
+DEFAULT_TRAIN_CHARACTERS = 200_000_000
+
+_FILES_ONLY = ("include", "exclude")
+_HUB_ONLY = ("hf_config", "hf_configs", "hf_split", "hf_revision")
+_RESERVED = ("train", "val", "tokenizer")
 
 
 class PreprocessConfig(Config):
     """Text in, shards out. The flags of llm-preprocess are these fields, with dashes."""
 
-    input: tuple[str, ...]
+    input: tuple[str, ...] = ()
+    hf_dataset: str | None = None
+    """A Hugging Face data set instead of `input`: its name on the hub, or a folder like one."""
+    hf_config: str | None = None
+    hf_configs: tuple[str, ...] = ()
+    """Several of its configurations, each into a subfolder of `output` named for it."""
+    hf_split: str | None = None
+    """None: train."""
+    hf_revision: str | None = None
     output: Path
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    text_column: str = "text"
+    text_column: str | None = None
+    """None: the one that is known for the data set, else the first of text, content and body."""
+    adapter_module: str | None = None
     min_length: int = 1
     """Documents of fewer characters are skipped; so are those of white space alone, always."""
 
@@ -29,6 +44,12 @@ class PreprocessConfig(Config):
     tokenizer_path: str | None = None
     vocab_size: int | None = None
     min_frequency: int | None = None
+    train_characters: int | None = None
+    """Of the text, as much as BPE is trained on at most: its memory grows with it."""
+    save_tokenizer: Path | None = None
+    """A folder for another copy of the tokenizer, beside the one in `output`."""
+    add_special_tokens: bool = False
+    """Let the tokenizer's own template add its tokens to each document."""
 
     val_fraction: float = 0.01
     shuffle_seed: int | None = None
@@ -36,14 +57,25 @@ class PreprocessConfig(Config):
     shard_size: int = 50_000_000
     """Tokens; only a longer document makes a longer shard."""
     workers: int | None = None
-    """Threads that tokenize. None: one per core. The shards do not depend on it."""
+    """Processes that tokenize. None: one per core. The shards do not depend on it."""
     overwrite: bool = False
 
-    @field_validator("input")
+    def decisive(self) -> dict[str, Any]:
+        """The options that what is written depends on, as JSON."""
+        return self.model_dump(
+            mode="json", exclude={"output", "save_tokenizer", "workers", "overwrite"}
+        )
+
+    @field_validator("input", "include", "exclude", "hf_configs", mode="before")
     @classmethod
-    def _some_input(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("must name at least one file, folder or glob")
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("output", "save_tokenizer", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("must name a folder")
         return value
 
     @field_validator("val_fraction")
@@ -53,7 +85,7 @@ class PreprocessConfig(Config):
             raise ValueError("must be at least 0 and below 1; 0.01 holds out one document in 100")
         return value
 
-    @field_validator("min_frequency", "shard_size", "workers")
+    @field_validator("min_frequency", "train_characters", "shard_size", "workers")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
@@ -78,13 +110,49 @@ class PreprocessConfig(Config):
             )
         return value
 
+    @field_validator("hf_configs")
+    @classmethod
+    def _names_of_folders(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name or "/" in name or name.startswith(".") or name in _RESERVED:
+                raise ValueError(f"must be names of folders: {name!r} cannot be; use hf_config")
+        if len(set(value)) < len(value):
+            raise ValueError("must name each configuration once")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PreprocessConfig:
+        if not self.input and self.hf_dataset is None:
+            raise ValueError("input or hf_dataset is required: files to read, or a data set's name")
+        if self.input and self.hf_dataset is not None:
+            raise ValueError(
+                f"input={self.input[0]!r} and hf_dataset={self.hf_dataset!r} are both set; "
+                "leave out one of the two"
+            )
+        absent, needed = (
+            (_FILES_ONLY, "input") if self.hf_dataset is not None else (_HUB_ONLY, "hf_dataset")
+        )
+        for field in absent:
+            if getattr(self, field):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} has no meaning without {needed}"
+                )
+        if self.hf_config is not None and self.hf_configs:
+            raise ValueError("hf_config and hf_configs are both set; leave out one of the two")
+        if self.adapter_module is not None and self.text_column is not None:
+            raise ValueError(
+                "adapter_module and text_column are both set, and the adapter says what the text "
+                "is; leave out one of the two"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_origin(self) -> PreprocessConfig:
         if self.tokenizer == "hf" and self.tokenizer_path is None:
             raise ValueError(
                 "tokenizer='hf' needs tokenizer_path: a Hugging Face name or a saved folder"
             )
-        for field in ("vocab_size", "min_frequency"):
+        for field in ("vocab_size", "min_frequency", "train_characters"):
             value = getattr(self, field)
             if value is not None and self.tokenizer_path is not None:
                 raise ValueError(

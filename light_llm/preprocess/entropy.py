@@ -45,6 +45,6 @@ def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np
         for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
             if not file.is_file():
                 raise UserError(f"{file}: there is no such shard (looked from {Path.cwd()})")
-            with pq.ParquetFile(file) as shard:
+            with file.open("rb") as stream, pq.ParquetFile(stream) as shard:
                 for batch in shard.iter_batches(columns=["tokens"]):
                     yield batch.column(0).flatten().to_numpy()

@@ -1,42 +1,80 @@
-"""The output folder: staged out of sight, published whole."""
+"""The output folder: what is written is staged in it out of sight, and published whole.
+
+output/.preprocess/ holds `lock`, `journal.jsonl`, `new/` (what is to be published) and, while that
+happens, `moves.json` and `old/` (what is replaced). A run that finds it goes on from there.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
 import signal
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from light_llm.disk import flush, sync
 from light_llm.errors import UserError
+from light_llm.preprocess.manifest import MANIFEST, read_manifest
+from light_llm.tokenizer.kinds import CHAR_FILE
 
-ENTRIES = ("tokenizer", "val", "train")
-"""What an output folder holds; train comes last, so that shards never lack their tokenizer."""
+STAGE = ".preprocess"
+SPLITS = ("val", "train")
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def placed(parts: tuple[str, ...]) -> list[str]:
+    """What an output of the corpora `parts` holds, in the order of publication: shards come last,
+    so that they never lack their tokenizer and their manifest."""
+    return [
+        "tokenizer",
+        MANIFEST,
+        *(name for part in parts for name in ([part] if part else SPLITS)),
+    ]
+
+
+def check_place(output: Path, flag: str = "--output") -> None:
     """
     Raises:
-        UserError: shards could not be published in `output`: it is a file, is not writable, holds
-            shards already (unless `overwrite`) or, in their place, files of someone else.
+        UserError: `output` is a file or is not writable.
     """
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; give a folder")
+        raise UserError(f"{flag} {output}: is a file; give a folder")
     nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--output {output}: nothing can be written in {nearest}; choose another")
-    for split in ("train", "val"):
-        if (output / split).exists():
-            for path in sorted((output / split).iterdir()):
+        raise UserError(f"{flag} {output}: nothing can be written in {nearest}; choose another")
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: there is another tokenizer in `folder`, and not `overwrite`.
+    """
+    for name in ("tokenizer.json", CHAR_FILE):
+        if (folder / name).exists() and not overwrite:
+            raise UserError(
+                f"--save-tokenizer {folder}: holds {name} already; choose another folder, or "
+                "replace it with --overwrite"
+            )
+
+
+def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) -> None:
+    """
+    Raises:
+        UserError: `output` holds shards already (unless `overwrite`) or, in the place of those of
+            the corpora `parts`, files of someone else.
+    """
+    there = _present(output, parts)
+    for name in there:
+        for folder in _shard_folders(output, name):
+            for path in sorted(folder.iterdir()):
                 if not path.match("shard_*.parquet"):
                     raise UserError(
-                        f"--output {output}: {path} is not a shard, and {output / split} is where "
-                        "the shards would go; move it away or choose another folder"
+                        f"--output {output}: {path} is not a shard, and {folder} is where the "
+                        "shards would go; move it away or choose another folder"
                     )
-    there = [entry for entry in ENTRIES if (output / entry).exists()]
     if there and not overwrite:
         raise UserError(
             f"--output {output}: holds {', '.join(there)} already; choose another folder, or "
@@ -44,68 +82,108 @@ def check_output(output: Path, overwrite: bool) -> None:
         )
 
 
+def _present(output: Path, parts: tuple[str, ...]) -> list[str]:
+    """Of a former run or in the way of this one."""
+    names = [*placed(("",)), *placed(parts)]
+    if (output / MANIFEST).exists():
+        manifest = read_manifest(output / MANIFEST)
+        if manifest is None:
+            raise UserError(
+                f"--output {output}: {output / MANIFEST} is not a manifest of shards, and that is "
+                "where it would go; move it away or choose another folder"
+            )
+        names += [str(row["file"]).partition("/")[0] for row in manifest["shards"]]
+    return [name for name in dict.fromkeys(names) if (output / name).exists()]
+
+
+def _shard_folders(output: Path, name: str) -> list[Path]:
+    if name in ("tokenizer", MANIFEST):
+        return []
+    folder = output / name
+    if name in SPLITS or not folder.is_dir():
+        return [folder]
+    inner = [folder / split for split in SPLITS if (folder / split).is_dir()]
+    return inner if len(inner) == len(list(folder.iterdir())) else [folder]
+
+
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A hidden folder on the file system of `output`, gone at the end whatever happens."""
-    output = output.absolute()
-    made = [path for path in output.parents if not path.exists()]
-    stage = (output if output.is_dir() else output.parent) / f".preprocess-{uuid.uuid4().hex[:8]}"
+    """output/.preprocess, locked. It is gone at the end unless the body leaves a journal with
+    shards behind it; so are folders that were made for nothing.
+
+    Raises:
+        UserError: another run holds it, or the disk refuses.
+    """
+    stage = output.absolute() / STAGE
+    made = [path for path in (stage.parent, *stage.parent.parents) if not path.exists()]
     try:
-        stage.mkdir(parents=True)
-        yield stage
-        made = []
+        stage.mkdir(parents=True, exist_ok=True)
+        with (stage / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock.fileno()).st_nlink == 0:  # its holder removed it meanwhile
+                    raise BlockingIOError
+            except BlockingIOError:
+                raise UserError(
+                    f"--output {output}: is being written by another llm-preprocess; wait for it, "
+                    "or choose another folder"
+                ) from None
+            try:
+                yield stage
+            finally:
+                if not _worth_keeping(stage):
+                    shutil.rmtree(stage)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error}") from None
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
         for path in made:  # the innermost first
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it holds something
                 path.rmdir()
 
 
-def publish(stage: Path, output: Path, overwrite: bool) -> None:
-    """Move what is staged to `output`: all of it, or on an error nothing.
+def _worth_keeping(stage: Path) -> bool:
+    if (stage / "moves.json").exists():
+        return True
+    journal = stage / "journal.jsonl"
+    return journal.exists() and b'"sha256"' in journal.read_bytes()
 
-    A new folder appears by one rename. Where old entries are replaced, there is no train folder
-    from the first move to the last, so that nobody can read the shards of two runs as one; a
-    signal waits until it is done.
 
-    Raises:
-        UserError: as `check_output`, since the folder may have changed meanwhile.
+def publish(stage: Path, output: Path, parts: tuple[str, ...]) -> None:
+    """Move what is in stage/new to `output`, in place of what a former run wrote there.
+
+    Decided by one rename, of moves.json; from then on it will happen, now or at the next start
+    (`recover`). There are no train shards from the first move to the last, so that nobody can read
+    those of two runs as one. A signal waits until it is done.
     """
-    check_output(output, overwrite)
-    for folder, _, names in os.walk(stage):
-        for name in (*names, "."):
-            _flush(Path(folder) / name)
-    if not output.exists():
-        stage.rename(output)
-        _flush(output.absolute().parent)
-        return
-    replaced = stage / "replaced"
-    replaced.mkdir(exist_ok=True)
-    moves = [(output / entry, replaced / entry) for entry in reversed(ENTRIES)]
-    moves += [(stage / entry, output / entry) for entry in ENTRIES]
+    flush(stage / "new")
+    ready = [name for name in placed(parts) if (stage / "new" / name).exists()]
+    moves = {"away": _present(output, parts)[::-1], "in": ready}
+    (stage / "moves.tmp").write_text(json.dumps(moves))
+    sync(stage / "moves.tmp")
+    (stage / "moves.tmp").rename(stage / "moves.json")
+    sync(stage)
     with _signals_held():
-        done = []
-        try:
-            for old, new in moves:
-                if old.exists():
-                    old.rename(new)
-                    done.append((old, new))
-        except OSError:
-            for old, new in reversed(done):
-                new.rename(old)
-            raise
-        _flush(output)
+        recover(stage, output)
 
 
-def _flush(path: Path) -> None:
-    """Onto the disk itself, so that no crash can leave a published file with a hole."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def recover(stage: Path, output: Path) -> None:
+    """Complete a publication that was decided; can be repeated after a crash at any point."""
+    if not (stage / "moves.json").exists():
+        return
+    moves = json.loads((stage / "moves.json").read_text())
+    (stage / "old").mkdir(exist_ok=True)
+    for name in moves["away"]:
+        replaced = name not in moves["in"] or (stage / "new" / name).exists()
+        if replaced and (output / name).exists() and not (stage / "old" / name).exists():
+            (output / name).rename(stage / "old" / name)
+    for name in moves["in"]:
+        if (stage / "new" / name).exists():
+            (stage / "new" / name).rename(output / name)
+    sync(output)
+    for path in stage.iterdir():
+        if path.name not in ("lock", "moves.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (stage / "moves.json").unlink()
 
 
 @contextlib.contextmanager

@@ -1,37 +1,47 @@
-"""The job: read once to count, split and train the tokenizer; read again to tokenize and write."""
+"""The job: open the corpora, settle on a tokenizer, write each corpus, publish."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import random
-import sys
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from light_llm.disk import flush
 from light_llm.errors import UserError
-from light_llm.preprocess.config import (
-    DEFAULT_MIN_FREQUENCY,
-    DEFAULT_VOCAB_SIZE,
-    PreprocessConfig,
-)
+from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.corpus import Corpus, FileCorpus, Skipped
 from light_llm.preprocess.entropy import unigram_entropy
 from light_llm.preprocess.files import find_files
-from light_llm.preprocess.output import ENTRIES, check_output, publish, staging
-from light_llm.preprocess.progress import Progress
-from light_llm.preprocess.shards import ShardWriter
-from light_llm.preprocess.sources import Corpus, Document
-from light_llm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_bpe, train_char
+from light_llm.preprocess.huggingface import open_hub
+from light_llm.preprocess.journal import Journal
+from light_llm.preprocess.manifest import fingerprint, versions, write_manifest
+from light_llm.preprocess.notices import are, counted, notice, notice_skipped
+from light_llm.preprocess.output import (
+    check_free,
+    check_output,
+    check_place,
+    placed,
+    publish,
+    recover,
+    staging,
+)
+from light_llm.preprocess.part import write_part
+from light_llm.preprocess.rows import RowText, fields_of, load_adapter
+from light_llm.preprocess.shards import Shard
+from light_llm.preprocess.train import load_named, train_tokenizer
+from light_llm.tokenizer import Tokenizer, load_tokenizer
 
-CHUNK_DOCUMENTS = 1024
-CHUNK_CHARACTERS = 4_000_000
-SHUFFLE_DOCUMENTS = 10_000
-SHUFFLE_CHARACTERS = 64_000_000
+if TYPE_CHECKING:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Side:
+    """What went into train, or val, of one corpus."""
+
     documents: int
     characters: int
     tokens: int
@@ -40,188 +50,183 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    train: Part
-    val: Part
+    parts: dict[str, tuple[Side, Side]]
+    """Train and val of each corpus, by its subfolder; "" where there is one corpus only."""
     vocab_size: int
     unigram_entropy: float
     """Nats per token, of val; of train where there is no val."""
     tokenizer: Path
 
+    @property
+    def train(self) -> Side:
+        return _sum(train for train, _ in self.parts.values())
 
-@dataclasses.dataclass
-class Survey:
-    """What the first reading finds out, as the texts pass through."""
-
-    documents: int = 0
-    lowest: int = 2**64
-    highest: int = -1
-
-    def texts(self, corpus: Iterable[Document]) -> Iterator[str]:
-        with Progress("reading") as progress:
-            for document in corpus:
-                place = text_hash(document.text)
-                self.documents += 1
-                self.lowest = min(self.lowest, place)
-                self.highest = max(self.highest, place)
-                progress.advance(documents=1)
-                yield document.text
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Which texts are held out: those whose hash is in the lowest `fraction` of all hashes.
-
-    So a text's side depends on nothing but the text, with one exception: if all texts would be on
-    one side, the text with the lowest hash (if none is in val) or the highest (if none is in
-    train) moves to the other. A corpus of one distinct text is all train.
-    """
-
-    fraction: float
-    lowest: int
-    highest: int
-
-    def is_val(self, text: str) -> bool:
-        place = text_hash(text)
-        limit = int(self.fraction * 2**64)
-        if limit == 0 or self.lowest == self.highest:
-            return False
-        if self.lowest >= limit:
-            return place == self.lowest
-        return place < limit and place != (self.highest if self.highest < limit else None)
-
-
-def text_hash(text: str) -> int:
-    """Evenly spread over 0 .. 2^64 - 1, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    @property
+    def val(self) -> Side:
+        return _sum(val for _, val in self.parts.values())
 
 
 def preprocess(config: PreprocessConfig) -> Summary:
     """Do what `config` asks for: shards in output/train and output/val, output/tokenizer.
 
-    Progress and notices go to stderr. Nothing is written until every document has been read once;
-    what is written becomes visible at the end, at once.
+    Progress and notices go to stderr. What is written becomes visible at the end, at once. A run
+    that is stopped, however, after its first shard is continued by the next that asks for the same.
 
     Raises:
         UserError: an input, the output or the tokenizer is unusable; the output is as it was.
     """
     _set_threads(config.workers)
-    check_output(config.output, config.overwrite)
-    corpus = open_corpus(config)
-    survey = Survey()
-    tokenizer = make_tokenizer(config, survey.texts(corpus))
-    _notice_skipped(corpus)
-    if not survey.documents:
-        raise UserError(
-            f"no documents in {', '.join(config.input)}: of {len(corpus.files)} files "
-            f"{len(corpus.binary)} are not text, and {corpus.empty} documents are empty, "
-            f"{corpus.short} shorter than min_length={config.min_length}"
-        )
-    split = Split(config.val_fraction, survey.lowest, survey.highest)
-    if config.val_fraction and survey.lowest == survey.highest:
-        _notice("there is one text only, so nothing is held out: no val shards")
-    documents: Iterable[Document] = corpus
-    if config.shuffle_seed is not None:
-        documents = shuffled(corpus, config.shuffle_seed)
+    check_place(config.output)
+    if config.save_tokenizer is not None:
+        check_place(config.save_tokenizer, "--save-tokenizer")
+        check_free(config.save_tokenizer, config.overwrite)
+    adapter = None if config.adapter_module is None else load_adapter(config.adapter_module)
+    rows = RowText(fields_of(config.hf_dataset, config.text_column), adapter and adapter[0])
+    names = config.hf_configs or ("",)
     with staging(config.output) as stage:
-        tokenizer.save(stage / "tokenizer")
-        train = ShardWriter(stage / "train", config.shard_size)
-        val = ShardWriter(stage / "val", config.shard_size)
-        with train, val, Progress("tokenizing", survey.documents) as progress:
-            for document, tokens in tokenize(documents, tokenizer):
-                side = val if split.is_val(document.text) else train
-                side.add(document.source, document.text, tokens)
-                progress.advance(documents=1, tokens=len(tokens))
-        summary = Summary(
-            _part(train),
-            _part(val),
-            tokenizer.vocab_size,
-            unigram_entropy(val.files or train.files),
-            config.output / "tokenizer",
+        recover(stage, config.output)
+        check_output(config.output, config.overwrite, names)
+        corpora = open_corpora(config, rows)
+        asked: dict[str, Any] = {
+            "options": config.decisive(),
+            "sources": {corpus.name: corpus.identity() for corpus in corpora},
+            "adapter": adapter and adapter[1],
+            "versions": versions(),
+            "tokenizer": _save_loaded(config, stage / "loaded"),
+        }
+        tokenizer, journal = _begin(config, stage, asked, corpora)
+        new = stage / "new"
+        try:
+            for corpus in corpora:
+                if not journal.part(corpus.name).done:
+                    write_part(config, corpus, tokenizer, journal, new)
+        except BaseException:
+            if journal.shards:
+                kept = are(len(journal.shards), "shard")
+                notice(f"{kept} kept; the same command continues from there")
+            raise
+        parts = [journal.part(corpus.name) for corpus in corpora]
+        notice_skipped((Skipped(**part.skipped) for part in parts), config.min_length)
+        assert journal.tokenizer is not None
+        write_manifest(
+            new, asked["options"], asked["sources"], tokenizer, journal.tokenizer, journal.shards
         )
-        publish(stage, config.output, config.overwrite)
+        summary = _summary(config, journal, tokenizer, new)
+        if config.save_tokenizer is not None:
+            shutil.copytree(new / "tokenizer", config.save_tokenizer, dirs_exist_ok=True)
+        publish(stage, config.output, names)
     return summary
 
 
-def open_corpus(config: PreprocessConfig) -> Corpus:
-    own = [config.output / entry for entry in ENTRIES]
+def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:
+    if config.hf_dataset is not None:
+        return open_hub(config, rows)
+    own = [config.output / entry for entry in placed(("",))]
     files, duplicates = find_files(config.input, config.include, config.exclude, without=own)
     if duplicates:
-        _notice(f"{duplicates} files are given more than once; each is taken once")
-    return Corpus(files, config.text_column, config.min_length)
+        notice(f"{are(duplicates, 'file')} given more than once and taken once")
+    return [FileCorpus(files, rows, config.min_length, config.input)]
 
 
-def make_tokenizer(config: PreprocessConfig, texts: Iterator[str]) -> Tokenizer:
-    """Load or train the tokenizer; `texts` are all read, either way."""
-    if config.tokenizer_path is None and config.tokenizer == "char":
-        return train_char(texts)
+def _save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
+    """Save the tokenizer that is to be loaded and give its fingerprint; None: one is trained."""
     if config.tokenizer_path is None:
-        return train_bpe(
-            texts,
-            DEFAULT_VOCAB_SIZE if config.vocab_size is None else config.vocab_size,
-            DEFAULT_MIN_FREQUENCY if config.min_frequency is None else config.min_frequency,
-        )
-    tokenizer = load_tokenizer(config.tokenizer_path)
-    is_char = isinstance(tokenizer, CharTokenizer)
-    if config.tokenizer is not None and is_char != (config.tokenizer == "char"):
-        raise UserError(
-            f"tokenizer_path={config.tokenizer_path} is a {'char' if is_char else 'subword'} "
-            f"tokenizer, not {config.tokenizer}; leave out --tokenizer to take it as it is"
-        )
-    if tokenizer.eos_id is None:
-        _notice("this tokenizer has no token that ends a document: they follow each other unmarked")
-    for _ in texts:
-        pass
-    return tokenizer
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    load_named(config, config.tokenizer_path).save(folder)
+    return fingerprint(folder)
 
 
-def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:
-    """The documents in a random order, in bounded memory: files, then documents in a buffer."""
-    draw = random.Random(seed)
-    files = draw.sample(corpus.files, len(corpus.files))
-    buffer: list[Document] = []
-    characters = 0
-    for document in dataclasses.replace(corpus, files=files):
-        buffer.append(document)
-        characters += len(document.text)
-        while len(buffer) > SHUFFLE_DOCUMENTS or characters > SHUFFLE_CHARACTERS:
-            place = draw.randrange(len(buffer))
-            buffer[place], buffer[-1] = buffer[-1], buffer[place]
-            characters -= len(buffer[-1].text)
-            yield buffer.pop()
-    draw.shuffle(buffer)
-    yield from buffer
+def _begin(
+    config: PreprocessConfig, stage: Path, asked: dict[str, Any], corpora: Sequence[Corpus]
+) -> tuple[Tokenizer, Journal]:
+    """The tokenizer, saved in the stage, and the journal of a former run of the same or a new one.
 
-
-def tokenize(
-    corpus: Iterable[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[Document, list[int]]]:
-    """Each document with its tokens: BOS first and EOS last, where the tokenizer has them.
-
-    Where one token is both (GPT-2's), it ends documents. None is added where it is already.
+    Raises:
+        UserError: there are shards of a run that was asked for something else.
     """
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    bos = [] if tokenizer.bos_id is None or tokenizer.bos_id in eos else [tokenizer.bos_id]
-    for chunk in _chunks(corpus):
-        batch = tokenizer.encode_batch([document.text for document in chunk])
-        for document, ids in zip(chunk, batch, strict=True):
-            yield document, (bos if ids[:1] != bos else []) + ids + (eos if ids[-1:] != eos else [])
+    journal = Journal(stage / "journal.jsonl")
+    folder = stage / "new" / "tokenizer"
+    if journal.asked != asked:
+        if journal.shards:
+            there = counted(len(journal.shards), "shard")
+            if not config.overwrite:
+                raise UserError(_difference(config, journal, asked, there))
+            notice(f"what is there of a run that was stopped is discarded ({there})")
+        journal.path.unlink(missing_ok=True)
+        shutil.rmtree(stage / "new", ignore_errors=True)
+        journal = Journal(journal.path)
+        journal.ask(asked)
+    if journal.tokenizer is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if asked["tokenizer"] is None:
+            train_tokenizer(config, corpora).save(folder)
+        else:
+            shutil.copytree(stage / "loaded", folder)
+        flush(folder)
+        journal.save_tokenizer(fingerprint(folder))
+    elif journal.shards:
+        notice(f"continuing a run that was stopped after {counted(len(journal.shards), 'shard')}")
+    keep = {stage / "new" / shard.file for shard in journal.shards}
+    for path in (stage / "new").rglob("shard_*"):
+        if path not in keep:
+            path.unlink()
+    return load_tokenizer(folder), journal
 
 
-def _chunks(corpus: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for document in corpus:
-        chunk.append(document)
-        characters += len(document.text)
-        if len(chunk) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def _difference(
+    config: PreprocessConfig, journal: Journal, asked: dict[str, Any], there: str
+) -> str:
+    former = journal.asked or {}
+    old = former.get("options", {})
+    changed = [
+        f"{key} was {old.get(key)!r} and is {value!r}"
+        for key, value in asked["options"].items()
+        if old.get(key) != value
+    ]
+    changed += [
+        f"{what} changed"
+        for key, what in (
+            ("sources", "the input"),
+            ("adapter", "the adapter"),
+            ("versions", "the version of a library"),
+            ("tokenizer", "the tokenizer"),
+        )
+        if former.get(key) != asked[key]
+    ]
+    return (
+        f"--output {config.output}: holds {there} of a run that "
+        f"was stopped, and this one is another: {'; '.join(changed)}. Continue that one as it was, "
+        "or discard it with --overwrite"
+    )
 
 
-def _part(writer: ShardWriter) -> Part:
-    return Part(writer.documents, writer.characters, writer.tokens, len(writer.files))
+def _summary(
+    config: PreprocessConfig, journal: Journal, tokenizer: Tokenizer, new: Path
+) -> Summary:
+    parts = {}
+    for name, part in journal.parts.items():
+        train, val = (part.under(f"{name}/{side}".lstrip("/")) for side in ("train", "val"))
+        parts[name] = (_side(train), _side(val))
+    train_files, val_files = (
+        [new / shard.file for shard in journal.shards if f"/{shard.file}".rsplit("/", 2)[1] == side]
+        for side in ("train", "val")
+    )
+    entropy = unigram_entropy(val_files or train_files)
+    return Summary(parts, tokenizer.vocab_size, entropy, config.output / "tokenizer")
+
+
+def _side(shards: list[Shard]) -> Side:
+    return Side(
+        sum(shard.documents for shard in shards),
+        sum(shard.characters for shard in shards),
+        sum(shard.tokens for shard in shards),
+        len(shards),
+    )
+
+
+def _sum(sides: Iterable[Side]) -> Side:
+    return Side(*map(sum, zip(*map(dataclasses.astuple, sides), strict=True)))
 
 
 def _set_threads(workers: int | None) -> None:
@@ -229,20 +234,3 @@ def _set_threads(workers: int | None) -> None:
     if workers is not None:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"
-
-
-def _notice_skipped(corpus: Corpus) -> None:
-    if corpus.binary:
-        some = ", ".join(str(path) for path in corpus.binary[:3])
-        more = ", …" if len(corpus.binary) > 3 else ""
-        _notice(f"{len(corpus.binary)} files are not UTF-8 text and are skipped: {some}{more}")
-    if corpus.empty:
-        _notice(f"{corpus.empty} empty documents are skipped")
-    if corpus.short:
-        _notice(
-            f"{corpus.short} documents of fewer than {corpus.min_length} characters are skipped"
-        )
-
-
-def _notice(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

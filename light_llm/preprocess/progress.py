@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from light_llm.preprocess.notices import counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -51,10 +53,10 @@ class Progress:
 
     def _show(self) -> None:
         self._last_shown = time.monotonic()
-        counts = f"{self.documents:,} documents"
+        counts = counted(self.documents, "document")
         if self.tokens:
             rate = self.tokens / max(self._last_shown - self._start, 1e-9)
-            counts += f", {self.tokens:,} tokens, {rate:,.0f} tokens/s"
+            counts += f", {counted(self.tokens, 'token')}, {rate:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.documents, counts=counts)
         else:

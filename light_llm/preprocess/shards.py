@@ -1,16 +1,35 @@
-"""Shards: parquet files of tokenized documents."""
+"""Shards: parquet files of tokenized documents, each there whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+
+from light_llm.disk import sync
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_TOKENS = 2_000_000
+TEMPORARY = ".writing"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is on the disk."""
+
+    file: str
+    """Below the output, with slashes."""
+    documents: int
+    tokens: int
+    characters: int
+    bytes: int
+    sha256: str
 
 
 def schema() -> pa.Schema:
@@ -27,72 +46,106 @@ def schema() -> pa.Schema:
 
 
 class ShardWriter:
-    """Writes documents to folder/shard_00000.parquet, shard_00001.parquet, …
+    """Writes documents to root/part/shard_00000.parquet, shard_00001.parquet, …
 
-    A shard holds at most `shard_size` tokens, or one document that is longer. Equal documents in
-    equal order give equal bytes. Use as a context manager: it completes the last shard.
+    A shard has at most `shard_size` tokens, or one document that is longer: ask `fits`, and `close`
+    it if not. Equal documents in equal order give equal bytes.
     """
 
-    def __init__(self, folder: Path, shard_size: int):
-        self.folder = folder
+    def __init__(self, root: Path, part: str, shard_size: int, number: int = 0):
+        """`number`: of the first shard to write."""
+        self.root = root
+        self.part = part
         self.shard_size = shard_size
-        self.files: list[Path] = []
-        self.documents = self.characters = self.tokens = 0
-        self._rows: list[tuple[str, int, str, list[int]]] = []
-        self._row_tokens = self._shard_tokens = 0
+        self.number = number
         self._writer: pq.ParquetWriter | None = None
+        self._file: BinaryIO | None = None
+        self._start()
 
-    def add(self, source: str, text: str, tokens: list[int]) -> None:
-        if self._shard_tokens and self._shard_tokens + len(tokens) > self.shard_size:
-            self._close_shard()
+    def _start(self) -> None:
+        self._rows: list[tuple[str, int, str, np.ndarray]] = []
+        self._row_tokens = 0
+        self._documents = self._tokens = self._characters = 0
+
+    def fits(self, tokens: int) -> bool:
+        """Whether the open shard has room for a document of so many."""
+        return not self._documents or self._tokens + tokens <= self.shard_size
+
+    def add(self, source: str, text: str, tokens: np.ndarray) -> None:
         self._rows.append((source, len(tokens), text, tokens))
         self._row_tokens += len(tokens)
-        self._shard_tokens += len(tokens)
-        self.documents += 1
-        self.characters += len(text)
-        self.tokens += len(tokens)
+        self._documents += 1
+        self._tokens += len(tokens)
+        self._characters += len(text)
         if len(self._rows) >= ROW_GROUP_DOCUMENTS or self._row_tokens >= ROW_GROUP_TOKENS:
             self._write_row_group()
 
-    def __enter__(self) -> ShardWriter:
-        return self
+    def close(self) -> Shard | None:
+        """Complete the open shard and bring it to disk under its name. None: it has no document."""
+        if self._rows:
+            self._write_row_group()
+        if self._writer is None:
+            return None
+        self.abandon()
+        path = self._path()
+        temporary = path.with_name(path.name + TEMPORARY)
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shard = Shard(
+            f"{self.part}/{path.name}",
+            self._documents,
+            self._tokens,
+            self._characters,
+            path.stat().st_size,
+            digest,
+        )
+        self.number += 1
+        self._start()
+        return shard
 
-    def __exit__(self, *exception: object) -> None:
-        if exception[0] is None:
-            self._close_shard()
-        elif self._writer is not None:
+    def abandon(self) -> None:
+        """Leave the open shard as it is, under its temporary name."""
+        if self._writer is not None and self._file is not None:
             self._writer.close()
+            self._file.close()
+            self._writer = self._file = None
+
+    def _path(self) -> Path:
+        return self.root / self.part / f"shard_{self.number:05d}.parquet"
 
     def _write_row_group(self) -> None:
+        import numpy as np
         import pyarrow as pa
 
+        sources, lengths, texts, tokens = zip(*self._rows, strict=True)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(offsets, np.concatenate(tokens))
         columns = [
-            pa.array(column, field.type)
-            for column, field in zip(zip(*self._rows, strict=True), schema(), strict=True)
+            pa.array(sources, pa.string()),
+            pa.array(lengths, pa.int64()),
+            pa.array(texts, pa.string()),
+            lists.cast(schema().field("tokens").type),
         ]
         if self._writer is None:
-            self._writer = self._open_shard()
+            self._writer = self._open()
         self._writer.write_table(pa.Table.from_arrays(columns, schema=schema()))
         self._rows, self._row_tokens = [], 0
 
-    def _open_shard(self) -> pq.ParquetWriter:
+    def _open(self) -> pq.ParquetWriter:
         import pyarrow.parquet as pq
 
-        self.folder.mkdir(exist_ok=True)
-        self.files.append(self.folder / f"shard_{len(self.files):05d}.parquet")
+        path = self._path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # pyarrow takes names in UTF-8 alone, and an open file whatever its name
+        self._file = path.with_name(path.name + TEMPORARY).open("wb")
         return pq.ParquetWriter(
-            self.files[-1],
+            self._file,
             schema(),
             compression="zstd",
             use_dictionary=["source", "tokens.list.element"],
             write_statistics=True,
             write_page_checksum=True,
         )
-
-    def _close_shard(self) -> None:
-        if self._rows:
-            self._write_row_group()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._shard_tokens = 0

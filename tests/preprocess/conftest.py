@@ -12,6 +12,8 @@ import pytest
 
 from light_llm.tokenizer import SubwordTokenizer, train_bpe
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything of Hugging Face is imported
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.\n" * 3,
     "def f(x):\r\n\treturn x * 2  # no line end is touched\r\n",

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from light_llm.configfile import read_mapping, validate
 from light_llm.preprocess import PreprocessConfig
 from light_llm.preprocess.cli import llm_preprocess, main
-from light_llm.preprocess.config import DEFAULT_MIN_FREQUENCY, DEFAULT_VOCAB_SIZE
+from light_llm.preprocess.config import (
+    DEFAULT_MIN_FREQUENCY,
+    DEFAULT_TRAIN_CHARACTERS,
+    DEFAULT_VOCAB_SIZE,
+)
+from light_llm.preprocess.rows import fields_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_from_text_to_shards(corpus: Path, tmp_path: Path, run: Callable, rows: Callable):
@@ -31,17 +40,54 @@ def test_a_run_from_text_to_shards(corpus: Path, tmp_path: Path, run: Callable, 
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["out"]
 
 
+def test_a_config_file_holds_the_flags_and_flags_override_it(
+    corpus: Path, tmp_path: Path, run: Callable, rows: Callable
+):
+    """YAML and JSON alike; a list may be a single value, and a number may be 3e2."""
+    keys = {"input": "corpus", "output": "out", "vocab_size": "3e2", "val_fraction": 0.4}
+    keys |= {"exclude": ["4.txt"], "overwrite": True}
+    (tmp_path / "c.json").write_text(json.dumps(keys))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(keys))
+    for name in ("c.json", "c.yaml"):
+        result = run(name, "--val-fraction", 0, "--exclude", "3.txt", "--min-frequency", 1)
+        assert result.returncode == 0, result.stderr
+        sources = [Path(row["source"]).name for row in rows(tmp_path / "out")]
+        assert sources == ["0.txt", "1.txt", "2.txt", "4.txt"]
+        assert not (tmp_path / "out/val").exists()
+        options = json.loads((tmp_path / "out/manifest.json").read_text())["options"]
+        assert (options["vocab_size"], options["min_frequency"]) == (300, 1)
+    (tmp_path / "c.yaml").write_text("input: corpus\noutput: out\nshard_sise: 3\n")
+    result = run("c.yaml", "--overwrite")
+    assert_refused(result, "c.yaml and flags: shard_sise", "did you mean 'shard_size'?")
+
+
+@pytest.mark.parametrize("name", ["wikipedia", "wikipedia_languages", "fineweb"])
+def test_the_shipped_configs_are_ones(name: str):
+    path = ROOT / f"configs/preprocess/{name}.yaml"
+    config = validate(PreprocessConfig, read_mapping(path), path)
+    assert fields_of(config.hf_dataset, config.text_column) == ("text",)
+    assert str(config.output) in path.read_text()
+    known = {f"--{flag.replace('_', '-')}" for flag in inspect.signature(llm_preprocess).parameters}
+    assert set(re.findall(r"(?<![\w-])--[a-z-]+", path.read_text())) <= known
+
+
 def defaults() -> dict[str, object]:
     fields = PreprocessConfig.model_fields
-    trained = {"vocab_size": DEFAULT_VOCAB_SIZE, "min_frequency": DEFAULT_MIN_FREQUENCY}
+    trained = {
+        "vocab_size": DEFAULT_VOCAB_SIZE,
+        "min_frequency": DEFAULT_MIN_FREQUENCY,
+        "train_characters": DEFAULT_TRAIN_CHARACTERS,
+        "hf_split": "train",
+    }
     return {name: field.default for name, field in fields.items()} | trained
 
 
 WITH_A_DEFAULT = [
-    "text_column",
+    "hf_split",
     "min_length",
     "vocab_size",
     "min_frequency",
+    "train_characters",
     "val_fraction",
     "shard_size",
 ]
@@ -59,10 +105,10 @@ def test_help_is_plain_and_quotes_the_defaults(run: Callable):
 
 
 def test_the_docs_list_the_flags_and_their_defaults():
-    text = (Path(__file__).parents[2] / "docs/preprocess.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/preprocess.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `--([a-z-]+)[^`]*` \| `?([^`|]+?)`? \|", text, re.MULTILINE)
     listed = {flag.replace("-", "_"): default for flag, default in rows}
-    assert list(listed) == list(inspect.signature(llm_preprocess).parameters)
+    assert ["config", *listed] == list(inspect.signature(llm_preprocess).parameters)
     for name in WITH_A_DEFAULT:
         assert listed[name] == str(defaults()[name])
 
@@ -125,6 +171,14 @@ BAD_OPTIONS: dict[str, tuple[dict[str, object], str]] = {
     "other kind": ({"tokenizer": "char", "tokenizer_path": "bpe"}, "is a subword tokenizer, not"),
     "column": ({"text_column": "body", "input": "a.jsonl"}, "choose with --text-column from: text"),
     "none left": ({"min_length": 10**6}, "no documents in corpus: of 5 files 0 are not text"),
+    "no output": ({"output": ""}, "output='' must name a folder"),
+    "no source": ({"input": None}, "input or hf_dataset is required"),
+    "two sources": ({"hf_dataset": "x"}, "leave out one of the two"),
+    "files only": ({"input": None, "hf_dataset": "x", "include": "y"}, "no meaning without input"),
+    "hub only": ({"hf_config": "x"}, "hf_config='x' has no meaning without hf_dataset"),
+    "subfolder": ({"input": None, "hf_dataset": "x", "hf_configs": "a/b"}, "'a/b' cannot be"),
+    "hub": ({"input": None, "hf_dataset": "no/where"}, "is no folder here"),
+    "adapter": ({"adapter_module": "no_such"}, "adapter_module='no_such': cannot be imported"),
     "output file": ({"output": "corpus/0.txt"}, "--output corpus/0.txt: is a file"),
     "below a file": ({"output": "corpus/0.txt/out"}, "nothing can be written in"),
     "foreign": ({"output": "foreign", "overwrite": True}, "train/notes.txt is not a shard"),
@@ -153,7 +207,7 @@ def test_bad_options_are_refused_and_nothing_is_written(
     flags = ["llm-preprocess"]
     for name, value in {"input": "corpus", "output": "out", **options}.items():
         flag = f"--{name.replace('_', '-')}"
-        flags += [flag] if value is True else [flag, str(value)]
+        flags += [flag] if value is True else [] if value is None else [flag, str(value)]
     monkeypatch.setattr(sys, "argv", flags)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
@@ -178,7 +232,11 @@ def test_shards_are_replaced_only_with_overwrite(
     before = files(tmp_path / "out")
     assert "README.md" in before
     second = corpus / "1.txt"
-    assert_refused(run("--input", second, *flags), "holds tokenizer, val, train already", "--overw")
+    assert_refused(
+        run("--input", second, *flags),
+        "holds tokenizer, manifest.json, val, train already",
+        "--overw",
+    )
     assert files(tmp_path / "out") == before
     bad = run("--input", second, *flags, "--overwrite", "--min-length", 10**6)
     assert_refused(bad, "no documents")
@@ -187,6 +245,7 @@ def test_shards_are_replaced_only_with_overwrite(
     after = files(tmp_path / "out")
     assert sorted(after) == [
         "README.md",
+        "manifest.json",
         "tokenizer/char_tokenizer.json",
         "train/shard_00000.parquet",
     ]
@@ -201,38 +260,3 @@ def test_an_output_inside_its_input_does_not_feed_on_itself(
     first = files(tmp_path)
     assert run(*flags).returncode == 0
     assert files(tmp_path) == first
-
-
-@pytest.mark.parametrize(
-    ("number", "exists"),
-    [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)],
-    ids=["ctrl-c", "ctrl-c-overwrite", "term-overwrite"],
-)
-def test_a_signal_leaves_nothing_half_written(
-    number: signal.Signals,
-    exists: bool,
-    saved_bpe: Path,
-    corpus: Path,
-    tmp_path: Path,
-    run: Callable,
-    start: Callable,
-    files: Callable,
-    write_parquet: Callable,
-):
-    flags = ("--output", "deep/out", "--tokenizer-path", saved_bpe, "--overwrite")
-    if exists:
-        assert run("--input", corpus, *flags).returncode == 0
-    write_parquet(tmp_path / "big.parquet", [f"{i} " * 2000 for i in range(1500)])
-    before = files(tmp_path)
-    process = start("--input", "big.parquet", *flags, "--shard-size", 100_000)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("deep/**/.preprocess-*/train/*.parquet")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in errors
-    assert files(tmp_path) == before
-    assert (tmp_path / "deep").exists() == exists

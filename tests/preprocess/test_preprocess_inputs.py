@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,16 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from light_llm.errors import UserError
+from light_llm.preprocess.corpus import FileCorpus, Position, chunks
 from light_llm.preprocess.files import find_files
-from light_llm.preprocess.sources import Corpus, read_text
+from light_llm.preprocess.rows import RowText, fields_of, load_adapter
+from light_llm.preprocess.sources import read_text
 
 TEXTS = ["one", "zwei\r\nzeilen\n", "三 👩‍👩‍👧", " four "]
 LINES = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS)).encode()
 
 
-def texts(*inputs: object, **options: object) -> list[str]:
+def corpus_of(*inputs: object, text_column: str | None = None, min_length: int = 1) -> FileCorpus:
     files, _ = find_files([str(path) for path in inputs])
-    return [document.text for document in Corpus(files, **options)]  # type: ignore[arg-type]
+    return FileCorpus(files, RowText(fields_of(None, text_column)), min_length)
+
+
+def texts(*inputs: object, text_column: str | None = None) -> list[str]:
+    return [document.text for document in corpus_of(*inputs, text_column=text_column)]
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -59,7 +68,7 @@ def test_sources_say_where_a_document_came_from(tmp_path: Path, write_parquet: C
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n\n{"text": "y"}\n')
     write_parquet(tmp_path / "c.parquet", ["x", "y"])
-    sources = [document.source for document in Corpus(find_files([str(tmp_path)])[0])]
+    sources = [document.source for document in corpus_of(tmp_path)]
     wanted = ["a.txt", "b.jsonl:1", "b.jsonl:3", "c.parquet:0", "c.parquet:1"]
     assert sources == [f"{tmp_path}/{name}" for name in wanted]
 
@@ -114,10 +123,10 @@ def test_binary_files_are_skipped_in_folders_and_refused_by_name(tmp_path: Path)
     (tmp_path / "a.bin").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "b.bin").write_bytes(b"valid utf-8, but\0 not text")
     (tmp_path / "c.txt").write_text("text")
-    corpus = Corpus(find_files([str(tmp_path)])[0])
+    corpus = corpus_of(tmp_path)
     for _ in range(2):  # each reading counts afresh
         assert [document.text for document in corpus] == ["text"]
-        assert [path.name for path in corpus.binary] == ["a.bin", "b.bin"]
+        assert [Path(path).name for path in corpus.skipped.examples] == ["a.bin", "b.bin"]
     for name in ("a.bin", "b.bin"):
         with pytest.raises(UserError, match=f"{name}: is not UTF-8 text"):
             texts(tmp_path / name)
@@ -127,9 +136,82 @@ def test_empty_and_short_documents_are_counted(tmp_path: Path, write_parquet: Ca
     write_parquet(tmp_path / "a.parquet", ["", None, " \n", "ab", "abc", "世界!"])
     (tmp_path / "b.jsonl").write_text('{"text": null}\n{"text": "xyz"}\n')
     (tmp_path / "c.txt").write_text("")
-    corpus = Corpus(find_files([str(tmp_path)])[0], min_length=3)
+    corpus = corpus_of(tmp_path, min_length=3)
     assert [document.text for document in corpus] == ["abc", "世界!", "xyz"]
-    assert (corpus.empty, corpus.short) == (5, 1)
+    assert (corpus.skipped.empty, corpus.skipped.short) == (5, 1)
+
+
+def test_without_a_column_the_usual_ones_are_tried(tmp_path: Path, write_parquet: Callable):
+    for column in ("text", "content", "body"):
+        write_parquet(tmp_path / "a.parquet", [column], column=column)
+        (tmp_path / "b.jsonl").write_text(json.dumps({"body": "no", column: column}))
+        assert texts(tmp_path) == [column, column]
+
+
+def test_an_adapter_makes_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    source = "def adapt(row):\n    return None if row['n'] == 1 else f\"{row['a']} {row['b']}\"\n"
+    (tmp_path / "my_adapter.py").write_text(source)
+    rows = [{"n": n, "a": f"a{n}", "b": f"b{n}"} for n in range(3)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for module in ("my_adapter", "my_adapter.py", str(tmp_path / "my_adapter.py")):
+        adapt, digest = load_adapter(module)
+        assert digest == hashlib.sha256(source.encode()).hexdigest()
+        for name in ("x.jsonl", "x.parquet"):
+            corpus = FileCorpus(find_files([name])[0], RowText((), adapt))
+            assert [document.text for document in corpus] == ["a0 b0", "a2 b2"]
+    (tmp_path / "x.jsonl").write_text('{"n": 7}')
+    with pytest.raises(UserError, match=r"x\.jsonl:1: the adapter raised KeyError: 'a'"):
+        list(FileCorpus(find_files(["x.jsonl"])[0], RowText((), adapt)))
+    for module, text in {"none": "", "broken.py": "1 / 0", "empty.py": ""}.items():
+        (tmp_path / "broken.py").write_text("1 / 0")
+        (tmp_path / "empty.py").write_text(text)
+        with pytest.raises(UserError, match=f"adapter_module='{module}': (cannot be|has no fun)"):
+            load_adapter(module)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_corpus_goes_on_from_any_place(tmp_path: Path, write_parquet: Callable, seed: int | None):
+    """Chunks from any position on are the rest of the documents, and count what was skipped."""
+    write_parquet(tmp_path / "a.parquet", ["", "one", None, "two", "three"])
+    (tmp_path / "b.jsonl").write_text('{"text": "four"}\n{"text": " "}\n{"text": "five"}\n')
+    (tmp_path / "c.txt").write_text("six")
+    (tmp_path / "d.bin").write_bytes(b"\xff")
+    corpus = corpus_of(tmp_path)
+    (chunk,) = chunks(corpus, seed, Position())
+    whole = [document.text for document in chunk.documents]
+    assert len(whole) == 6
+    skipped = corpus.skipped
+    for passed in range(6):
+        again = corpus_of(tmp_path)
+        documents = again.documents()
+        places = [again.here()] + [again.here() for _ in itertools.islice(documents, passed)]
+        start = Position(json.loads(json.dumps(places[-1])))
+        for position in [Position().behind(passed), *([start] if seed is None else [])]:
+            rest = [d.text for c in chunks(again, seed, position) for d in c.documents]
+            assert rest == whole[passed:]
+            assert again.skipped == skipped
+
+
+def test_a_sample_is_from_all_files_and_no_larger_than_asked(tmp_path: Path):
+    for number in range(100):
+        lines = [json.dumps({"text": f"{number:02d}{i:02d}" + "x" * 96}) for i in range(20)]
+        (tmp_path / f"{number:03d}.jsonl").write_text("\n".join(lines))
+    corpus = corpus_of(tmp_path)
+    for asked in (5_000, 50_000):
+        sample = [document.text for document in corpus.sample(asked)]
+        assert asked * 0.7 <= sum(map(len, sample)) <= asked + 100
+        assert {text[:1] for text in sample} == set("0123456789")
+    assert [d.text for d in corpus.sample(10**6)] == [d.text for d in corpus]
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path: Path):
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("text")
+    (document,) = corpus_of(tmp_path)
+    assert document.source == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.txt"
+    assert corpus_of(tmp_path).identity()["files"] == 1
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path):
@@ -165,7 +247,8 @@ BAD_FILES = {
     "a.jsonl": (b'{"text": "x"}\n{"text": \n', "a.jsonl:2: is not a line of JSON"),
     "b.jsonl": (b'{"text": "\xff"}', "b.jsonl:1: is not a line of JSON in UTF-8"),
     "c.jsonl": (b'["text"]', "c.jsonl:1: is JSON, but not an object"),
-    "d.jsonl": (b'{"body": "x", "id": 1}', "no column 'text'; .* --text-column from: body, id"),
+    "d.jsonl": (b'{"prose": "x", "id": 1}', "no column 'text' or .* --text-column from: prose, id"),
+    "d2.jsonl": (b'{"text": ' + b"[" * 10**5, "d2.jsonl:1: is not a line of JSON"),
     "e.jsonl": (b'{"text": 7}', "e.jsonl:1: 'text' is of type int; it must be a string"),
     "f.jsonl.gz": (gzip.compress(LINES * 100)[:-20], "f.jsonl.gz: cannot be decompressed"),
     "g.jsonl.gz": (b"not gzip", "g.jsonl.gz: cannot be decompressed"),
@@ -183,10 +266,10 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, name: str):
 
 
 def test_a_bad_parquet_column_is_refused(tmp_path: Path, write_parquet: Callable):
-    write_parquet(tmp_path / "a.parquet", ["x"], column="body")
-    with pytest.raises(UserError, match="from: id, body"):
+    write_parquet(tmp_path / "a.parquet", ["x"], column="prose")
+    with pytest.raises(UserError, match="from: id, prose"):
         texts(tmp_path)
-    assert texts(tmp_path, text_column="body") == ["x"]
+    assert texts(tmp_path, text_column="prose") == ["x"]
     with pytest.raises(UserError, match="'id' is of type int64; it must be a string"):
         texts(tmp_path, text_column="id")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import math
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,10 +19,10 @@ from hypothesis import strategies as st
 
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, Summary, preprocess, unigram_entropy
-from light_llm.preprocess.output import publish, staging
-from light_llm.preprocess.pipeline import Split, text_hash, tokenize
-from light_llm.preprocess.shards import ShardWriter, schema
-from light_llm.preprocess.sources import Document
+from light_llm.preprocess.encode import encode
+from light_llm.preprocess.output import publish, recover, staging
+from light_llm.preprocess.shards import Shard, ShardWriter, schema
+from light_llm.preprocess.split import split_of_all
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer, train_char
 
 
@@ -75,7 +77,7 @@ class Marks:
     def __init__(self, bos_id: int | None, eos_id: int | None):
         self.bos_id, self.eos_id = bos_id, eos_id
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         return [[int(letter) for letter in text] for text in texts]
 
 
@@ -92,8 +94,36 @@ class Marks:
     ],
 )
 def test_marks_stand_once_at_each_end(bos: int, eos: int, text: str, tokens: list[int]):
-    (result,) = tokenize([Document("", text)], Marks(bos, eos))  # type: ignore[arg-type]
-    assert result[1] == tokens
+    (ids,) = encode([text], Marks(bos, eos))  # type: ignore[arg-type]
+    assert ids.tolist() == tokens
+
+
+def test_the_tokenizers_own_template_adds_its_marks_once(tmp_path: Path):
+    """With add_special_tokens a template of <s> and </s> is used, and nothing is added to it."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    backend = Tokenizer(
+        models.WordLevel({"<u>": 0, "<s>": 1, "</s>": 2, "[X]": 3, "cat": 4}, "<u>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([AddedToken(token) for token in ("<u>", "<s>", "</s>", "[X]")])
+    special = [("<s>", 1), ("[X]", 3), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(
+        "<s> [X] $A </s>", special_tokens=special
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "cat.txt").write_text("cat cat")
+    for added, tokens in ((False, [1, 4, 4, 2]), (True, [1, 3, 4, 4, 2])):
+        shard(
+            tmp_path / "cat.txt",
+            tmp_path / "out",
+            tokenizer="hf",
+            tokenizer_path=str(tmp_path / "tokenizer.json"),
+            add_special_tokens=added,
+            overwrite=True,
+        )
+        (table,) = map(pq.read_table, (tmp_path / "out/train").iterdir())
+        assert table["tokens"].to_pylist() == [tokens]
 
 
 def test_two_runs_give_the_same_bytes(many: Path, tmp_path: Path, files: Callable):
@@ -124,14 +154,14 @@ def test_a_text_is_on_one_side_whatever_its_order(many: Path, tmp_path: Path, ro
 def test_without_val_there_is_no_val(many: Path, tmp_path: Path, rows: Callable):
     summary = shard(many, tmp_path / "out", val_fraction=0)
     assert summary.val.documents == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tokenizer", "train"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["manifest.json", "tokenizer", "train"]
     assert len(rows(tmp_path / "out/train")) == 2003
 
 
 @given(st.sets(st.text(), min_size=2), st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_both_sides_get_something(texts: set[str], fraction: float):
-    places = [text_hash(text) for text in texts]
-    split = Split(fraction, min(places), max(places))
+    split = split_of_all(fraction, texts)
     held_out = [split.is_val(text) for text in texts]
     wanted = fraction >= 2**-64
     assert any(held_out) == wanted
@@ -154,23 +184,34 @@ def test_one_text_is_all_train_and_that_is_said(
     assert "nothing is held out" in capsys.readouterr().err
 
 
+def write(folder: Path, documents: list[list[int]], shard_size: int = 10**9) -> list[Shard]:
+    writer, shards = ShardWriter(folder, "train", shard_size), []
+    for tokens in documents:
+        if not writer.fits(len(tokens)):
+            shards.append(writer.close())
+        writer.add("", "", np.array(tokens, np.int32))
+    shards.append(writer.close())
+    assert writer.close() is None
+    return shards
+
+
 def test_shards_keep_to_their_size(tmp_path: Path):
     lengths = [4, 5, 1, 30, 10, 1, 9, 9]
-    with ShardWriter(tmp_path / "s", shard_size=10) as writer:
-        for length in lengths:
-            writer.add("", "", list(range(length)))
-    sizes = [pq.read_table(file)["length"].to_pylist() for file in sorted(writer.files)]
+    shards = write(tmp_path, [list(range(length)) for length in lengths], shard_size=10)
+    files = [tmp_path / shard.file for shard in shards]
+    sizes = [pq.read_table(file)["length"].to_pylist() for file in files]
     assert sizes == [[4, 5, 1], [30], [10], [1, 9], [9]]
-    assert [file.name for file in writer.files] == [f"shard_{i:05d}.parquet" for i in range(5)]
+    assert [file.name for file in files] == [f"shard_{i:05d}.parquet" for i in range(5)]
+    assert sorted((tmp_path / "train").iterdir()) == files
+    for shard, file in zip(shards, files, strict=True):
+        assert shard.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert (shard.bytes, shard.characters) == (file.stat().st_size, 0)
+        assert shard.tokens == sum(pq.read_table(file)["length"].to_pylist())
 
 
 def test_row_groups_are_bounded_in_documents_and_tokens(tmp_path: Path):
-    with ShardWriter(tmp_path / "s", shard_size=10**9) as writer:
-        for _ in range(1500):
-            writer.add("", "", [1])
-        for _ in range(3):
-            writer.add("", "", [1] * 1_500_000)
-    metadata = pq.read_metadata(writer.files[0])
+    (shard,) = write(tmp_path, [[1]] * 1500 + [[1] * 1_500_000] * 3)
+    metadata = pq.read_metadata(tmp_path / shard.file)
     groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     assert groups == [1024, 478, 1]
 
@@ -204,11 +245,10 @@ def test_the_number_of_workers_changes_nothing(
 
 
 def test_unigram_entropy_by_hand(tmp_path: Path):
-    with ShardWriter(tmp_path / "s", shard_size=4) as writer:
-        for tokens in ([0, 0], [7, 7], [9, 0], [0, 9]):  # 0: 4/8, 7: 2/8, 9: 2/8
-            writer.add("", "", tokens)
-    assert len(writer.files) == 2
-    for paths in (tmp_path / "s", writer.files, [tmp_path / "s"]):
+    shards = write(tmp_path, [[0, 0], [7, 7], [9, 0], [0, 9]], 4)  # 0: 4/8, 7: 2/8, 9: 2/8
+    files = [tmp_path / shard.file for shard in shards]
+    assert len(files) == 2
+    for paths in (tmp_path / "train", files, [tmp_path / "train"]):
         assert unigram_entropy(paths) == pytest.approx(1.5 * math.log(2))
     with pytest.raises(UserError, match="there is no such shard"):
         unigram_entropy(tmp_path / "none.parquet")
@@ -228,26 +268,50 @@ def test_the_summary_counts_what_is_there(many: Path, tmp_path: Path, rows: Call
     assert summary.vocab_size == train_char([row["text"] for row in rows(tmp_path)]).vocab_size
 
 
-def test_a_failed_publication_puts_everything_back(tmp_path: Path, files: Callable):
+@pytest.mark.parametrize("crash", range(9))
+def test_a_publication_is_completed_wherever_it_stopped(
+    tmp_path: Path, files: Callable, monkeypatch: pytest.MonkeyPatch, crash: int
+):
+    """The crash-th rename, the one of moves.json being the first, does not happen."""
     output = tmp_path / "out"
-    for name in ("train", "tokenizer"):
-        (output / name).mkdir(parents=True)
-        (output / name / "shard_0.parquet").write_text("old")
-    before = files(output)
-    stage = output / ".stage"
-    (stage / "train").mkdir(parents=True)
-    (stage / "replaced").mkdir()
-    (stage / "replaced/tokenizer").write_text("in the way of the second move")
-    with pytest.raises(OSError, match="tokenizer"):
-        publish(stage, output, overwrite=True)
-    shutil.rmtree(stage)
-    assert files(output) == before
+    old = ("train/shard_0.parquet", "val/shard_0.parquet", "tokenizer/old.json")
+    new = ("train/shard_1.parquet", "tokenizer/new.json", "manifest.json")
+    for root, names in ((output, old), (output / ".preprocess/new", new)):
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(name)
+    before, rename, calls = files(output), Path.rename, itertools.count()
+
+    def stop(path: Path, target: Path) -> Path:
+        if next(calls) == crash:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    stage = output / ".preprocess"
+    with contextlib.suppress(KeyboardInterrupt):
+        publish(stage, output, ("",))
+    monkeypatch.undo()
+    if crash == 0:  # nothing was decided
+        (stage / "moves.tmp").unlink()
+        assert files(output) == before
+        return
+    if 1 < crash < 7:
+        assert not (output / "train").exists()
+    recover(stage, output)
+    assert files(output) == {name: name.encode() for name in sorted(new)}
 
 
 def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
     with staging(tmp_path / "a/b/out") as stage:
-        assert stage.parent == tmp_path / "a/b"
-    assert os.listdir(tmp_path) == ["a"]
+        assert stage == tmp_path / "a/b/out/.preprocess"
+        with (
+            pytest.raises(UserError, match="another llm-preprocess"),
+            staging(tmp_path / "a/b/out"),
+        ):
+            pass
+        (tmp_path / "a/b/out/kept").touch()
+    assert os.listdir(tmp_path / "a/b/out") == ["kept"]
     with contextlib.suppress(ZeroDivisionError), staging(tmp_path / "c/d/out"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["a"]

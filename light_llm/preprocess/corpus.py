@@ -1,0 +1,233 @@
+"""What a run reads: usable documents, in an order that never changes, from any place on.
+
+A corpus gives its documents and says after each of them where it stands (`here`), as JSON; given
+that place again, it goes on from there. That is what lets an interrupted run continue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from light_llm.errors import UserError
+from light_llm.preprocess.files import SourceFile
+from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.sources import Document, NotText, printable, read_file
+
+CHUNK_DOCUMENTS = 1024
+CHUNK_CHARACTERS = 1_000_000
+SHUFFLE_DOCUMENTS = 10_000
+SHUFFLE_CHARACTERS = 64_000_000
+EXAMPLES = 3
+COMPRESSED = 4  # characters per byte of a compressed file, about
+
+
+@dataclass
+class Skipped:
+    """What a reading left out; part of the place where it stands."""
+
+    empty: int = 0
+    short: int = 0
+    binary: int = 0
+    examples: list[str] = field(default_factory=list)
+    """The first few of the files that are not text."""
+
+    def takes(self, text: str, min_length: int) -> bool:
+        """Whether a text is a document; counted if not."""
+        if not text or text.isspace():
+            self.empty += 1
+        elif len(text) < min_length:
+            self.short += 1
+        else:
+            return True
+        return False
+
+
+class Corpus(Protocol):
+    """The usable documents of one source."""
+
+    skipped: Skipped
+    """By the latest reading, so far."""
+
+    @property
+    def name(self) -> str:
+        """Of the subfolder of the output that it goes to; "" for the output itself."""
+
+    def documents(self, place: Any = None) -> Iterator[Document]:
+        """From the first on, or from where `here` gave `place`.
+
+        Raises:
+            UserError: while iterating, a source that cannot be read; names line or row.
+        """
+
+    def here(self) -> Any:
+        """Where the latest reading stands, behind the last document that it gave."""
+
+    def sample(self, characters: int) -> Iterator[Document]:
+        """Documents of about so many characters at most, from all over the corpus."""
+
+    def reordered(self, draw: random.Random) -> Corpus:
+        """The same with its files in a random order."""
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON, what tells this corpus from any other, later states of the same included."""
+
+    def describe(self) -> str:
+        """What was read, for the message that there was nothing in it."""
+
+
+@dataclass
+class FileCorpus:
+    """The documents of `files`, in order."""
+
+    files: Sequence[SourceFile]
+    rows: RowText
+    min_length: int = 1
+    inputs: tuple[str, ...] = ()
+    name: str = ""
+    skipped: Skipped = field(default_factory=Skipped, init=False)
+    _at: tuple[int, int] = field(default=(0, 0), init=False)
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.documents()
+
+    def documents(self, place: Any = None) -> Iterator[Document]:
+        self.skipped = Skipped() if place is None else Skipped(**place["skipped"])
+        self._at = (0, 0) if place is None else tuple(place["at"])
+        return self._from(*self._at)
+
+    def _from(self, first: int, given: int) -> Iterator[Document]:
+        for number in range(first, len(self.files)):
+            passed = given if number == first else 0
+            for index, document in enumerate(self._read(self.files[number]), start=1):
+                if index > passed and self.skipped.takes(document.text, self.min_length):
+                    self._at = (number, index)
+                    yield document
+
+    def here(self) -> Any:
+        return {"at": list(self._at), "skipped": dataclasses.asdict(self.skipped)}
+
+    def sample(self, characters: int) -> Iterator[Document]:
+        """From the start of each file, as many as its share of all bytes allows."""
+        self.skipped = Skipped()
+        weights = [_weight(file.path) for file in self.files]
+        whole = sum(weights)
+        taken = passed = 0
+        for file, weight in zip(self.files, weights, strict=True):
+            passed += weight
+            allowed = characters * (1 if whole <= characters else passed / whole)
+            if taken >= allowed:
+                continue
+            for document in self._read(file):
+                if self.skipped.takes(document.text, self.min_length):
+                    yield document
+                    taken += len(document.text)
+                    if taken >= allowed:
+                        break
+
+    def reordered(self, draw: random.Random) -> FileCorpus:
+        return dataclasses.replace(self, files=draw.sample(self.files, len(self.files)))
+
+    def identity(self) -> dict[str, Any]:
+        lines = []
+        for file in self.files:
+            stat = file.path.stat()
+            lines.append([printable(file.path), stat.st_size, stat.st_mtime_ns])
+        digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+        return {"files": len(lines), "digest": digest}
+
+    def describe(self) -> str:
+        skipped = self.skipped
+        number = len(self.files)
+        return (
+            f"{', '.join(self.inputs)}: of {number} {'file' if number == 1 else 'files'} "
+            f"{skipped.binary} are not text"
+        )
+
+    def _read(self, file: SourceFile) -> Iterator[Document]:
+        try:
+            yield from read_file(file.path, self.rows)
+        except NotText as error:
+            if file.named:
+                raise UserError(
+                    f"{file.path}: is not UTF-8 text ({error}); convert it, for instance with "
+                    f"`iconv -t utf-8`, or leave it out"
+                ) from None
+            self.skipped.binary += 1
+            if len(self.skipped.examples) < EXAMPLES:
+                self.skipped.examples.append(printable(file.path))
+
+
+def _weight(path: Path) -> int:
+    """About how many characters are in a file."""
+    packed = path.name.lower().endswith((".gz", ".zst", ".parquet"))
+    return path.stat().st_size * (COMPRESSED if packed else 1)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the stream of documents that are tokenized: `skip` documents behind `place`."""
+
+    place: Any = None
+    skip: int = 0
+
+    def behind(self, documents: int) -> Position:
+        return Position(self.place, self.skip + documents)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    start: Position
+    documents: list[Document]
+
+
+def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterator[Chunk]:
+    """The documents from `start` on, in pieces that are worth sending to another process.
+
+    A shuffled order is the history of a buffer, so there `start` is reached by going through it.
+    """
+    if shuffle_seed is None:
+        documents = corpus.documents(start.place)
+    else:
+        documents = shuffled(corpus, shuffle_seed)
+    passed = sum(1 for _ in itertools.islice(documents, start.skip))
+    while True:
+        at = Position(corpus.here()) if shuffle_seed is None else Position(skip=passed)
+        taken: list[Document] = []
+        characters = 0
+        for document in documents:
+            taken.append(document)
+            characters += len(document.text)
+            if len(taken) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+                break
+        if not taken:
+            return
+        passed += len(taken)
+        yield Chunk(at, taken)
+
+
+def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:
+    """The documents in a random order, in bounded memory: files, then documents in a buffer."""
+    draw = random.Random(seed)
+    buffer: list[Document] = []
+    characters = 0
+    mixed = corpus.reordered(draw)
+    documents = mixed.documents()
+    corpus.skipped = mixed.skipped
+    for document in documents:
+        buffer.append(document)
+        characters += len(document.text)
+        while len(buffer) > SHUFFLE_DOCUMENTS or characters > SHUFFLE_CHARACTERS:
+            place = draw.randrange(len(buffer))
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            characters -= len(buffer[-1].text)
+            yield buffer.pop()
+    draw.shuffle(buffer)
+    yield from buffer

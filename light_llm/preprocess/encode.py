@@ -1,0 +1,160 @@
+"""Texts -> token ids, on all cores.
+
+Python holds one lock a process, and the tokenizers' threads share one cache of words: separate
+processes, each with a tokenizer of its own, are what scales. A worker is this module run as a
+program, which answers pickled lists of texts on its pipes until they end; so nothing of it outlives
+its parent, however that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from light_llm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from light_llm.preprocess.corpus import Chunk
+    from light_llm.tokenizer import Tokenizer
+
+# While it works a tokenizer holds hundreds of bytes a token: small batches stay in the caches.
+BATCH_TEXTS = 64
+BATCH_CHARACTERS = 200_000
+
+
+def encode(
+    texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool = False
+) -> list[np.ndarray]:
+    """The int32 ids of each text: BOS first and EOS last, where the tokenizer has them.
+
+    Where one token is both (GPT-2's), it ends documents. None is added where it is already, by the
+    tokenizer's own template (`add_special_tokens`) or in the text.
+    """
+    import numpy as np
+
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    bos = [] if tokenizer.bos_id is None or tokenizer.bos_id in eos else [tokenizer.bos_id]
+    encoded = []
+    for batch in _batches(texts):
+        for ids in tokenizer.encode_batch(batch, add_special_tokens):
+            first, last = bos if ids[:1] != bos else [], eos if ids[-1:] != eos else []
+            encoded.append(np.array([*first, *ids, *last], np.int32))
+    return encoded
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) >= BATCH_TEXTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class Encoders:
+    """A pool of worker processes that encode chunks. A context manager.
+
+    Args:
+        folder: where the tokenizer is saved.
+        workers: how many processes.
+    """
+
+    def __init__(self, folder: Path, workers: int, add_special_tokens: bool = False):
+        self._threads = ThreadPoolExecutor(workers)
+        self._command = [sys.executable, "-P", "-m", __name__, os.fspath(folder)]
+        self._command += ["special"] if add_special_tokens else []
+        self._idle: deque[subprocess.Popen[bytes]] = deque()
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._workers = workers
+
+    def __enter__(self) -> Encoders:
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+        for _ in range(self._workers):
+            worker = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                process_group=0,  # Ctrl-C is for the parent
+            )
+            self._all.append(worker)
+            self._idle.append(worker)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._all:
+            worker.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._all:
+            for pipe in (worker.stdin, worker.stdout):
+                assert pipe is not None
+                with contextlib.suppress(OSError):  # what a dead worker did not take
+                    pipe.close()
+            worker.wait()
+
+    def encode(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, list[np.ndarray]]]:
+        """Each chunk with the ids of its documents, in order; a few are read ahead."""
+        running: deque[tuple[Chunk, Future[list[np.ndarray]]]] = deque()
+        for chunk in chunks:
+            running.append((chunk, self._threads.submit(self._ask, chunk)))
+            if len(running) > self._workers + 1:
+                done, future = running.popleft()
+                yield done, future.result()
+        for done, future in running:
+            yield done, future.result()
+
+    def _ask(self, chunk: Chunk) -> list[np.ndarray]:
+        import numpy as np
+
+        worker = self._idle.popleft()  # there are as many threads as workers
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            pickle.dump([document.text for document in chunk.documents], worker.stdin, protocol=5)
+            worker.stdin.flush()
+            lengths, values = pickle.load(worker.stdout)
+        except (OSError, EOFError) as error:
+            code = worker.wait()
+            raise UserError(
+                f"a tokenizing process ended with exit code {code}; if memory is short, fewer "
+                "--workers need less"
+            ) from error
+        self._idle.append(worker)
+        return np.split(np.frombuffer(values, np.int32), np.cumsum(lengths)[:-1])
+
+
+def serve(tokenizer: Tokenizer, special: bool, questions: BinaryIO, answers: BinaryIO) -> None:
+    """Answer each pickled list of texts with their lengths in tokens and all ids, until the end."""
+    import numpy as np
+
+    while True:
+        try:
+            texts: list[str] = pickle.load(questions)
+        except EOFError:
+            return
+        encoded = encode(texts, tokenizer, special)
+        lengths = [len(ids) for ids in encoded]
+        pickle.dump((lengths, np.concatenate(encoded).tobytes()), answers, protocol=5)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    from light_llm.tokenizer import load_tokenizer
+
+    with contextlib.suppress(BrokenPipeError):
+        loaded = load_tokenizer(sys.argv[1])
+        serve(loaded, "special" in sys.argv[2:], sys.stdin.buffer, sys.stdout.buffer)

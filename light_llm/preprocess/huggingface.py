@@ -1,0 +1,151 @@
+"""Hugging Face data sets, streamed: by their name on the hub, or from a folder laid out as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from light_llm.errors import UserError
+from light_llm.hub import reachable
+from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.corpus import Skipped
+from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.sources import Document
+
+if TYPE_CHECKING:
+    import datasets
+
+INSTALL = "pip install datasets zstandard"
+
+
+@dataclass
+class HubCorpus:
+    """The rows of one configuration of a data set, in order."""
+
+    stream: datasets.IterableDataset
+    label: str
+    """data set/configuration/split, as it stands before the row's number in `source`."""
+    rows: RowText
+    files: dict[str, Any]
+    name: str = ""
+    min_length: int = 1
+    skipped: Skipped = field(default_factory=Skipped, init=False)
+    _row: int = field(default=0, init=False)
+
+    def documents(self, place: Any = None) -> Iterator[Document]:
+        self.skipped = Skipped() if place is None else Skipped(**place["skipped"])
+        self._row = 0 if place is None else place["row"]
+        self.stream.load_state_dict(self._first if place is None else place["stream"])
+        return self._from_here()
+
+    def __post_init__(self) -> None:
+        self._first = self.stream.state_dict()
+
+    def _from_here(self) -> Iterator[Document]:
+        try:
+            for row in self.stream:
+                where = f"{self.label}:{self._row}"
+                self._row += 1
+                text = self.rows.text(row, where)
+                if self.skipped.takes(text, self.min_length):
+                    yield Document(where, text)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the network, the loader or a file's format raises
+            raise UserError(
+                f"{self.label}: cannot be read beyond row {self._row}: {_reason(error)}"
+            ) from error
+
+    def here(self) -> Any:
+        return {
+            "row": self._row,
+            "stream": self.stream.state_dict(),
+            "skipped": {"empty": self.skipped.empty, "short": self.skipped.short},
+        }
+
+    def sample(self, characters: int) -> Iterator[Document]:
+        """From the start: a stream's length is not known."""
+        taken = 0
+        for document in self.documents():
+            yield document
+            taken += len(document.text)
+            if taken >= characters:
+                return
+
+    def reordered(self, draw: random.Random) -> HubCorpus:
+        stream = self.stream.shuffle(seed=draw.randrange(2**32), buffer_size=1)  # files, not rows
+        return HubCorpus(stream, self.label, self.rows, self.files, self.name, self.min_length)
+
+    def identity(self) -> dict[str, Any]:
+        return self.files
+
+    def describe(self) -> str:
+        return f"{self.label}: of {self._row} rows"
+
+
+def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
+    """The corpora that `config` names: one, or one per name in hf_configs.
+
+    Raises:
+        UserError: `datasets` is not installed, or there is no such data set, configuration, split
+            or column.
+    """
+    dataset = config.hf_dataset
+    assert dataset is not None
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"hf_dataset={dataset!r} needs the package datasets: {INSTALL}") from None
+    if not Path(dataset).exists() and not reachable():
+        raise UserError(
+            f"hf_dataset={dataset!r}: is no folder here (looked from {Path.cwd()}), and Hugging "
+            "Face cannot be reached; check the path or the connection, or read files with --input"
+        )
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it raises what it logs
+    datasets.disable_progress_bars()
+    names = config.hf_configs or (config.hf_config,)
+    return [_open_one(config, dataset, name, rows) for name in names]
+
+
+def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: RowText) -> HubCorpus:
+    import datasets
+
+    split = config.hf_split or "train"
+    try:
+        builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
+        stream = builder.as_streaming_dataset(split=split)
+    except Exception as error:  # no such name, configuration or split; a loader's or the net's own
+        chosen = "" if name is None else f" with the configuration {name!r}"
+        raise UserError(
+            f"hf_dataset={dataset!r}: its split {split!r} cannot be opened{chosen}: "
+            f"{_reason(error)}\nCheck --hf-config and --hf-split. A private or gated one needs "
+            "`hf auth login`; one that is a script has its files in --hf-revision "
+            "refs/convert/parquet"
+        ) from error
+    label = "/".join(filter(None, (dataset.rstrip("/"), name, split)))
+    if stream.column_names is not None:
+        column = rows.field(stream.column_names, label)
+        if column is not None:
+            stream = stream.select_columns([column])
+    subset = name if config.hf_configs else ""
+    return HubCorpus(
+        stream, label, rows, _identity(builder, split), subset or "", config.min_length
+    )
+
+
+def _identity(builder: datasets.DatasetBuilder, split: str) -> dict[str, Any]:
+    """The files behind a stream, with the hub's revision in their names, and when they changed."""
+    found = (builder.config.data_files or {}).get(split)
+    files = [] if found is None else [*map(str, found), *map(str, found.origin_metadata)]
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return {"builder": builder.hash, "files": len(found or ()), "digest": digest}
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,105 @@
+"""The memory of a run: what it was asked, and after each of its steps, what is on disk and where it
+stands. A line of JSON each; a line counts once it is flushed, and what it names was flushed before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from light_llm.preprocess.corpus import Position
+from light_llm.preprocess.shards import Shard
+from light_llm.preprocess.split import Split
+
+
+@dataclass
+class Part:
+    """How far one corpus is: `split` once it is known, the committed shards, what comes next."""
+
+    split: Split | None = None
+    position: Position = field(default_factory=Position)
+    shards: list[Shard] = field(default_factory=list)
+    done: bool = False
+    skipped: dict[str, Any] = field(default_factory=dict)
+
+    def under(self, folder: str) -> list[Shard]:
+        return [shard for shard in self.shards if shard.file.rpartition("/")[0] == folder]
+
+
+class Journal:
+    """Reads what a former run left, if anything, and takes notes for the next."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.asked: dict[str, Any] | None = None
+        """What the run was asked for; None: nothing is noted yet."""
+        self.tokenizer: str | None = None
+        """Its fingerprint, once it is saved."""
+        self.parts: dict[str, Part] = {}
+        for line in _whole_lines(path):
+            self._apply(line)
+
+    def part(self, name: str) -> Part:
+        return self.parts.setdefault(name, Part())
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [shard for part in self.parts.values() for shard in part.shards]
+
+    def ask(self, asked: dict[str, Any]) -> None:
+        self._note({"asked": asked})
+
+    def save_tokenizer(self, fingerprint: str) -> None:
+        self._note({"tokenizer": fingerprint})
+
+    def begin(self, name: str, split: Split) -> None:
+        self._note({"part": name, "split": asdict(split)})
+
+    def commit(self, name: str, shards: list[Shard], position: Position) -> None:
+        """`shards` are on disk; the documents from `position` on are in none."""
+        rows = [asdict(shard) for shard in shards]
+        self._note({"part": name, "shards": rows, "position": asdict(position)})
+
+    def finish(self, name: str, shards: list[Shard], skipped: dict[str, Any]) -> None:
+        """As `commit`, with the last."""
+        rows = [asdict(shard) for shard in shards]
+        self._note({"part": name, "shards": rows, "done": True, "skipped": skipped})
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._apply(line)
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        if "asked" in line:
+            self.asked = line["asked"]
+        elif "tokenizer" in line:
+            self.tokenizer = line["tokenizer"]
+        else:
+            part = self.part(line["part"])
+            if "split" in line:
+                part.split = Split(**line["split"])
+            if "position" in line:
+                part.position = Position(**line["position"])
+            part.shards += [Shard(**row) for row in line.get("shards", ())]
+            part.done = part.done or "done" in line
+            part.skipped = line.get("skipped", part.skipped)
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of the file, which is cut behind the last that was written whole."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    for line in whole.splitlines():
+        yield json.loads(line)

@@ -1,0 +1,102 @@
+"""manifest.json: what a folder of shards is, beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from light_llm.errors import UserError
+from light_llm.preprocess.shards import Shard
+from light_llm.tokenizer import Tokenizer
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+WRITERS = ("pyarrow", "tokenizers")
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of a tokenizer's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that the shards' bytes depend on."""
+    return {name: version(name) for name in WRITERS}
+
+
+def write_manifest(
+    folder: Path,
+    options: dict[str, Any],
+    sources: dict[str, Any],
+    tokenizer: Tokenizer,
+    tokenizer_fingerprint: str,
+    shards: Iterable[Shard],
+) -> None:
+    """Write folder/manifest.json; docs/preprocess.md explains its keys."""
+    rows = [asdict(shard) for shard in shards]
+    manifest = {
+        "format": FORMAT,
+        "tokenizer": {
+            "folder": "tokenizer",
+            "fingerprint": tokenizer_fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        "options": options,
+        "sources": sources,
+        "versions": versions(),
+        "documents": sum(row["documents"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "shards": rows,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """What `write_manifest` wrote; None if the file is something else, or not there."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        ours = manifest["format"] == FORMAT and manifest["tokenizer"]["vocab_size"] > 0
+        ours = ours and all("file" in shard for shard in manifest["shards"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return manifest if ours else None
+
+
+def manifest_of(shard: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The manifest that lists a shard: beside its folder, or beside the subfolder of that."""
+    for folder in shard.absolute().parents[1:3]:
+        manifest = read_manifest(folder / MANIFEST)
+        if manifest is not None:
+            files = {folder / row["file"] for row in manifest["shards"]}
+            return (folder / MANIFEST, manifest) if shard.absolute() in files else None
+    return None
+
+
+def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> None:
+    """
+    Raises:
+        UserError: a shard was written with a tokenizer of more than `vocab_size` ids.
+    """
+    folders = {shard.parent: shard for shard in shards}
+    for shard in folders.values():
+        found = manifest_of(shard)
+        if found is None:
+            continue
+        path, manifest = found
+        size = manifest["tokenizer"]["vocab_size"]
+        if size > vocab_size:
+            raise UserError(
+                f"{field}: {shard} was written with a tokenizer of {size} ids ({path}), and "
+                f"model.vocab_size={vocab_size}; set model.vocab_size to {size} or more"
+            )

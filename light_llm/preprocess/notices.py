@@ -1,0 +1,38 @@
+"""What a run says on stderr beside its progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from light_llm.preprocess.corpus import Skipped
+
+
+def notice(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `1,000 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def are(number: int, noun: str) -> str:
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"
+
+
+def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:
+    several = list(parts)
+    binary = sum(part.binary for part in several)
+    examples = [path for part in several for path in part.examples]
+    empty = sum(part.empty for part in several)
+    short = sum(part.short for part in several)
+    if binary:
+        more = ", …" if binary > len(examples) else ""
+        some = ", ".join(examples)
+        notice(f"{are(binary, 'file')} not UTF-8 text and skipped: {some}{more}")
+    if empty:
+        notice(f"{are(empty, 'empty document')} skipped")
+    if short:
+        length = counted(min_length, "character")
+        notice(f"{are(short, 'document')} shorter than {length} and skipped")

@@ -1,0 +1,111 @@
+"""One corpus to its shards: tokenized, split into train and val, committed shard by shard."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from light_llm.errors import UserError
+from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.corpus import Chunk, Corpus, chunks
+from light_llm.preprocess.encode import Encoders, encode
+from light_llm.preprocess.journal import Journal
+from light_llm.preprocess.notices import are, notice
+from light_llm.preprocess.progress import Progress
+from light_llm.preprocess.shards import Shard, ShardWriter
+from light_llm.preprocess.split import Split, split_of_all
+from light_llm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# A corpus that ends within this is a small one: both sides of its split get something, and one
+# process tokenizes it before others would have started.
+SMALL_CHUNKS = 16
+
+
+def write_part(
+    config: PreprocessConfig, corpus: Corpus, tokenizer: Tokenizer, journal: Journal, new: Path
+) -> None:
+    """Write the shards of one corpus, from where the journal says on."""
+    part = journal.part(corpus.name)
+    stream = chunks(corpus, config.shuffle_seed, part.position)
+    head: list[Chunk] = []
+    if part.split is None:
+        head = list(itertools.islice(stream, SMALL_CHUNKS))
+        if not head:
+            raise UserError(_no_documents(config, corpus))
+        journal.begin(corpus.name, _split(config.val_fraction, head))
+    assert part.split is not None
+    folders = [f"{corpus.name}/{side}".lstrip("/") for side in ("train", "val")]
+    train, val = (
+        ShardWriter(new, folder, config.shard_size, len(part.under(folder))) for folder in folders
+    )
+
+    def close() -> list[Shard]:
+        return [shard for shard in (train.close(), val.close()) if shard is not None]
+
+    workers = config.workers or cores()
+    small = 0 < len(head) < SMALL_CHUNKS
+    encoded = _encoded(config, tokenizer, new / "tokenizer", 1 if small else workers)
+    label = f"tokenizing {corpus.name}".strip()
+    with Progress(label) as progress, encoded as encode_all:
+        for chunk, ids in encode_all(itertools.chain(head, stream)):
+            for index, (document, tokens) in enumerate(zip(chunk.documents, ids, strict=True)):
+                writer = val if part.split.is_val(document.text) else train
+                if not writer.fits(len(tokens)):
+                    journal.commit(corpus.name, close(), chunk.start.behind(index))
+                writer.add(document.source, document.text, tokens)
+                progress.advance(documents=1, tokens=len(tokens))
+    journal.finish(corpus.name, close(), dataclasses.asdict(corpus.skipped))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _split(fraction: float, head: list[Chunk]) -> Split:
+    """The split of a corpus that begins with `head`, and ends with it if that is short."""
+    if len(head) == SMALL_CHUNKS:
+        return Split(fraction)
+    split = split_of_all(fraction, (doc.text for chunk in head for doc in chunk.documents))
+    if fraction and split.lowest == split.highest:
+        notice("there is one text only, so nothing is held out: no val shards")
+    return split
+
+
+Encode = Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, "list[np.ndarray]"]]]
+
+
+@contextlib.contextmanager
+def _encoded(
+    config: PreprocessConfig, tokenizer: Tokenizer, folder: Path, workers: int
+) -> Iterator[Encode]:
+    """What turns chunks into ids: this process, or `workers` others."""
+    special = config.add_special_tokens
+    if workers == 1:
+
+        def alone(stream: Iterator[Chunk]) -> Iterator[tuple[Chunk, list[np.ndarray]]]:
+            for chunk in stream:
+                yield chunk, encode([doc.text for doc in chunk.documents], tokenizer, special)
+
+        yield alone
+        return
+    with Encoders(folder, workers, special) as encoders:
+        yield encoders.encode
+
+
+def _no_documents(config: PreprocessConfig, corpus: Corpus) -> str:
+    skipped = corpus.skipped
+    return (
+        f"no documents in {corpus.describe()}, {are(skipped.empty, 'document')} empty and "
+        f"{skipped.short} shorter than min_length={config.min_length}"
+    )

@@ -1,0 +1,135 @@
+"""From a row (of JSON lines, parquet, a Hugging Face data set) to its text."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from light_llm.errors import UserError
+
+TEXT_FIELDS = {
+    "wikimedia/wikipedia": "text",
+    "huggingfacefw/fineweb": "text",
+    "huggingfacefw/fineweb-edu": "text",
+    "huggingfacefw/fineweb-2": "text",
+    "allenai/c4": "text",
+    "togethercomputer/redpajama-data-1t": "text",
+    "togethercomputer/redpajama-data-1t-sample": "text",
+    "togethercomputer/redpajama-data-v2": "raw_content",
+    "eleutherai/pile": "text",
+    "monology/pile-uncopyrighted": "text",
+    "tiiuae/falcon-refinedweb": "content",
+    "openwebtext": "text",
+    "skylion007/openwebtext": "text",
+    "bookcorpus": "text",
+    "bookcorpus/bookcorpus": "text",
+}
+"""Where the text of well-known data sets is, by the name on the hub in lower case."""
+
+USUAL_FIELDS = ("text", "content", "body")
+
+Adapt = Callable[[dict[str, Any]], "str | None"]
+
+
+@dataclass(frozen=True)
+class RowText:
+    """The text of a row: of the first of `fields` that is there, or what `adapt` makes of it."""
+
+    fields: tuple[str, ...]
+    adapt: Adapt | None = None
+
+    def field(self, names: Iterable[str], where: str) -> str | None:
+        """Which of the columns `names` is needed; None with an adapter, which may want them all.
+
+        Raises:
+            UserError: none of `fields` is among them.
+        """
+        if self.adapt is not None:
+            return None
+        there = list(names)
+        for field in self.fields:
+            if field in there:
+                return field
+        wanted = " or ".join(map(repr, self.fields))
+        listed = ", ".join(there) or "none"
+        raise UserError(
+            f"{where}: has no column {wanted}; choose with --text-column from: {listed}"
+        )
+
+    def text(self, row: dict[str, Any], where: str) -> str:
+        """Of a null an empty one.
+
+        Raises:
+            UserError: the row has no such column, or what is there is no string.
+        """
+        if self.adapt is None:
+            name = self.field(row, where)
+            text, what = row[name], repr(name)  # type: ignore[index]
+        else:
+            what = "what the adapter gives"
+            try:
+                text = self.adapt(row)
+            except Exception as error:  # it is the user's code: name the row it stumbled on
+                raise UserError(
+                    f"{where}: the adapter raised {type(error).__name__}: {error}"
+                ) from error
+        if text is not None and not isinstance(text, str):
+            raise UserError(
+                f"{where}: {what} is of type {type(text).__name__}; it must be a string"
+            )
+        return whole_characters(text or "")
+
+
+def whole_characters(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which UTF-8 cannot hold: it becomes U+FFFD."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def fields_of(dataset: str | None, text_column: str | None) -> tuple[str, ...]:
+    """The columns to try, in this order."""
+    if text_column is not None:
+        return (text_column,)
+    known = TEXT_FIELDS.get((dataset or "").lower())
+    return USUAL_FIELDS if known is None else (known,)
+
+
+def load_adapter(module: str) -> tuple[Adapt, str]:
+    """The function `adapt(row: dict) -> str | None` of a module, and the digest of its source.
+
+    `module` is the path of a .py file or a dotted name, looked for from the working directory too.
+
+    Raises:
+        UserError: it cannot be imported, or has no such function.
+    """
+    try:
+        if module.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+            assert spec is not None
+            assert spec.loader is not None
+            loaded = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(loaded)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            try:
+                loaded = importlib.import_module(module)
+            finally:
+                sys.path.pop(0)
+    except Exception as error:  # it is the user's code, which can raise anything
+        raise UserError(
+            f"adapter_module={module!r}: cannot be imported (looked from {Path.cwd()}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    adapt = getattr(loaded, "adapt", None)
+    if not callable(adapt):
+        raise UserError(
+            f"adapter_module={module!r}: has no function adapt(row); define one that takes a row, "
+            "a dict, and returns its text or None"
+        )
+    source = Path(loaded.__file__ or "").read_bytes()
+    return adapt, hashlib.sha256(source).hexdigest()

@@ -1,0 +1,42 @@
+"""Which texts are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Split:
+    """Held out are the texts whose hash is in the lowest `fraction` of all hashes.
+
+    So a text's side depends on nothing but the text, with one exception: in a small corpus, whose
+    lowest and highest hash are known, if all texts would be on one side, the text with the lowest
+    (if none is in val) or the highest (if none is in train) moves to the other. A corpus of one
+    distinct text is all train.
+    """
+
+    fraction: float
+    lowest: int = 0
+    highest: int = 2**64 - 1
+
+    def is_val(self, text: str) -> bool:
+        limit = int(self.fraction * 2**64)
+        if limit == 0 or self.lowest == self.highest:
+            return False
+        place = text_hash(text)
+        if self.lowest >= limit:
+            return place == self.lowest
+        return place < limit and place != (self.highest if self.highest < limit else None)
+
+
+def split_of_all(fraction: float, texts: Iterable[str]) -> Split:
+    """The split of a corpus that consists of `texts`."""
+    places = [text_hash(text) for text in texts]
+    return Split(fraction, min(places), max(places))
+
+
+def text_hash(text: str) -> int:
+    """Evenly spread over 0 .. 2^64 - 1, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,79 @@
+"""The tokenizer of a run: loaded, or trained on its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from light_llm.errors import UserError
+from light_llm.preprocess.config import (
+    DEFAULT_MIN_FREQUENCY,
+    DEFAULT_TRAIN_CHARACTERS,
+    DEFAULT_VOCAB_SIZE,
+    PreprocessConfig,
+)
+from light_llm.preprocess.corpus import Corpus
+from light_llm.preprocess.notices import notice
+from light_llm.preprocess.progress import Progress
+from light_llm.preprocess.sources import Document
+from light_llm.tokenizer import (
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_bpe,
+    train_char,
+)
+
+# The trainer takes 256 texts at a time, with some thirty bytes a character.
+PIECE_CHARS = 2**18
+
+
+def train_tokenizer(config: PreprocessConfig, corpora: Sequence[Corpus]) -> Tokenizer:
+    """The kind that `config` says, trained on all corpora together."""
+    if config.tokenizer == "char":
+        return train_char(_texts(doc for corpus in corpora for doc in corpus.documents()))
+    characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
+    return train_bpe(
+        _texts(document for corpus in corpora for document in corpus.sample(characters)),
+        _given(config.vocab_size, DEFAULT_VOCAB_SIZE),
+        _given(config.min_frequency, DEFAULT_MIN_FREQUENCY),
+    )
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
+    """The tokenizer at tokenizer_path.
+
+    Raises:
+        UserError: there is none, or it is of another kind than `config` says.
+    """
+    tokenizer = load_tokenizer(path)
+    is_char = isinstance(tokenizer, CharTokenizer)
+    if config.tokenizer is not None and is_char != (config.tokenizer == "char"):
+        raise UserError(
+            f"tokenizer_path={path} is a {'char' if is_char else 'subword'} "
+            f"tokenizer, not {config.tokenizer}; leave out --tokenizer to take it as it is"
+        )
+    if tokenizer.eos_id is None:
+        notice("this tokenizer has no token that ends a document: they follow each other unmarked")
+    return tokenizer
+
+
+def _texts(documents: Iterable[Document]) -> Iterator[str]:
+    with Progress("reading") as progress:
+        for document in documents:
+            progress.advance(documents=1)
+            yield from _pieces(document.text)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text, cut at line ends into what the trainer holds many of."""
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        end = text.find("\n", start + PIECE_CHARS) + 1 or len(text)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
