@@ -27,7 +27,8 @@ def warn_of_overlap(train: list[Shard], val: list[Shard]) -> None:
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         warnings.warn(
-            f"val_data and train_data overlap in {len(found)} of val_data's {len(val)} shards: "
+            f"val_data and train_data overlap in {len(found)} of val_data's {len(val)} "
+            f"shard{'' if len(val) == 1 else 's'}: "
             f"{', '.join(found[:3])}{more}; the validation loss will be of text that was trained "
             "on, so give val_data shards of its own",
             stacklevel=2,
