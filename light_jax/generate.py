@@ -6,6 +6,7 @@ Letters: B batch, T position, V vocab, D model.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def generate_batch(
         UserError: at the call, not at the first id: an empty prompt or one that leaves no room, an
             id outside the vocabulary, or a bidirectional model. Later: logits that are not finite.
     """
-    check_prompts(model.cfg, prompts)
+    rooms = check_prompts(model.cfg, prompts, sampling)
     width = _bucket(max(map(len, prompts)))
     # max_tokens is what the last column is padded by: the prompts' own lengths change no shape
     size = width + _bucket(min(sampling.max_tokens, model.cfg.max_seq_len))
@@ -73,20 +74,22 @@ def generate_batch(
         )
         draws = sampling.draws(len(prompts))
         ids_B, carry = first(params, tokens_BT, pad_B, next(draws), knobs)
-        for draw_B in draws:
+        for draw_B in itertools.islice(draws, max(rooms) - 1):
             # the device is at work on the next ids while these are read and written out
             later_B, carry = following(params, carry, ids_B, draw_B, knobs)
             yield np.asarray(ids_B).tolist()
             ids_B = later_B
+        yield np.asarray(ids_B).tolist()
 
-    return until_done(steps(), prompts, model.cfg, sampling.max_tokens, eos_id)
+    return until_done(steps(), rooms, eos_id)
 
 
-def in_dtype(model: Transformer, dtype: DTypeLike) -> Transformer:
-    """The model with weights and matmuls in `dtype`, as PyTorch's `.to(dtype)`."""
+def moved(model: Transformer, dtype: DTypeLike, device: jax.Device | None = None) -> Transformer:
+    """The model with weights and matmuls in `dtype`, on that device: PyTorch's `.to()`."""
     abstract = nnx.eval_shape(lambda: Transformer(model.cfg, dtype=dtype, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x.astype(dtype), nnx.state(model, nnx.Param))
-    return nnx.merge(nnx.graphdef(abstract), params)
+    # committed: what is computed from it is computed there
+    return nnx.merge(nnx.graphdef(abstract), jax.device_put(params, device))
 
 
 class Plan(NamedTuple):
@@ -162,9 +165,12 @@ def choose(
         logits_BV = keep_top_k(logits_BV, plan.top_k)
     if plan.top_p:
         logits_BV = keep_top_p(logits_BV, knobs.top_p)
-    sums_BV = jnp.cumsum(jax.nn.softmax(logits_BV, axis=-1), axis=-1)
-    # the first id whose sum exceeds the draw: never one of probability 0
-    return jnp.argmax(sums_BV > draw_B[:, None] * sums_BV[:, -1:], axis=-1)
+    probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+    sums_BV = jnp.cumsum(probs_BV, axis=-1)
+    # The first id whose sum exceeds the draw. XLA adds up in a tree, so that by rounding a sum can
+    # be less than that before it, or more where nothing was added.
+    reached_BV = (sums_BV > draw_B[:, None] * sums_BV[:, -1:]) & (probs_BV > 0)
+    return jnp.argmax(reached_BV, axis=-1)
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: jax.Array | float) -> jax.Array:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +30,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     app()
 
 
@@ -72,44 +76,53 @@ def run(
     """Print a text and how the model of a checkpoint continues it, as it is written."""
     from light_llm.sampling import Sampling
 
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
+        if sys.stdout is None or (interactive and sys.stdin is None):
+            raise UserError("standard input or output is closed; leave both open")
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         if prompt is None and not interactive:
             raise UserError("there is nothing to continue; give --prompt TEXT or --interactive")
         sampling = Sampling(max_tokens, temperature, top_k, top_p, repetition_penalty, seed)
         write = _writer(checkpoint, sampling, backend, device, dtype, tokenizer, prompt)
-        if prompt is not None:
-            write(prompt)
         if interactive:
-            _converse(write)
+            _converse(write, prompt)
+        elif prompt is not None:
+            write(prompt)
     except UserError as error:
         typer.echo(f"llm-run: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:  # a name too long for the file system, a full disk behind `>`
+        where = "" if error.filename is None else f"{str(error.filename)[:80]}: "
+        typer.echo(f"llm-run: {where}{error.strerror}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what was not written will not be
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo()
         raise typer.Exit(130) from None
 
 
-def _converse(write: Callable[[str], None]) -> None:
-    """Continue each line of stdin; Ctrl-C ends a continuation, or between two of them the run."""
+def _converse(write: Callable[[str], None], line: str | None) -> None:
+    """Continue `line`, then each line of standard input.
+
+    Ctrl-C ends a continuation, or between two of them the run.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then knows the arrow keys)
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     question = "> " if sys.stdin.isatty() else ""
     while True:
+        if line:
+            try:
+                write(line)
+            except UserError as error:
+                typer.echo(f"llm-run: {error}", err=True)
+            except KeyboardInterrupt:
+                typer.echo()
         try:
             line = input(question)
         except EOFError:
             typer.echo()
             return
-        if not line:
-            continue
-        try:
-            write(line)
-        except UserError as error:
-            typer.echo(f"llm-run: {error}", err=True)
-        except KeyboardInterrupt:
-            typer.echo()
 
 
 def _writer(
@@ -134,7 +147,7 @@ def _writer(
 
     def encode(text: str) -> list[int]:
         ids = _encode(tokenizer, text)
-        check_prompts(cfg, [ids])
+        check_prompts(cfg, [ids], sampling)
         return ids
 
     if prompt is not None:
@@ -202,23 +215,23 @@ def _torch_device(name: str | None) -> torch.device:
     there["cpu"] = True
     if name is None:
         return torch.device(next(kind for kind, available in there.items() if available))
-    kind, _, index = name.partition(":")  # cuda:1
     legal = ", ".join(kind for kind, available in there.items() if available)
-    if kind not in there or (":" in name and not index.isdecimal()):
-        raise UserError(f"--device={name!r} must be cpu, cuda or mps; here, use {legal}")
-    if not there[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+    kind, index = _split_device(name, "cpu", "cuda", "mps")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there[kind] or index >= count:
         raise UserError(f"--device={name!r} is not available to PyTorch here; use {legal}")
-    return torch.device(name)
+    return torch.device(kind, index)
 
 
 def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
     import jax
 
     from conversion import load_jax
-    from light_jax.generate import generate, in_dtype
+    from light_jax.generate import generate, moved
 
-    with jax.default_device(_jax_device(device)):
-        model = in_dtype(load_jax(checkpoint), dtype)
+    chosen = _jax_device(device)
+    with jax.default_device(jax.devices("cpu")[0]):
+        model = moved(load_jax(checkpoint), dtype, chosen)
     return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
 
 
@@ -232,14 +245,22 @@ def _jax_device(name: str | None) -> jax.Device:
 
     if name is None:
         return jax.devices()[0]
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "tpu") or (":" in name and not index.isdecimal()):
-        raise UserError(f"--device={name!r} must be cpu, cuda or tpu")
+    kind, index = _split_device(name, "cpu", "cuda", "tpu")
     try:
-        return jax.devices(kind)[int(index or 0)]
+        return jax.devices(kind)[index]
     except (RuntimeError, IndexError):
         here = ", ".join(sorted({jax.default_backend(), "cpu"}))
         raise UserError(f"--device={name!r} is not available to JAX here; use {here}") from None
+
+
+def _split_device(name: str, *kinds: str) -> tuple[str, int]:
+    """`cuda:1` -> ("cuda", 1); without a number, the first."""
+    match = re.fullmatch(rf"({'|'.join(kinds)})(?::([0-9]{{1,4}}))?", name)
+    if match is None:
+        raise UserError(
+            f"--device={name!r} must be {', '.join(kinds)}, or one with a number: cuda:1"
+        )
+    return match[1], int(match[2] or 0)
 
 
 BACKEND: dict[str, Callable[[str, str | None, str], Generate]] = {"torch": _torch, "jax": _jax}
@@ -254,7 +275,14 @@ def _tokenizer(checkpoint: str, path: str | None, cfg: TransformerConfig) -> Tok
     from light_llm.checkpoint import read_snapshot
     from light_llm.tokenizer import load_tokenizer
 
-    chosen = path or read_snapshot(checkpoint).get("tokenizer_path")
+    chosen = read_snapshot(checkpoint).get("tokenizer_path") if path is None else path
+    if not isinstance(chosen, str | None):
+        raise UserError(
+            f"{checkpoint}: tokenizer_path={chosen!r} of the checkpoint's config must be a string; "
+            f"name its tokenizer with --tokenizer PATH"
+        )
+    if path == "":
+        raise UserError("--tokenizer is empty; name a folder, a file or a Hugging Face tokenizer")
     if not chosen:
         raise UserError(
             f"{checkpoint}: tokenizer_path is not set in the checkpoint's config; "

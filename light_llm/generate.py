@@ -39,7 +39,7 @@ def generate_batch(
         UserError: at the call, not at the first id: an empty prompt or one that leaves no room, an
             id outside the vocabulary, or a bidirectional model. Later: logits that are not finite.
     """
-    check_prompts(model.cfg, prompts)
+    rooms = check_prompts(model.cfg, prompts, sampling)
     width = max(map(len, prompts))
     tokens_BT, padding_B = left_padded(prompts, width)
     pad_B = torch.from_numpy(padding_B)
@@ -62,7 +62,7 @@ def generate_batch(
             seen_BV.scatter_(1, ids_B[:, None], True)
             new_BT = ids_B[:, None].to(device)
 
-    return until_done(steps(), prompts, model.cfg, sampling.max_tokens, eos_id)
+    return until_done(steps(), rooms, eos_id)
 
 
 @contextlib.contextmanager

@@ -93,8 +93,14 @@ class Sampling:
             yield np.minimum(np.array(drawn, np.float32), np.float32(1 - 2**-20))
 
 
-def check_prompts(cfg: TransformerConfig, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise a UserError for prompts (lists of ids) that the model cannot continue."""
+def check_prompts(
+    cfg: TransformerConfig, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> list[int]:
+    """How many ids may be written after each prompt (a list of ids).
+
+    Raises:
+        UserError: prompts that the model cannot continue.
+    """
     if not prompts:
         raise UserError("there is no prompt; give at least one")
     for prompt in prompts:
@@ -111,6 +117,7 @@ def check_prompts(cfg: TransformerConfig, prompts: Sequence[Sequence[int]]) -> N
                 f"the prompt's {len(prompt)} tokens leave no room in the model's "
                 f"max_seq_len={cfg.max_seq_len}; shorten it to {cfg.max_seq_len - 1} or fewer"
             )
+    return [min(sampling.max_tokens, cfg.max_seq_len - len(prompt)) for prompt in prompts]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,25 +129,20 @@ def left_padded(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarra
 
 
 def until_done(
-    steps: Iterator[Sequence[int]],
-    prompts: Sequence[Sequence[int]],
-    cfg: TransformerConfig,
-    max_tokens: int,
-    eos_id: int | None,
+    steps: Iterator[Sequence[int]], rooms: Sequence[int], eos_id: int | None
 ) -> Iterator[Row]:
     """The ids of each step, None where a row has ended; stops once all have.
 
-    A row ends before `eos_id`, after `max_tokens`, and where prompt and continuation fill the
-    model's max_seq_len.
+    A row ends before `eos_id`, and when it has no room.
 
     Args:
         steps: for each step one id per row; a negative one says that its logits are not finite.
+        rooms: how many ids each row may have.
 
     Raises:
         UserError: logits that are not finite.
     """
-    rooms = [min(max_tokens, cfg.max_seq_len - len(prompt)) for prompt in prompts]
-    running = [True] * len(prompts)
+    running = [True] * len(rooms)
     for step in range(max(rooms)):
         ids = list(next(steps))
         row: Row = []

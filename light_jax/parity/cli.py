@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from pathlib import Path
@@ -82,7 +83,9 @@ def command(
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save: Ctrl-C just ends the process
+    # nothing to save: Ctrl-C, or an output that nobody reads, just ends the process
+    for number in (signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
     app()
 
 
@@ -116,8 +119,8 @@ def _check(
     dtype = of_prefix["--dtype"]
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype={dtype!r} must be float32, bfloat16 or float16")
-    if tolerance is not None and not tolerance >= 0:
-        raise UserError(f"--tolerance={tolerance} must be 0 or more")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance={tolerance} must be 0 or more, and finite")
     if find_spec("torch") is None:
         raise UserError("llm-parity needs PyTorch; run `pip install -e '.[torch]'`")
 
@@ -193,11 +196,15 @@ def _compare_training(config: str, steps: int, tolerance: float | None, png: Pat
         report.draw(rows, f"{config}: JAX and PyTorch, {cfg.optimizer.type}, {cfg.dtype}", png)
         typer.echo(f"\ndrawn       {png}")
     last = rows[-1]
-    if not last.jax.finite and not last.torch.finite:
-        typer.echo(f"\nstep {last.step} is not finite in either: the comparison ends here")
-        return 3
-    typer.echo(f"\n{report.row_verdict(rows, bounds)}")
-    return 1 if any(row.beyond(bounds) or not row.finite for row in rows) else 0
+    together = not last.jax.finite and not last.torch.finite
+    rows = rows[:-1] if together else rows
+    if rows:
+        typer.echo(f"\n{report.row_verdict(rows, bounds)}")
+    if together:
+        typer.echo(f"\nstep {last.step} is not finite in both: the comparison ends here")
+    if any(row.beyond(bounds) or not row.finite for row in rows):
+        return 1
+    return 3 if together else 0
 
 
 def versions() -> str:

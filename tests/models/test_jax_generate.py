@@ -16,7 +16,7 @@ from architectures import CASES, lively, reference_config, tiny, tokens_for
 from flax import nnx
 
 from conversion import to_torch
-from light_jax.generate import Knobs, Plan, choose, generate, generate_batch, in_dtype, keep_top_p
+from light_jax.generate import Knobs, Plan, choose, generate, generate_batch, keep_top_p, moved
 from light_llm.errors import UserError
 from light_llm.generate import generate_batch as generate_in_torch
 from light_llm.generate import keep_top_p as keep_top_p_in_torch
@@ -146,8 +146,22 @@ def test_sampling_frequencies():
     assert np.bincount(ids, minlength=4) / 4000 == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.03)
 
 
+def test_ids_without_probability_are_never_drawn():
+    """XLA's sums are no running sums: by rounding they fall, and rise where nothing is added."""
+    logits_V = np.random.default_rng(0).standard_normal(50257).astype(np.float32)
+    top = np.argsort(logits_V)[-40:]
+    probs_V = np.zeros(len(logits_V))
+    probs_V[top] = np.exp(logits_V[top])
+    edges = np.unique(np.cumsum(probs_V) / probs_V.sum())
+    draws = np.concatenate([edges + shift for shift in (-6e-8, 0, 6e-8)]).clip(0, 1 - 2**-20)
+    logits_BV = jnp.broadcast_to(logits_V, (len(draws), len(logits_V)))
+    plan = Plan(greedy=False, top_k=40, top_p=False, penalize=False)
+    ids = choose(logits_BV, None, draws.astype(np.float32), plan, Knobs(1, 1, 1))
+    assert set(np.asarray(ids).tolist()) <= set(top.tolist())
+
+
 def test_sixteen_bits():
-    model = in_dtype(lively(tiny()), "bfloat16")
+    model = moved(lively(tiny()), "bfloat16")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
         jnp.dtype("bfloat16")
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +138,12 @@ def test_what_the_user_can_mend_is_one_message(checkpoint, tmp_path):
 
     assert "has best" in message(prefix=checkpoint.with_name("worst"))
     assert "there is no folder" in message(prefix=tmp_path / "none" / "best")
-    assert "--device='tpu' must be cpu, cuda or mps" in message("--device", "tpu")
-    assert "must be cpu, cuda or tpu" in message("--device", "mps", "--backend", "jax")
+    assert "--device='tpu' must be cpu, cuda, mps" in message("--device", "tpu")
+    assert "must be cpu, cuda, mps" in message("--device", "cpu:99999999999")
+    assert "not available to PyTorch" in message("--device", "cpu:5")
+    assert "File name too long" in message(prefix=checkpoint.with_name("x" * 300))
+    assert "--tokenizer is empty" in message("--tokenizer", "")
+    assert "must be cpu, cuda, tpu" in message("--device", "mps", "--backend", "jax")
     assert "not available to JAX here; use cpu" in message("--device", "tpu", "--backend", "jax")
     assert "--backend='tf' must be torch or jax" in message("--backend", "tf")
     assert "--dtype='float8' must be float32, bfloat16" in message("--dtype", "float8")
@@ -159,6 +161,19 @@ def test_what_the_user_can_mend_is_one_message(checkpoint, tmp_path):
     assert "tokens, more than the model's vocab_size=7" in message(prefix=small)
     unknown = save_checkpoint(tmp_path, model={}, tokenizer_path=None)
     assert "tokenizer_path is not set" in message(prefix=unknown)
+
+
+def test_jax_computes_on_the_device_that_was_asked_for(checkpoint):
+    code = (
+        "import jax; jax.config.update('jax_num_cpu_devices', 3)\n"
+        "from light_llm.cli import _jax\n"
+        "from light_llm.sampling import Sampling\n"
+        f"ids = _jax({str(checkpoint)!r}, 'cpu:2', 'float32')([3, 4], Sampling(4), None)\n"
+        "next(ids)\n"
+        "print({d.id for x in jax.live_arrays() if x.ndim == 4 for d in x.devices()})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{2}\n"  # of the cache
 
 
 def test_the_console_script_exits_with_2_and_without_a_traceback(tmp_path):
@@ -204,13 +219,16 @@ def test_a_conversation_in_a_terminal(endless):
     assert SCRIPT is not None
     ours, theirs = pty.openpty()
     flags = ("--interactive", "--seed", "1", "--max-tokens", "1000000")
+    login = (  # the terminal is the process's own, so that its Ctrl-C is a signal
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     running = subprocess.Popen(
-        [SCRIPT, "--checkpoint", endless, *flags],
+        [sys.executable, "-c", login, SCRIPT, "--checkpoint", endless, *flags],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
 

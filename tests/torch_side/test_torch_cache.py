@@ -47,6 +47,9 @@ def test_a_window_bounds_the_cache():
         assert torch.equal(v, -k)
         assert cache.k_BSKH.shape[1] <= 2 * (W + 1)
     assert cache.length == T
+    cache.extend(*[torch.zeros(1, 600, 1, 1)] * 2)  # a long prompt is let go of at the next token
+    cache.extend(*[torch.zeros(1, 1, 1, 1)] * 2)
+    assert cache.k_BSKH.shape[1] == 2 * (W + 1)
 
 
 def test_appending_copies_what_is_cached_rarely():

@@ -70,7 +70,7 @@ def test_training_that_is_not_finite_exits_with_3(folder):
     save_file(weights, "init.safetensors")
     done = parity("config.yaml", "--steps", 5, "--no-png")
     assert done.exit_code == 3, done.output
-    assert done.stdout.endswith("step 1 is not finite in either: the comparison ends here\n")
+    assert done.stdout.endswith("step 1 is not finite in both: the comparison ends here\n")
 
 
 def test_a_snapshot_of_the_model_alone_compares_on_random_tokens(folder):

@@ -68,8 +68,11 @@ class Cache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append T columns; returns all keys and values [B, S, K, H] that their queries see."""
         T = k_BTKH.shape[1]
-        if self.k_BSKH is None or self.v_BSKH is None or self.filled + T > self.k_BSKH.shape[1]:
-            kept = self._visible()
+        kept = self._visible()
+        rows = kept.stop - kept.start + T
+        room = 0 if self.k_BSKH is None else self.k_BSKH.shape[1]
+        # anew where it is full, and where a window needs much less than a long prompt did
+        if self.k_BSKH is None or self.v_BSKH is None or not self.filled + T <= room <= 2 * rows:
             self.k_BSKH = _with_room(self.k_BSKH, k_BTKH, kept)
             self.v_BSKH = _with_room(self.v_BSKH, v_BTKH, kept)
             self.filled = kept.stop - kept.start
