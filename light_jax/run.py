@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from light_jax.checkpoint import store
+from light_jax.checkpoint import saver, store
 from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
@@ -61,7 +61,8 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     if tag is not None:
         state = store.load(tag, cfg, abstract, shardings)
     elif cfg.init_from is not None:
-        weights = load_weights(weights_file(cfg.init_from), cfg.model, shardings.weights)
+        path = weights_file(cfg.init_from)
+        weights = together(lambda: load_weights(path, cfg.model, shardings.weights))
         state = jax.jit(lambda w: init_state(cfg, w), out_shardings=shardings)(weights)
     else:
         init = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)
@@ -92,7 +93,7 @@ def _inspect(
     directory = Path(cfg.checkpoint_dir)
     tag = None if resume is None else store.find(resume, directory)
     if is_main():
-        store.check_writable(directory, tag)
+        saver.check_writable(directory, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if tag is None and cfg.init_from is not None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from light_jax.checkpoint import files
-from light_jax.checkpoint.store import Store
+from light_jax.checkpoint.saver import Saver
 from light_jax.config import load_config
 from light_jax.console import Reporter, size
 from light_jax.data.loader import BatchLoader, validation_batches
-from light_jax.distributed import is_main, together
+from light_jax.distributed import together
 from light_jax.log import Log
 from light_jax.optimizer import learning_rate
 from light_jax.run import Run, Steps, compile_steps, prepare
@@ -46,22 +46,23 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
 
 def finish(run: Run, config_path: Path) -> int:
     """Write the `final` that a run lacks if it was stopped after its last step's other tags."""
-    store = Store(run.cfg, run.resumed)
+    saver = Saver(run.cfg, run.resumed)
     assert run.resumed is not None
-    own = run.resumed.prefix.parent.absolute() == store.directory.absolute()
-    if own and not store.has_final():
+    own = run.resumed.prefix.parent.absolute() == saver.directory.absolute()
+    if own and not saver.has_final():
         with contextlib.ExitStack() as held:
-            together(lambda: store.open(held, config_path) if is_main() else None)
-            store.save("final", run.state, run.host)
+            saver.open(held, config_path)
+            saver.save(["final"], run.state, run.host)
+            saver.wait()
     return 0
 
 
 def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter) -> int:
     """Train from the run's state to num_steps, or to a signal. Returns the exit code."""
-    cfg, store = run.cfg, Store(run.cfg, run.resumed)
+    cfg, saver = run.cfg, Saver(run.cfg, run.resumed)
     first_step = int(run.state.step)
     with contextlib.ExitStack() as held:
-        together(lambda: store.open(held, config_path) if is_main() else None)
+        saver.open(held, config_path)
         loader = BatchLoader(
             run.train_stream,
             batch_size=cfg.batch_size,
@@ -72,7 +73,7 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter) -> int:
             num_workers=cfg.num_workers,
         )
         reporter.start(first_step, cfg.num_steps)
-        with Log(run, store.directory, reporter) as log, loader, Stopper() as stopper:
+        with Log(run, saver.directory, reporter) as log, loader, Stopper() as stopper:
             for step, local_tokens in enumerate(loader, first_step + 1):
                 tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
                 rate = np.float32(learning_rate(cfg, step - 1))
@@ -89,13 +90,15 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter) -> int:
                     files.step_tag(step): stop or step % cfg.save_every == 0,
                     "final": last,
                 }
-                for tag in (name for name, due in tags.items() if due):
+                if due := [tag for tag, is_due in tags.items() if is_due]:
                     with log.paused():
-                        store.save(tag, run.state, run.host)
+                        saver.save(due, run.state, run.host)
                 if stop and not last:
+                    saver.wait()
                     assert stopper.signal is not None
                     reporter.line(f"stopped by a signal; continue with --resume auto ({step=})")
                     return 128 + stopper.signal
+            saver.wait()
     return 0
 
 
