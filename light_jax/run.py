@@ -125,18 +125,8 @@ class Steps:
 def compile_steps(run: Run) -> Steps:
     """Compile the training and the evaluation step ahead of the loop."""
     cfg, mesh = run.cfg, run.mesh
-    width = cfg.seq_len + 1
-    micro_batches = (cfg.gradient_accumulation_steps, cfg.batch_size, width)
+    compiled = compile_train_step(cfg, mesh, run.shardings, run.state)
     everywhere = replicated(mesh)
-    train = jax.jit(
-        make_train_step(cfg, mesh),
-        in_shardings=(run.shardings, batch_sharding(mesh, 1), everywhere),
-        out_shardings=(run.shardings, everywhere),
-        donate_argnums=0,
-    )
-    tokens = jax.ShapeDtypeStruct(micro_batches, jnp.int32)
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
-    compiled = train.lower(run.state, tokens, rate).compile()
     evaluate = None
     if run.val_stream is not None:
         rows = batch_sharding(mesh, 0)
@@ -145,10 +135,27 @@ def compile_steps(run: Run) -> Steps:
             in_shardings=(run.shardings.params, rows, rows),
             out_shardings=(everywhere, everywhere),
         )
-        tokens = jax.ShapeDtypeStruct((cfg.batch_size, width), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((cfg.batch_size, cfg.seq_len + 1), jnp.int32)
         mask = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.float32)
         evaluate = jitted.lower(run.state.params, tokens, mask).compile()
     return Steps(compiled, evaluate, _memory(compiled))
+
+
+def compile_train_step(
+    cfg: TrainingConfig, mesh: Mesh, shardings: TrainState, state: TrainState
+) -> Any:
+    """The compiled (state, tokens_ABS, learning rate) -> (state, metrics), the state donated."""
+    everywhere = replicated(mesh)
+    train = jax.jit(
+        make_train_step(cfg, mesh),
+        in_shardings=(shardings, batch_sharding(mesh, 1), everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+    shape = (cfg.gradient_accumulation_steps, cfg.batch_size, cfg.seq_len + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return train.lower(state, tokens, rate).compile()
 
 
 def _memory(compiled: Any) -> int | None:

@@ -3,10 +3,10 @@
     python tests/training/kill_sweep.py --kills 500
 
 After each kill every tag that is there must be whole, before any recovery; the next start must
-resume; and the run that gets through must end with the files of one that nobody interrupted. Half of
-the kills fall anywhere between start and end, the other half as soon as a save is under way. The
-processes are forks of one that has imported JAX but not used it, so that most of the time goes into
-what is to be interrupted; `--exec` starts each as a command of its own.
+resume; and the run that gets through must end with the files of one that nobody interrupted. Half
+of the kills fall anywhere between start and end, the other half into a save. The processes are
+forks of one that has imported JAX but not used it, so that most of the time goes into what is to be
+interrupted; `--exec` starts each as a command of its own.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def sweep(folder: Path, kills: int, seed: int, fork: bool = True) -> Iterator[st
 
 
 def _compare(whole: Path, killed: Path) -> None:
-    """All that a run leaves behind. Killed at its very end, it may not have deleted an old tag yet."""
+    """All that a run leaves behind; killed at its end, it may not have deleted an old tag yet."""
     assert set(layout.tags(killed)) >= set(layout.tags(whole))
     for tag in layout.tags(whole):
         left, right = (folder / f"{tag}.safetensors" for folder in (whole, killed))
