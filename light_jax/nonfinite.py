@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from conversion.mapping import table
+from conversion.mapping import Entry, table
 from light_jax.checkpoint import files
 from light_jax.checkpoint.store import find
 from light_jax.checkpoint.weights import load_weights, save_weights
@@ -151,13 +151,31 @@ def _norms(
     everywhere = replicated(mesh)
     diagnose = jax.jit(_make_diagnosis(cfg, mesh), out_shardings=everywhere)
     found = jax.device_get(diagnose(state, tokens_ABS))
+    named = {
+        "activations": zip(_watched(cfg), found["activations"].T, strict=True),
+        "gradients": zip(_by_layer(cfg), found["gradients"].T, strict=True),
+    }
     return {
         "micro_batch_loss": [_number(value) for value in found["loss"]],
         **{
-            kind: {name: [_number(value) for value in norm_A] for name, norm_A in norms.items()}
-            for kind, norms in (("activations", found["acts"]), ("gradients", found["grads"]))
+            kind: {name: [_number(value) for value in norm_A] for name, norm_A in norms}
+            for kind, norms in named.items()
         },
     }
+
+
+def _watched(cfg: TrainingConfig) -> list[str]:
+    """The places whose activations `summed_loss` shows, in order."""
+    return ["tok_emb", "embeddings", *(f"layers.{i}" for i in range(cfg.model.num_layers))]
+
+
+def _by_layer(cfg: TrainingConfig) -> dict[str, list[Entry]]:
+    """The parameters of each layer, in the order of the model."""
+    layers: dict[str, list[Entry]] = {}
+    for entry in table(cfg.model):
+        name = ".".join(map(str, entry.path[: 2 if entry.path[0] == "layers" else 1]))
+        layers.setdefault(name, []).append(entry)
+    return layers
 
 
 def _make_diagnosis(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., dict[str, Any]]:
@@ -168,7 +186,6 @@ def _make_diagnosis(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., dict[str, 
         return x_BTD
 
     loss_sum = summed_loss(cfg, mesh, watch)
-    places = ["tok_emb", "embeddings", *(f"layers.{i}" for i in range(cfg.model.num_layers))]
 
     def diagnose(state: TrainState, tokens_ABS: jax.Array) -> dict[str, Any]:
         step_key = dropout_key(cfg, state.step)
@@ -178,17 +195,17 @@ def _make_diagnosis(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., dict[str, 
             seen.clear()
             ones_BT = jnp.ones((tokens_BS.shape[0], tokens_BS.shape[1] - 1), jnp.float32)
             loss = loss_sum(params, tokens_BS, ones_BT, key) / ones_BT.size
-            return loss * scale, (loss, dict(zip(places, seen, strict=True)))
+            return loss * scale, (loss, jnp.stack(seen))
 
         def micro_batch(inputs: tuple[jax.Array, jax.Array]) -> dict[str, Any]:
             a, tokens_BS = inputs
             key = None if step_key is None else jax.random.fold_in(step_key, a)
             grads, (loss, acts) = jax.grad(scaled, has_aux=True)(state.params, tokens_BS, key)
-            norms = {
-                name: _norm([g.astype(jnp.float32) / scale for g in leaves])
-                for name, leaves in _by_layer(grads, cfg).items()
-            }
-            return {"loss": loss, "acts": acts, "grads": norms}
+            norms = [
+                _norm([_leaf(grads, entry).astype(jnp.float32) / scale for entry in entries])
+                for entries in _by_layer(cfg).values()
+            ]
+            return {"loss": loss, "activations": acts, "gradients": jnp.stack(norms)}
 
         found: dict[str, Any] = jax.lax.map(
             micro_batch, (jnp.arange(tokens_ABS.shape[0]), tokens_ABS)
@@ -198,15 +215,11 @@ def _make_diagnosis(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., dict[str, 
     return diagnose
 
 
-def _by_layer(grads: Any, cfg: TrainingConfig) -> dict[str, list[jax.Array]]:
-    layers: dict[str, list[jax.Array]] = {}
-    for entry in table(cfg.model):
-        leaf = grads
-        for part in entry.path:
-            leaf = leaf[part]
-        name = ".".join(map(str, entry.path[: 2 if entry.path[0] == "layers" else 1]))
-        layers.setdefault(name, []).append(leaf[...])
-    return layers
+def _leaf(tree: Any, entry: Entry) -> jax.Array:
+    for part in entry.path:
+        tree = tree[part]
+    leaf: jax.Array = tree[...]
+    return leaf
 
 
 def _norm(arrays: list[jax.Array]) -> jax.Array:

@@ -18,7 +18,7 @@ class Stopper:
     """Listens while the context is open; `requested(step)` is asked after each step.
 
     Python runs a signal's handler between two lines of Python, so not while XLA compiles or a
-    device is waited for. A thread that the interpreter's C handler wakes counts the signals instead.
+    device is waited for. So a thread counts the signals, which the interpreter's C handler wakes.
     """
 
     def __init__(self) -> None:
