@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import warnings
@@ -50,6 +51,7 @@ def main() -> None:
     # the midst of an import or a compilation is lost, or crashes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     warnings.showwarning = _show_warning
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with traces
     try:
         app()
     except UserError as error:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from conversion.mapping import Entry, table
 from light_jax.checkpoint import files
-from light_jax.checkpoint.store import find
+from light_jax.checkpoint.store import candidates
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
 from light_jax.console import Reporter
@@ -73,8 +73,8 @@ def explained(run: Run, bad: NonFinite, config_path: Path) -> NonFinite:
     command = shlex.join(["llm-train", str(config_path), "--replay", str(folder)])
     windows = run.cfg.gradient_accumulation_steps * run.cfg.batch_size
     places = run.train_stream.locate(bad.step * windows, windows)
-    newest = find("auto", directory)
-    kept = f"the newest checkpoint is {newest.prefix}" if newest else "there is no checkpoint yet"
+    there = candidates("auto", directory)
+    kept = f"the newest checkpoint is {there[0].prefix}" if there else "there is no checkpoint yet"
     try:
         _write(run, bad, folder, command, places)
         told = f"Its batch, weights and norms per layer are in {folder}; to run it again:\n  "

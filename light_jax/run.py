@@ -55,7 +55,8 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     Raises:
         UserError: something of it cannot be used.
     """
-    mesh, streams, tag, host, changes = together(lambda: _inspect(cfg, resume))
+    tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
+    mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
     abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
     shardings = state_shardings(abstract, cfg.model, mesh)
     if tag is not None:
@@ -83,17 +84,15 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
 
 
 def _inspect(
-    cfg: TrainingConfig, resume: str | None
-) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], store.Tag | None, HostState, list[str]]:
-    """What is checked before anything large is made: mesh, data, the checkpoint to resume from."""
+    cfg: TrainingConfig, tag: store.Tag | None
+) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], HostState, list[str]]:
+    """What is checked before anything large is made: mesh, data, that they continue the tag."""
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, mesh)
     if cfg.use_wandb and is_main():
         check_wandb()
-    directory = Path(cfg.checkpoint_dir)
-    tag = None if resume is None else store.find(resume, directory)
     if is_main():
-        saver.check_writable(directory, tag)
+        saver.check_writable(Path(cfg.checkpoint_dir), tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if tag is None and cfg.init_from is not None:
@@ -102,9 +101,9 @@ def _inspect(
             verify(cfg.init_from, lambda name: name == WEIGHTS)
     if tag is None:
         host = HostState(uuid.uuid4().hex, train_stream.fingerprint)
-        return mesh, (train_stream, val_stream), None, host, []
+        return mesh, (train_stream, val_stream), host, []
     host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
-    return mesh, (train_stream, val_stream), tag, host, changes
+    return mesh, (train_stream, val_stream), host, changes
 
 
 def _stream(cfg: TrainingConfig, paths: str | list[str], field: str) -> TokenStream:

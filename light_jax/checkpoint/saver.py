@@ -93,8 +93,10 @@ class Saver:
 
         def finish() -> None:
             if is_main():
-                write_weights(staging / f"{tags[0]}{layout.WEIGHTS}", weights, self.cfg.model)
-                writing()
+                try:
+                    write_weights(staging / f"{tags[0]}{layout.WEIGHTS}", weights, self.cfg.model)
+                finally:  # nobody may touch the folder before orbax has let go of it
+                    writing()
                 others_done(name)
                 self._commit(staging, tags, record)
                 return
@@ -174,7 +176,9 @@ def _told(path: Path, what: str):  # type: ignore[no-untyped-def]
     """Faults of the disk as an error that says what is left."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, ValueError) and "os_error_code=" not in str(error):
+            raise  # tensorstore has but this type for a full disk and for a bug
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: {what} ({reason}); make room or mend the disk, and continue with --resume "

@@ -51,6 +51,8 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
     """
     context = ocp.Context()
     context.array.saving.use_compression = False
+    # else a folder that cannot be made is an error of its threads' patience, 20 minutes later
+    context.asynchronous.create_directories_asynchronously = False
     arrays = named_arrays(state)
     if jax.default_backend() == "cpu":  # orbax would write from the buffers that the step reuses
         arrays = jax.tree.map(jnp.copy, arrays)

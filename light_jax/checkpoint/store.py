@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from light_jax.checkpoint.state import (
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
-from light_jax.distributed import together
+from light_jax.distributed import is_main, together
 from light_jax.step import TrainState, params_of
 from light_llm import checkpoint as layout
 from light_llm.errors import UserError
@@ -87,15 +88,41 @@ def own_tags(directory: Path) -> list[Tag]:
     return sorted(found, key=lambda tag: tag.order)
 
 
-def find(resume: str, directory: Path) -> Tag | None:
-    """`auto` is the newest tag of the directory, or None; otherwise the tag of that prefix."""
+def candidates(resume: str, directory: Path) -> list[Tag]:
+    """What `--resume` may mean, best first: of `auto` every tag that lies in the run's past or
+    present, the newest first; otherwise the tag of that prefix."""
     if resume != "auto":
-        return read_tag(resume)
-    newest = max(own_tags(directory), key=lambda tag: tag.order, default=None)
+        return [read_tag(resume)]
+    newest_first = own_tags(directory)[::-1]
     start = read_start(directory)
-    if newest is None or start is None or newest.generation >= start["generation"]:
-        return newest
-    return read_tag(start["resumed"])  # a resumed run that was stopped before its first tag
+    if not newest_first or start is None or newest_first[0].generation >= start["generation"]:
+        return newest_first
+    resumed = read_tag(start["resumed"])  # a resumed run that was stopped before its first tag
+    return [resumed, *(tag for tag in newest_first if tag.order < resumed.order)]
+
+
+def find(resume: str, directory: Path) -> Tag | None:
+    """The tag to resume from, its files verified; None where `auto` finds no tag at all.
+
+    Every process calls it and verifies what it wrote. `auto` passes over damaged tags, with a
+    warning for each.
+
+    Raises:
+        UserError: no such tag, or none whose files are those that were written.
+    """
+    damage: UserError | None = None
+    for tag in together(lambda: candidates(resume, directory)):
+        try:
+            together(lambda tag=tag: layout.verify(tag.prefix, is_mine))  # type: ignore[misc]
+        except UserError as error:
+            damage = damage or error
+            if resume == "auto" and is_main():
+                warnings.warn(f"{error} (--resume auto does)", stacklevel=2)
+            continue
+        return tag
+    if damage is not None:
+        raise damage
+    return None
 
 
 def read_start(directory: Path) -> dict[str, Any] | None:
@@ -115,15 +142,14 @@ def read_start(directory: Path) -> dict[str, Any] | None:
 def check_resumable(
     tag: Tag, cfg: TrainingConfig, fingerprint: list[dict[str, Any]]
 ) -> tuple[HostState, list[str]]:
-    """Verify the files (each process those that it wrote) and compare the configs.
+    """Compare a verified tag's config and shards with those of now.
 
     Returns:
         The state on the host, and a line per setting that changed and may.
 
     Raises:
-        UserError: damaged files, or changes that would make it another run.
+        UserError: changes that would make it another run.
     """
-    layout.verify(tag.prefix, is_mine)
     host = load_host_state(layout.member(tag.prefix, layout.STATE))
     changes = _changes(layout.read_snapshot(tag.prefix), cfg.model_dump(mode="json"))
     refused = [line for key, line in changes if _must_match(key)]
