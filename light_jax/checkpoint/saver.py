@@ -6,9 +6,10 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from safetensors import SafetensorError
 
@@ -93,12 +94,15 @@ class Saver:
 
         def finish() -> None:
             if is_main():
+                path = staging / f"{tags[0]}{layout.WEIGHTS}"
                 try:
-                    write_weights(staging / f"{tags[0]}{layout.WEIGHTS}", weights, self.cfg.model)
+                    write_weights(path, weights, self.cfg.model)
+                    weights.clear()
+                    digest = layout.digest(path)  # while orbax is still writing
                 finally:  # nobody may touch the folder before orbax has let go of it
                     writing()
                 others_done(name)
-                self._commit(staging, tags, record)
+                self._commit(staging, tags, record, {path: digest})
                 return
             with announce(name):
                 writing()
@@ -134,21 +138,41 @@ class Saver:
                 raise failure
             print(f"llm-train: {failure}", file=sys.stderr)
 
-    def _commit(self, staging: Path, tags: Sequence[str], record: layout.Record) -> None:
-        """Publish a staged tag under its own name and the other ones, then delete what is old."""
-        self._write_config(staging, tags[0], record)
+    def _commit(
+        self,
+        staging: Path,
+        tags: Sequence[str],
+        record: layout.Record,
+        digests: Mapping[Path, layout.Member] = MappingProxyType({}),
+    ) -> None:
+        """Publish a staged tag under its own name and the other ones, then delete what is old.
+
+        Args:
+            digests: those of its files that are known already.
+        """
+        self._write_config(staging, tags[0], record, digests)
         for tag in tags[1:]:
             files.link(self.directory, tags[0], tag)
         for tag in tags:
             files.commit(self.directory, tag)
         self._retain()
 
-    def _write_config(self, staging: Path, tag: str, record: layout.Record) -> None:
-        members = {
-            str(path.relative_to(staging)).removeprefix(tag): layout.digest(path)
-            for path in sorted(staging.rglob("*"))
-            if path.is_file()
-        }
+    def _write_config(
+        self,
+        staging: Path,
+        tag: str,
+        record: layout.Record,
+        digests: Mapping[Path, layout.Member],
+    ) -> None:
+        with ThreadPoolExecutor(1) as disk:
+            flushed = disk.submit(files.flush, staging)  # the disk is busy while this reads memory
+            members = {
+                str(path.relative_to(staging)).removeprefix(tag): digests.get(path)
+                or layout.digest(path)
+                for path in sorted(staging.rglob("*"))
+                if path.is_file()
+            }
+            flushed.result()
         record = record.model_copy(update={"files": members})
         config = self.cfg.model_dump(mode="json") | {"checkpoint": record.model_dump(mode="json")}
         path = staging / f"{tag}{layout.CONFIG}"

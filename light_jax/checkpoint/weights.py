@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,14 @@ def gather_weights(weights: nnx.State, cfg: TransformerConfig) -> dict[str, np.n
 def write_weights(path: Path, arrays: dict[str, np.ndarray], cfg: TransformerConfig) -> None:
     """Write what `gather_weights` gave, and take it: `arrays` is left in PyTorch's layout.
 
-    One array is transposed at a time, and no other copy is made. Equal weights are equal files.
+    Two arrays are transposed at a time, and no other copy is made. Equal weights are equal files.
     """
-    for entry in table(cfg):
+
+    def transpose(entry: Entry) -> None:
         arrays[entry.key] = to_torch_layout(arrays[entry.key], entry)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(transpose, table(cfg)))
     if cfg.tie_embeddings:
         arrays[TIED_KEY] = arrays["tok_emb.weight"]
     save_file(arrays, path, metadata={"format": "pt"})
