@@ -93,7 +93,7 @@ def candidates(resume: str, directory: Path) -> list[Tag]:
     present, the newest first; otherwise the tag of that prefix."""
     if resume != "auto":
         return [read_tag(resume)]
-    newest_first = own_tags(directory)[::-1]
+    newest_first = sorted(own_tags(directory), key=lambda tag: tag.order, reverse=True)
     start = read_start(directory)
     if not newest_first or start is None or newest_first[0].generation >= start["generation"]:
         return newest_first
