@@ -92,7 +92,12 @@ def candidates(resume: str, directory: Path) -> list[Tag]:
     """What `--resume` may mean, best first: of `auto` every tag that lies in the run's past or
     present, the newest first; otherwise the tag of that prefix."""
     if resume != "auto":
-        return [read_tag(resume)]
+        try:
+            return [read_tag(resume)]
+        except OSError as error:  # a name that no file system takes, a folder without permission
+            raise UserError(
+                f"--resume {resume}: there is no checkpoint that can be read ({error.strerror})"
+            ) from None
     newest_first = sorted(own_tags(directory), key=lambda tag: tag.order, reverse=True)
     start = read_start(directory)
     if not newest_first or start is None or newest_first[0].generation >= start["generation"]:

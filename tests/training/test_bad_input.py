@@ -83,6 +83,17 @@ def test_refused_before_anything_is_written(tmp_path, monkeypatch, case):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "prefix", ["", ".", "/", "..", "../..", "out/../../x", "/etc/passwd", "out/\0", "x" * 300]
+)
+def test_a_prefix_that_is_none_is_refused(tmp_path, monkeypatch, prefix):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        run_config("c.yaml", prefix)
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.yaml"]
+
+
 def test_weights_that_do_not_fit_list_every_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = load_file(REFERENCE / "training/adamw-cosine/init.safetensors")
