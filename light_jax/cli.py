@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import warnings
@@ -22,17 +23,25 @@ def command(
         str | None,
         typer.Option(help="Checkpoint prefix (checkpoints/my-run/step0005000), or 'auto'."),
     ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Run the step of a folder nonfinite-stepN once more; train nothing."),
+    ] = None,
 ) -> None:
     """Train a language model as CONFIG says. Every hyperparameter is in the file."""
     from light_jax.distributed import initialize
 
+    if replay is not None and resume is not None:
+        raise UserError("--replay and --resume are two things to do; give one of them")
     initialize()  # before anything touches a device
-    from light_jax.log import NonFinite
+    from light_jax import nonfinite
     from light_jax.trainer import run_config
 
     try:
+        if replay is not None:
+            raise typer.Exit(nonfinite.replay(config, replay))
         raise typer.Exit(run_config(config, resume))
-    except NonFinite as error:
+    except nonfinite.NonFinite as error:
         print(f"llm-train: {error}", file=sys.stderr)
         raise typer.Exit(3) from None
 
@@ -42,6 +51,7 @@ def main() -> None:
     # the midst of an import or a compilation is lost, or crashes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     warnings.showwarning = _show_warning
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with traces
     try:
         app()
     except UserError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -13,6 +14,9 @@ from jax.experimental import multihost_utils
 from light_llm.errors import UserError
 
 Result = TypeVar("Result")
+
+DONE = "done"
+PATIENCE_MS = 20 * 60 * 1000  # orbax's own patience with slow disks
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -62,6 +66,39 @@ def is_main() -> bool:
 def barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def announce(name: str) -> Iterator[None]:
+    """Let process 0 know how what is done inside ended. On any thread: no collective."""
+    key = f"light-llm/{name}/{jax.process_index()}"
+    try:
+        yield
+    except BaseException as error:
+        _client().key_value_set(key, f"failed: {error}")
+        raise
+    _client().key_value_set(key, DONE)
+
+
+def others_done(name: str) -> None:
+    """Process 0 waits until all others have announced `name`. On any thread: no collective.
+
+    Raises:
+        UserError: one of them failed.
+    """
+    for process in range(1, jax.process_count()):
+        key = f"light-llm/{name}/{process}"
+        told = _client().blocking_key_value_get(key, PATIENCE_MS)
+        _client().key_value_delete(key)
+        if told != DONE:
+            raise UserError(f"process {process} could not write its part ({told})")
+
+
+def _client() -> Any:
+    """The coordination service's: JAX has no public way to it, and orbax takes this one too."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def together(check: Callable[[], Result]) -> Result:

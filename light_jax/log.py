@@ -11,20 +11,16 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 
 from light_jax.console import Reporter, count, duration
 from light_jax.distributed import is_main
 from light_jax.flops import flops_per_token, peak_flops
 from light_jax.metrics import MetricsFile
+from light_jax.nonfinite import NonFinite
 from light_jax.optimizer import learning_rate
 from light_jax.run import Run
-from light_jax.step import MAX_SKIPS, StepMetrics
+from light_jax.step import StepMetrics
 from light_jax.wandb_run import WandbRun
-
-
-class NonFinite(Exception):
-    """The loss or the gradients stopped being finite (exit code 3)."""
 
 
 class Log:
@@ -75,7 +71,8 @@ class Log:
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(metrics)
         if values.bad_step >= 0:
-            raise NonFinite(_describe_bad_step(self.run, int(values.bad_step), values))
+            bad = int(values.bad_step)
+            raise NonFinite(f"step {bad + 1} is not finite", bad, values)
         if step % self.run.cfg.log_every == 0:
             self._line(step, values)
         self.reporter.progress(step, self._text(step, float(values.loss)))
@@ -118,6 +115,11 @@ class Log:
             f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"
         )
 
+    def told(self, text: str) -> None:
+        """A line for the person who watches; the last step's numbers come before it."""
+        self.flush()
+        self.reporter.line(text)
+
     def _text(self, step: int, loss: float) -> str:
         cfg, speed = self.run.cfg, self._tokens_per_second
         text = f"loss {loss:.4f}  lr {learning_rate(cfg, step - 1):.2e}"
@@ -128,21 +130,3 @@ class Log:
                 text += f"  MFU {speed * self._flops / self._peak:.1%}"
             text += f"  ETA {duration(left)}"
         return text
-
-
-def _describe_bad_step(run: Run, step: int, values: StepMetrics) -> str:
-    """`step` counts from 0, as in the state."""
-    cfg = run.cfg
-    if np.isfinite(values.loss) and cfg.dtype == "float16":
-        what = f"the gradients overflowed float16 {MAX_SKIPS} times in a row"
-        remedy = "use dtype bfloat16 or float32, or a lower optimizer.lr"
-    else:
-        what = "the loss or the gradient norm is not finite"
-        remedy = "lower optimizer.lr, or look at these rows"
-    windows = cfg.gradient_accumulation_steps * cfg.batch_size
-    places = run.train_stream.locate(step * windows, windows)
-    rows = "\n".join(f"  {shard}: rows {first} to {last}" for shard, first, last in places)
-    return (
-        f"step {step + 1}: {what}; {remedy}. Nothing of this step was kept, and the last "
-        f"checkpoint is intact. The batch came from\n{rows}"
-    )

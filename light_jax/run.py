@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from light_jax.checkpoint import store
+from light_jax.checkpoint import saver, store
 from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
@@ -56,13 +56,15 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     Raises:
         UserError: something of it cannot be used.
     """
-    mesh, streams, tag, host, changes = together(lambda: _inspect(cfg, resume))
+    tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
+    mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
     abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
     shardings = state_shardings(abstract, cfg.model, mesh)
     if tag is not None:
         state = store.load(tag, cfg, abstract, shardings)
     elif cfg.init_from is not None:
-        weights = load_weights(weights_file(cfg.init_from), cfg.model, shardings.weights)
+        path = weights_file(cfg.init_from)
+        weights = together(lambda: load_weights(path, cfg.model, shardings.weights))
         state = jax.jit(lambda w: init_state(cfg, w), out_shardings=shardings)(weights)
     else:
         init = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)
@@ -83,17 +85,15 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
 
 
 def _inspect(
-    cfg: TrainingConfig, resume: str | None
-) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], store.Tag | None, HostState, list[str]]:
-    """What is checked before anything large is made: mesh, data, the checkpoint to resume from."""
+    cfg: TrainingConfig, tag: store.Tag | None
+) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], HostState, list[str]]:
+    """What is checked before anything large is made: mesh, data, that they continue the tag."""
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, mesh)
     if cfg.use_wandb and is_main():
         check_wandb()
-    directory = Path(cfg.checkpoint_dir)
-    tag = None if resume is None else store.find(resume, directory)
     if is_main():
-        store.check_writable(directory, tag)
+        saver.check_writable(Path(cfg.checkpoint_dir), tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if val_stream is not None and is_main():
@@ -104,9 +104,9 @@ def _inspect(
             verify(cfg.init_from, lambda name: name == WEIGHTS)
     if tag is None:
         host = HostState(uuid.uuid4().hex, train_stream.fingerprint)
-        return mesh, (train_stream, val_stream), None, host, []
+        return mesh, (train_stream, val_stream), host, []
     host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
-    return mesh, (train_stream, val_stream), tag, host, changes
+    return mesh, (train_stream, val_stream), host, changes
 
 
 def _stream(cfg: TrainingConfig, paths: str | list[str], field: str) -> TokenStream:
@@ -129,18 +129,8 @@ class Steps:
 def compile_steps(run: Run) -> Steps:
     """Compile the training and the evaluation step ahead of the loop."""
     cfg, mesh = run.cfg, run.mesh
-    width = cfg.seq_len + 1
-    micro_batches = (cfg.gradient_accumulation_steps, cfg.batch_size, width)
+    compiled = compile_train_step(cfg, mesh, run.shardings, run.state)
     everywhere = replicated(mesh)
-    train = jax.jit(
-        make_train_step(cfg, mesh),
-        in_shardings=(run.shardings, batch_sharding(mesh, 1), everywhere),
-        out_shardings=(run.shardings, everywhere),
-        donate_argnums=0,
-    )
-    tokens = jax.ShapeDtypeStruct(micro_batches, jnp.int32)
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
-    compiled = train.lower(run.state, tokens, rate).compile()
     evaluate = None
     if run.val_stream is not None:
         rows = batch_sharding(mesh, 0)
@@ -149,10 +139,27 @@ def compile_steps(run: Run) -> Steps:
             in_shardings=(run.shardings.params, rows, rows),
             out_shardings=(everywhere, everywhere),
         )
-        tokens = jax.ShapeDtypeStruct((cfg.batch_size, width), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((cfg.batch_size, cfg.seq_len + 1), jnp.int32)
         mask = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.float32)
         evaluate = jitted.lower(run.state.params, tokens, mask).compile()
     return Steps(compiled, evaluate, _memory(compiled))
+
+
+def compile_train_step(
+    cfg: TrainingConfig, mesh: Mesh, shardings: TrainState, state: TrainState
+) -> Any:
+    """The compiled (state, tokens_ABS, learning rate) -> (state, metrics), the state donated."""
+    everywhere = replicated(mesh)
+    train = jax.jit(
+        make_train_step(cfg, mesh),
+        in_shardings=(shardings, batch_sharding(mesh, 1), everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+    shape = (cfg.gradient_accumulation_steps, cfg.batch_size, cfg.seq_len + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return train.lower(state, tokens, rate).compile()
 
 
 def _memory(compiled: Any) -> int | None:

@@ -104,8 +104,23 @@ def _to_bfloat16(weights: Params) -> Params:
     return jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
 
 
-def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
-    """(params, tokens_BS, weights_BT, key) -> the weighted sum of the tokens' losses, float32."""
+def dropout_key(cfg: TrainingConfig, step: jax.Array) -> jax.Array | None:
+    """The key that the masks of step n derive from; None where there is no dropout."""
+    model = cfg.model
+    if max(model.dropout, model.attention.dropout, model.ffn.dropout) == 0:
+        return None
+    run_key = jax.random.fold_in(jax.random.key(cfg.seed), DROPOUT_STREAM)
+    return jax.random.fold_in(run_key, step)
+
+
+def summed_loss(
+    cfg: TrainingConfig, mesh: Mesh, watch: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD
+) -> Callable[..., jax.Array]:
+    """(params, tokens_BS, weights_BT, key) -> the weighted sum of the tokens' losses, float32.
+
+    Args:
+        watch: is given the token embeddings, and the residual stream before and after each layer.
+    """
     abstract = nnx.eval_shape(
         lambda: Transformer(cfg.model, dtype=jnp.dtype(cfg.dtype), rngs=nnx.Rngs(0))
     )
@@ -120,7 +135,7 @@ def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
     ) -> jax.Array:
         model = nnx.merge(graphdef, gather_rows(params, shardings, mesh))
         hidden_BTD = model.hidden(
-            tokens_BS[:, :-1], key, lambda x: jax.lax.with_sharding_constraint(x, by_rows)
+            tokens_BS[:, :-1], key, lambda x: watch(jax.lax.with_sharding_constraint(x, by_rows))
         )
         return cross_entropy_sum(
             hidden_BTD,
@@ -141,8 +156,6 @@ def make_train_step(
     """(state, tokens_ABS int32, learning rate) -> (state after the update, metrics)."""
     loss_sum = summed_loss(cfg, mesh)
     optimizer = make_optimizer(cfg.optimizer)
-    model = cfg.model
-    has_dropout = max(model.dropout, model.attention.dropout, model.ffn.dropout) > 0
 
     def scaled_loss(
         params: Params, tokens_BS: jax.Array, key: jax.Array | None, scale: jax.Array
@@ -177,10 +190,7 @@ def make_train_step(
     def train_step(
         state: TrainState, tokens_ABS: jax.Array, lr: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        step_key = None
-        if has_dropout:
-            run_key = jax.random.fold_in(jax.random.key(cfg.seed), DROPOUT_STREAM)
-            step_key = jax.random.fold_in(run_key, state.step)
+        step_key = dropout_key(cfg, state.step)
         scale = jnp.float32(1) if state.loss_scale is None else state.loss_scale.scale
         loss, grads = loss_and_grads(state.params, tokens_ABS, step_key, scale)
         grads = jax.tree.map(lambda g: g / scale, grads)

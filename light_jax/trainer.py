@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from light_jax.checkpoint import files
-from light_jax.checkpoint.store import Store
+from light_jax.checkpoint.saver import Saver
 from light_jax.config import load_config
 from light_jax.console import Reporter, size
 from light_jax.data.loader import BatchLoader, validation_batches
-from light_jax.distributed import is_main, together
+from light_jax.distributed import together
 from light_jax.log import Log
+from light_jax.nonfinite import NonFinite, explained
 from light_jax.optimizer import learning_rate
 from light_jax.run import Run, Steps, compile_steps, prepare
 from light_jax.sharding import to_global
 from light_jax.signals import Stopper
 from light_jax.summary import describe
+from light_llm.errors import UserError
 
 
 def run_config(config_path: str | Path, resume: str | None = None) -> int:
@@ -27,7 +29,7 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
 
     Raises:
         UserError: the config, its data or the checkpoint cannot be used; nothing was written, but
-            by a run in whose midst a shard turns out to be bad.
+            by a run in whose midst a shard turns out to be bad or the disk fails.
         NonFinite: training stopped on a non-finite step.
     """
     run = prepare(load_config(config_path), resume)
@@ -36,32 +38,35 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
             reporter.line(line)
         done = int(run.state.step)
         if done < run.cfg.num_steps:
-            steps = compile_steps(run)
-            if steps.memory is not None:
-                reporter.line(f"memory      {size(steps.memory)} per device for the compiled step")
-            return train(run, steps, Path(config_path), reporter)
+            with Stopper() as stopper:  # from here on a signal is waited for: compiling takes long
+                steps = compile_steps(run)
+                if steps.memory is not None:
+                    memory = size(steps.memory)
+                    reporter.line(f"memory      {memory} per device for the compiled step")
+                return train(run, steps, Path(config_path), reporter, stopper)
         reporter.line(f"nothing to do: num_steps={run.cfg.num_steps}, and step {done} is done")
         return finish(run, Path(config_path))
 
 
 def finish(run: Run, config_path: Path) -> int:
     """Write the `final` that a run lacks if it was stopped after its last step's other tags."""
-    store = Store(run.cfg, run.resumed)
+    saver = Saver(run.cfg, run.resumed)
     assert run.resumed is not None
-    own = run.resumed.prefix.parent.absolute() == store.directory.absolute()
-    if own and not store.has_final():
+    own = run.resumed.prefix.parent.absolute() == saver.directory.absolute()
+    if own and not saver.has_final():
         with contextlib.ExitStack() as held:
-            together(lambda: store.open(held, config_path) if is_main() else None)
-            store.save("final", run.state, run.host)
+            saver.open(held, config_path)
+            saver.save(["final"], run.state, run.host)
+            saver.wait()
     return 0
 
 
-def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter) -> int:
+def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper: Stopper) -> int:
     """Train from the run's state to num_steps, or to a signal. Returns the exit code."""
-    cfg, store = run.cfg, Store(run.cfg, run.resumed)
+    cfg, saver = run.cfg, Saver(run.cfg, run.resumed)
     first_step = int(run.state.step)
     with contextlib.ExitStack() as held:
-        together(lambda: store.open(held, config_path) if is_main() else None)
+        saver.open(held, config_path)
         loader = BatchLoader(
             run.train_stream,
             batch_size=cfg.batch_size,
@@ -72,30 +77,50 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter) -> int:
             num_workers=cfg.num_workers,
         )
         reporter.start(first_step, cfg.num_steps)
-        with Log(run, store.directory, reporter) as log, loader, Stopper() as stopper:
-            for step, local_tokens in enumerate(loader, first_step + 1):
-                tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
-                rate = np.float32(learning_rate(cfg, step - 1))
-                run.state, metrics = steps.train(run.state, tokens, rate)
-                log.step(step, metrics)
-                last = step == cfg.num_steps
-                stop = stopper.requested(step)
-                improved = False
-                if run.val_stream is not None and (last or step % cfg.eval_every == 0):
-                    with log.paused():
-                        improved = _evaluate(run, steps, step, log)
-                tags = {
-                    "best": improved,
-                    files.step_tag(step): stop or step % cfg.save_every == 0,
-                    "final": last,
-                }
-                for tag in (name for name, due in tags.items() if due):
-                    with log.paused():
-                        store.save(tag, run.state, run.host)
-                if stop and not last:
-                    assert stopper.signal is not None
-                    reporter.line(f"stopped by a signal; continue with --resume auto ({step=})")
-                    return 128 + stopper.signal
+        log = held.enter_context(together(lambda: Log(run, saver.directory, reporter)))
+        held.enter_context(loader)
+        try:
+            return _loop(run, steps, loader, log, saver, stopper)
+        except NonFinite as bad:
+            saver.wait()
+            raise explained(run, bad, config_path) from None
+
+
+def _loop(
+    run: Run, steps: Steps, loader: BatchLoader, log: Log, saver: Saver, stopper: Stopper
+) -> int:
+    cfg = run.cfg
+    for step, local_tokens in enumerate(loader, int(run.state.step) + 1):
+        tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
+        rate = np.float32(learning_rate(cfg, step - 1))
+        run.state, metrics = steps.train(run.state, tokens, rate)
+        log.step(step, metrics)
+        last, improved = step == cfg.num_steps, False
+        failure: UserError | None = None
+        if run.val_stream is not None and (last or step % cfg.eval_every == 0):
+            with log.paused():
+                try:
+                    improved = _evaluate(run, steps, step, log)
+                except UserError as error:  # a bad shard: what was trained is kept all the same
+                    failure = error
+        stop = stopper.requested(step)
+        tags = {
+            "best": improved,
+            files.step_tag(step): stop or failure is not None or step % cfg.save_every == 0,
+            "final": last and failure is None,
+        }
+        if due := [tag for tag, is_due in tags.items() if is_due]:
+            with log.paused():
+                saver.save(due, run.state, run.host)
+        if failure is not None or stop or last:
+            saver.wait()
+        if failure is not None:
+            raise failure
+        if stop and not last:
+            assert stopper.signal is not None
+            log.told(f"stopped by a signal; continue with --resume auto ({step=})")
+            return 128 + stopper.signal
+    log.told(f"done        the model is {saver.directory / 'final.safetensors'}")
     return 0
 
 
@@ -107,7 +132,7 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log) -> bool:
     batches = validation_batches(
         run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
     )
-    for batch in batches:
+    while (batch := together(lambda: next(batches, None))) is not None:
         shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
         loss_sum, num_tokens = steps.evaluate(run.state.params, *shared)
         total, tokens = total + float(loss_sum), tokens + float(num_tokens)

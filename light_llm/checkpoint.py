@@ -189,6 +189,11 @@ def verify(prefix: str | Path, wanted: Callable[[str], bool] = lambda name: True
 
 def _path_of(prefix: str | Path, name: str) -> Path:
     ending, _, inner = name.partition("/")
+    if ending not in (WEIGHTS, STATE) or ".." in Path(inner).parts or Path(inner).is_absolute():
+        raise UserError(
+            f"{member(prefix, CONFIG)}: checkpoint.files names {name!r}, which is no file of a "
+            "checkpoint; use another tag"
+        )
     path = member(prefix, ending)
     return path / inner if inner else path
 

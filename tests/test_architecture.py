@@ -29,8 +29,9 @@ ORDER = [
     ("light_jax.checkpoint",),
     ("light_jax.metrics", "light_jax.wandb_run"),
     ("light_jax.run",),
+    ("light_jax.summary", "light_jax.nonfinite"),
+    ("light_jax.log",),
     ("light_jax.parity",),
-    ("light_jax.summary", "light_jax.log"),
     ("light_jax.trainer",),
 ]
 

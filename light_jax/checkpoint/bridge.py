@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from conversion import torch_file
 from light_jax.checkpoint import files, store, torch_tag
+from light_jax.checkpoint.saver import write_config
 from light_jax.checkpoint.state import (
     HostState,
     load_arrays,
@@ -80,7 +81,8 @@ def import_tag(prefix: str | Path) -> list[str]:
         try:
             save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
             save_state(staging / f"{tag}{layout.STATE}", state, host)
-            store.write_config(staging, tag, cfg, host.run, generation, step)
+            own = layout.Record(run=host.run, generation=generation, step=step)
+            write_config(staging, tag, cfg, own)
             files.commit(directory, tag)
         except BaseException:
             _discard(staging)

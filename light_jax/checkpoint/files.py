@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from light_llm.checkpoint import CONFIG, STATE, WEIGHTS, committed_dir
@@ -36,8 +36,7 @@ def writing_dir(directory: Path, tag: str) -> Path:
 def start(directory: Path, tag: str) -> Path:
     """An empty folder to write the members of `tag` into."""
     staging = writing_dir(directory, tag)
-    if staging.exists():
-        shutil.rmtree(staging)
+    remove(staging)
     staging.mkdir()
     return staging
 
@@ -53,17 +52,37 @@ def commit(directory: Path, tag: str) -> None:
     publish(directory, tag)
 
 
+def link(directory: Path, tag: str, other: str) -> None:
+    """Stage the members of `tag` as those of another tag too, the same files under other names.
+
+    Files are never changed in place, so the two can share them; where a file system has no hard
+    links they are copied.
+    """
+    source, target = writing_dir(directory, tag), start(directory, other)
+    for path in sorted(source.rglob("*")):
+        copy = target / str(path.relative_to(source)).replace(tag, other, 1)
+        if path.is_dir():
+            copy.mkdir()
+            continue
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
+
+
 def publish(directory: Path, tag: str) -> None:
     """Move a committed tag's members to their places, config.json first out and last in."""
     committed = committed_dir(directory, tag)
+    if committed.is_symlink():  # none of ours, and what it leads to is not ours to move
+        committed.unlink()
+        return
     config = committed / f"{tag}{CONFIG}"
     if config.exists():
         (directory / config.name).unlink(missing_ok=True)
         sync(directory)
         state, weights = committed / f"{tag}{STATE}", committed / f"{tag}{WEIGHTS}"
         if state.exists():
-            if (directory / state.name).exists():
-                shutil.rmtree(directory / state.name)
+            remove(directory / state.name)
             os.rename(state, directory / state.name)
         if weights.exists():
             os.replace(weights, directory / weights.name)
@@ -80,9 +99,16 @@ def delete(directory: Path, tag: str) -> None:
     (directory / f"{tag}{CONFIG}").unlink(missing_ok=True)
     sync(directory)
     (directory / f"{tag}{WEIGHTS}").unlink(missing_ok=True)
-    if (directory / f"{tag}{STATE}").exists():
-        shutil.rmtree(directory / f"{tag}{STATE}")
+    remove(directory / f"{tag}{STATE}")
     sync(directory)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder if it is there; of a symlink, the link alone."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def recover(directory: Path) -> None:
@@ -90,18 +116,20 @@ def recover(directory: Path) -> None:
     for committed in sorted(directory.glob(".*.committed")):
         publish(directory, committed.name[1:].removesuffix(".committed"))
     for writing in sorted(directory.glob(".*.writing")):
-        shutil.rmtree(writing)
+        remove(writing)
     for state in sorted(directory.glob(f"step*{STATE}")):  # half-deleted: the state goes last
         tag = state.name.removesuffix(STATE)
         if STEP_TAG.fullmatch(tag) and not (directory / f"{tag}{CONFIG}").exists():
             delete(directory, tag)
 
 
-def flush(folder: Path) -> None:
-    """Flush every file and folder below `folder` to disk."""
+def flush(folder: Path, wanted: Callable[[str], bool] = lambda path: True) -> None:
+    """Flush every file below `folder` whose path is wanted to disk, and every folder."""
     for root, _, names in os.walk(folder):
         for name in names:
-            sync(Path(root) / name)
+            path = Path(root) / name
+            if wanted(str(path.relative_to(folder))):
+                sync(path)
         sync(Path(root))
 
 
@@ -116,6 +144,7 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by another, whole at every instant."""
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # a symlink would be written through
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -131,7 +160,8 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         UserError: another run holds it.
     """
-    with (directory / ".lock").open("w") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # it is never written: a lock alone
+    with os.fdopen(os.open(directory / ".lock", flags, 0o666), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,10 +7,12 @@ nor Flax's container types. orbax's v1 API is used in this file alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from light_jax.sharding import path_names
@@ -37,10 +39,37 @@ def named_arrays(state: TrainState) -> dict[str, Any]:
 
 def save_state(path: Path, state: TrainState, host: HostState) -> None:
     """Write the folder; every process calls it."""
+    start_saving(path, state, host)()
+
+
+def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[], None]:
+    """Copy the arrays to the host and begin to write the folder; every process calls it.
+
+    Returns:
+        What waits until it is written, on any thread. The processes wait for each other there by
+        JAX's coordination service, not by a collective.
+    """
     context = ocp.Context()
     context.array.saving.use_compression = False
+    # else a folder that cannot be made is an error of its threads' patience, 20 minutes later
+    context.asynchronous.create_directories_asynchronously = False
+    arrays = named_arrays(state)
+    if jax.default_backend() == "cpu":  # orbax would write from the buffers that the step reuses
+        arrays = jax.tree.map(jnp.copy, arrays)
     with context:
-        ocp.save(path.absolute(), named_arrays(state), custom_metadata=dataclasses.asdict(host))
+        metadata = dataclasses.asdict(host)
+        return ocp.save_async(path.absolute(), arrays, custom_metadata=metadata).result
+
+
+def is_mine(name: str) -> bool:
+    """Whether this process wrote that file of a tag; process 0 answers for what all share.
+
+    A process of a smaller run answers for several of those that wrote.
+    """
+    _, _, writer = name.partition("ocdbt.process_")
+    writer = writer.partition("/")[0]
+    owner = int(writer) % jax.process_count() if writer.isdigit() else 0
+    return owner == jax.process_index()
 
 
 def load_host_state(path: Path) -> HostState:

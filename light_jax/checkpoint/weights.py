@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -19,19 +21,39 @@ from light_llm.models.transformer.config import TransformerConfig
 
 
 def save_weights(path: Path, weights: nnx.State, cfg: TransformerConfig) -> None:
-    """Write float32 weights; every process calls it, process 0 writes.
+    """Write float32 weights; every process calls it, process 0 writes."""
+    arrays = gather_weights(weights, cfg)
+    if jax.process_index() == 0:
+        write_weights(path, arrays, cfg)
 
-    Parameters are gathered one at a time. Equal weights are equal files.
+
+def gather_weights(weights: nnx.State, cfg: TransformerConfig) -> dict[str, np.ndarray]:
+    """The weights on the host, by key, in JAX's layout; one is gathered at a time.
+
+    Every process calls it, on the main thread; process 0 gets them, the others none.
     """
-    tensors: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for entry in table(cfg):
         whole = _gather(_leaf(weights, entry))
         if jax.process_index() == 0:
-            tensors[entry.key] = to_torch_layout(whole, entry)
-    if jax.process_index() == 0:
-        if cfg.tie_embeddings:
-            tensors[TIED_KEY] = tensors["tok_emb.weight"]
-        save_file(tensors, path, metadata={"format": "pt"})
+            arrays[entry.key] = whole
+    return arrays
+
+
+def write_weights(path: Path, arrays: dict[str, np.ndarray], cfg: TransformerConfig) -> None:
+    """Write what `gather_weights` gave, and take it: `arrays` is left in PyTorch's layout.
+
+    Two arrays are transposed at a time, and no other copy is made. Equal weights are equal files.
+    """
+
+    def transpose(entry: Entry) -> None:
+        arrays[entry.key] = to_torch_layout(arrays[entry.key], entry)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(transpose, table(cfg)))
+    if cfg.tie_embeddings:
+        arrays[TIED_KEY] = arrays["tok_emb.weight"]
+    save_file(arrays, path, metadata={"format": "pt"})
 
 
 def _leaf(weights: Any, entry: Entry) -> jax.Array:
@@ -42,7 +64,8 @@ def _leaf(weights: Any, entry: Entry) -> jax.Array:
 
 def _gather(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
-        return np.asarray(array)
+        # of a copy: the step reuses the array's own memory, or it would keep the host's for itself
+        return np.asarray(jnp.copy(array))
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 

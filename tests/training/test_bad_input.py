@@ -1,5 +1,6 @@
 """Bad input ends with exit code 2, one message, no traceback, and nothing written."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_runs import REFERENCE, TINY, command, metrics, write_config
 
-from light_jax.log import NonFinite
+from light_jax.data import TokenStream
+from light_jax.nonfinite import NonFinite, replay
 from light_jax.trainer import run_config
 from light_llm.errors import UserError
 
@@ -93,6 +95,17 @@ def test_refused_before_anything_is_written(tmp_path, monkeypatch, case):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "prefix", ["", ".", "/", "..", "../..", "out/../../x", "/etc/passwd", "out/\0", "x" * 300]
+)
+def test_a_prefix_that_is_none_is_refused(tmp_path, monkeypatch, prefix):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        run_config("c.yaml", prefix)
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.yaml"]
+
+
 def test_weights_that_do_not_fit_list_every_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = load_file(REFERENCE / "training/adamw-cosine/init.safetensors")
@@ -140,29 +153,94 @@ def test_another_runs_directory_is_not_taken_over_by_a_resume(tmp_path, monkeypa
         run_config("c.yaml", "auto")
 
 
-@pytest.mark.parametrize("accum", [1, 2])
-def test_a_non_finite_step_stops_and_names_the_rows(tmp_path, monkeypatch, accum):
-    """A learning rate of 1e30 makes the second update's loss overflow: exit code 3."""
-    monkeypatch.chdir(tmp_path)
+def test_a_non_finite_step_stops_is_written_down_and_replayed(tmp_path):
+    """A learning rate of 1e30 makes the second step's gradients overflow: exit code 3."""
     changes = {"optimizer": {"lr": 1e30}, "scheduler": {"warmup_steps": 0, "type": "constant"}}
-    changes |= {"save_every": 1, "gradient_accumulation_steps": accum, "val_data": ...}
-    write_config(tmp_path / "c.yaml", **changes)
-    with pytest.raises(NonFinite) as stop:
-        run_config("c.yaml")
-    told = str(stop.value)
-    assert told.startswith("step 2: the loss or the gradient norm is not finite")
-    assert "shard_0000" in told
-    assert "rows" in told
-    done = command(
-        "llm-train", write_config(tmp_path / "again/c.yaml", **changes), cwd=tmp_path / "again"
-    )
+    changes |= {"save_every": 1, "gradient_accumulation_steps": 2, "val_data": ...}
+    config = write_config(tmp_path / "c.yaml", **changes)
+    done = command("llm-train", config, cwd=tmp_path)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert [line["step"] for line in metrics(tmp_path / "again/out")] == [1]
-    tags = sorted(path.name for path in (tmp_path / "again/out").glob("*.config.json"))
-    assert tags == ["step0000001.config.json"]
-    weights = load_file(tmp_path / "again/out/step0000001.safetensors")
+    told = done.stderr[done.stderr.index("llm-train: ") :]
+    assert told.startswith("llm-train: step 2: the loss or the gradient norm is not finite")
+    assert "the newest checkpoint is out/step0000001" in told
+    assert "shard_0000" in told
+    assert "rows" in told
+    out = tmp_path / "out"
+    assert [line["step"] for line in metrics(out)] == [1]
+    assert [path.name for path in out.glob("*.config.json")] == ["step0000001.config.json"]
+    weights = load_file(out / "step0000001.safetensors")
     assert all(np.isfinite(value).all() for value in weights.values())
+
+    folder = out / "nonfinite-step2"
+    stream = TokenStream(TINY["train_data"], seq_len=16, seed=42)
+    batch = stream.windows(np.arange(16, 32)).reshape(2, 8, 17)
+    np.testing.assert_array_equal(np.load(folder / "tokens.npy"), batch)
+    assert load_file(folder / "weights.safetensors").keys() == weights.keys()
+    report = json.loads((folder / "report.json").read_text())
+    layers = ["tok_emb", "embeddings", "layers.0", "layers.1"]
+    assert list(report["activations"]) == layers
+    assert list(report["gradients"]) == ["tok_emb", "layers.0", "layers.1", "final_norm"]
+    assert all(len(norms) == 2 for norms in report["activations"].values())
+    assert "nan" in report["gradients"]["layers.0"]
+    before = sorted(tmp_path.rglob("*"))
+    script, *args = report["replay"].split()
+    assert f"{report['replay']}\n" in told
+    again = command(script, *args, cwd=tmp_path)
+    assert again.returncode == 3
+    assert f"loss {report['loss']}  gradient norm {report['grad_norm']}  (now)" in again.stderr
+    assert (
+        f"loss {report['loss']}  gradient norm {report['grad_norm']}  (in the run)" in again.stderr
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_fifty_overflows_of_float16_in_a_row_stop(tmp_path, monkeypatch):
+    """Finite losses whose gradients are too large for float16 at any scale."""
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(REFERENCE / "training/adamw-cosine/init.safetensors")
+    weights["final_norm.weight"] *= 1e4
+    weights["layers.1.ffn.up_proj.weight"] *= 0  # the layer says nothing, whatever down_proj is
+    weights["layers.1.ffn.down_proj.weight"] *= 5e5
+    save_file(weights, "w.safetensors")
+    model = {"d_model": 48, "max_seq_len": 64}
+    changes = {"num_steps": 60, "save_every": 20, "val_data": ..., "init_from": "w.safetensors"}
+    write_config(tmp_path / "c.yaml", dtype="float16", model=model, **changes)
+    with pytest.raises(NonFinite, match="step 50: the gradients overflowed float16 50 times"):
+        run_config("c.yaml")
+    lines = metrics(tmp_path / "out")
+    assert [line["step"] for line in lines] == list(range(1, 50))
+    assert {line["train/grad_norm"] for line in lines} == {None}
+    assert lines[-1]["train/loss_scale"] == 1
+    assert np.isfinite([line["train/loss"] for line in lines]).all()
+    saved = load_file("out/step0000040.safetensors")
+    for key, value in weights.items():
+        np.testing.assert_array_equal(saved[key], value, err_msg=key)
+    assert replay("c.yaml", "out/nonfinite-step50") == 3
+    write_config(tmp_path / "c.yaml", dtype="bfloat16", model=model, **changes)
+    with pytest.raises(UserError, match="is not of a run with dtype='bfloat16'"):
+        replay("c.yaml", "out/nonfinite-step50")
+    with pytest.raises(UserError, match=r"has no tokens.npy"):
+        replay("c.yaml", "out")
+
+
+def test_a_damaged_validation_shard_costs_no_step(tmp_path, monkeypatch):
+    """It is found when it is read, at step 2: what was trained is committed all the same."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY["val_data"], "val")
+    for path in (tmp_path / "val").iterdir():
+        data = bytearray(path.read_bytes())
+        end = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+        data[4:end] = bytes(end - 4)  # the footer is as it was
+        path.write_bytes(data)
+    write_config(tmp_path / "c.yaml", val_data="val", eval_every=2)
+    with pytest.raises(UserError, match="val/"):
+        run_config("c.yaml")
+    assert [path.name for path in (tmp_path / "out").glob("*.config.json")] == [
+        "step0000002.config.json"
+    ]
+    write_config(tmp_path / "c.yaml", eval_every=2)
+    assert run_config("c.yaml", "auto") == 0
 
 
 def test_val_data_and_shards_of_every_kind_of_path(tmp_path, monkeypatch):

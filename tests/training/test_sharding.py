@@ -108,8 +108,10 @@ def test_two_processes_train_save_and_resume(tmp_path):
     assert metrics(tmp_path / "whole/out", timeless=True)[4:] == metrics(
         tmp_path / "halves/out", timeless=True
     )
-    alone = write_config(tmp_path / "alone/c.yaml")
+    alone = write_config(tmp_path / "alone/c.yaml", num_steps=5)
     train_command(alone, "--resume", str(tmp_path / "whole/out/step0000003"))
+    back = write_config(tmp_path / "alone/c.yaml", mesh={"data": 1, "fsdp": 2})
+    finish(start_processes(back, "--resume", "auto"))  # from 2 processes to 1 and back to 2
     assert column(tmp_path / "alone/out", "train/loss") == pytest.approx(
         column(tmp_path / "halves/out", "train/loss"), abs=1e-5
     )

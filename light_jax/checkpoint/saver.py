@@ -1,0 +1,260 @@
+"""The checkpoint directory that a run writes: saving in the background, keeping few."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+
+from safetensors import SafetensorError
+
+from light_jax.checkpoint import files, store
+from light_jax.checkpoint.state import HostState, is_mine, start_saving
+from light_jax.checkpoint.weights import gather_weights, write_weights
+from light_jax.config import TrainingConfig
+from light_jax.distributed import announce, is_main, others_done, together
+from light_jax.step import TrainState
+from light_llm import checkpoint as layout
+from light_llm.errors import UserError
+
+
+class Saver:
+    """One run's writer. Every process makes one; process 0 commits.
+
+    A save has two halves. On the main thread the state is copied to the host, which all processes
+    do together. A background thread then writes and commits; it runs no collective, and what goes
+    wrong there is raised by the next `save`, or by `wait`. One save is under way at a time, so
+    there is one copy of the state at most.
+    """
+
+    def __init__(self, cfg: TrainingConfig, resumed: store.Tag | None) -> None:
+        self.cfg, self.directory = cfg, Path(cfg.checkpoint_dir)
+        self.resumed = resumed
+        self.generation = 1  # known to process 0 once the directory is open
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="light-save")
+        self._saving: Future[None] | None = None
+        self._saves = 0
+
+    def open(self, held: contextlib.ExitStack, config_path: Path) -> None:
+        """Make the directory and lock it for as long as `held` is, finish what a crash left, keep a
+        copy of the config file. Every process calls it.
+
+        Raises:
+            UserError: another run writes there, or did so since this one was checked.
+        """
+        together(lambda: self._open(held, config_path) if is_main() else None)
+        held.push(self._leave)  # before the lock is given back
+
+    def _open(self, held: contextlib.ExitStack, config_path: Path) -> None:
+        with _told(self.directory, "cannot be written"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.locked(self.directory))
+            files.recover(self.directory)
+            check_writable(self.directory, self.resumed)
+            self._copy_config(config_path)
+            if self.resumed is not None:
+                self._note_resume(self.resumed)
+
+    def _note_resume(self, resumed: store.Tag) -> None:
+        self.generation = 1 + max(resumed.generation, store.starts(self.directory))
+        start = {"generation": self.generation, "resumed": str(resumed.prefix.absolute())}
+        files.write_atomically(self.directory / store.START, json.dumps(start).encode())
+
+    def _copy_config(self, path: Path) -> None:
+        name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
+        target = self.directory / name
+        if not (target.exists() and target.samefile(path)):
+            files.write_atomically(target, path.read_bytes())
+
+    def save(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
+        """Commit the state under each of these tags, in this order; every process calls it.
+
+        Returns when the state is copied to the host.
+
+        Raises:
+            UserError: the save before failed, or this one cannot begin. Earlier tags are intact.
+        """
+        self.wait()
+        self._saves += 1
+        name, step = f"save{self._saves}", int(state.step)
+        staging = files.writing_dir(self.directory, tags[0])
+        with _told(self.directory / tags[0], "cannot be saved"):
+            together(lambda: files.start(self.directory, tags[0]) if is_main() else None)
+            weights = gather_weights(state.weights, self.cfg.model)
+            path = staging / f"{tags[0]}{layout.STATE}"
+            writing = together(lambda: start_saving(path, state, host))
+        record = layout.Record(run=host.run, generation=self.generation, step=step)
+
+        def finish() -> None:
+            if is_main():
+                path = staging / f"{tags[0]}{layout.WEIGHTS}"
+                try:
+                    write_weights(path, weights, self.cfg.model)
+                    weights.clear()
+                    digest = layout.digest(path)  # while orbax is still writing
+                finally:  # nobody may touch the folder before orbax has let go of it
+                    writing()
+                others_done(name)
+                self._commit(staging, tags, record, {path: digest})
+                return
+            with announce(name):
+                writing()
+                files.flush(staging, is_mine)
+
+        self._saving = self._thread.submit(self._guarded(self.directory / tags[0], finish))
+
+    @staticmethod
+    def _guarded(prefix: Path, work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            with _told(prefix, "cannot be saved"):
+                work()
+
+        return run
+
+    def wait(self) -> None:
+        """Return when all that was saved is committed; every process calls it.
+
+        Raises:
+            UserError: it could not be, on any of the processes.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            together(saving.result)
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """The end of the run: on an error's way out, a save that fails as well is told too."""
+        saving, self._saving = self._saving, None
+        self._thread.shutdown(wait=True)
+        failure = None if saving is None else saving.exception()
+        if failure is not None:
+            if error is None:
+                raise failure
+            print(f"llm-train: {failure}", file=sys.stderr)
+
+    def _commit(
+        self,
+        staging: Path,
+        tags: Sequence[str],
+        record: layout.Record,
+        digests: Mapping[Path, layout.Member] = MappingProxyType({}),
+    ) -> None:
+        """Publish a staged tag under its own name and the other ones, then delete what is old.
+
+        Args:
+            digests: those of its files that are known already.
+        """
+        write_config(staging, tags[0], self.cfg, record, digests)
+        for tag in tags[1:]:
+            files.link(self.directory, tags[0], tag)
+        for tag in tags:
+            files.commit(self.directory, tag)
+        self._retain()
+
+    def _retain(self) -> None:
+        """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n."""
+        tags = store.own_tags(self.directory)
+        steps = [tag for tag in tags if files.STEP_TAG.fullmatch(tag.prefix.name)]
+        left_at = 0 if self.resumed is None else self.resumed.step
+        abandoned = [t for t in steps if t.generation < self.generation and t.step > left_at]
+        kept = sorted((t for t in steps if t not in abandoned), key=lambda tag: tag.step)
+        for tag in [*abandoned, *kept[: -self.cfg.keep_last_n]]:
+            files.delete(self.directory, tag.prefix.name)
+
+    def has_final(self) -> bool:
+        """Whether the resumed step's `final` tag is there."""
+        finals = [tag for tag in store.own_tags(self.directory) if tag.prefix.name == "final"]
+        return self.resumed is not None and any(tag.step == self.resumed.step for tag in finals)
+
+
+def write_config(
+    staging: Path,
+    tag: str,
+    cfg: TrainingConfig,
+    record: layout.Record,
+    digests: Mapping[Path, layout.Member] = MappingProxyType({}),
+) -> None:
+    """The last member of a staged tag: the config, and what ties it to the files beside it.
+
+    Args:
+        record: all but its `files`.
+        digests: those of its files that are known already.
+    """
+    with ThreadPoolExecutor(1) as disk:
+        flushed = disk.submit(files.flush, staging)  # the disk is busy while this reads memory
+        members = {
+            str(path.relative_to(staging)).removeprefix(tag): digests.get(path)
+            or layout.digest(path)
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
+        }
+        flushed.result()
+    record = record.model_copy(update={"files": members})
+    config = cfg.model_dump(mode="json") | {"checkpoint": record.model_dump(mode="json")}
+    path = staging / f"{tag}{layout.CONFIG}"
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copymode(path, staging / f"{tag}{layout.WEIGHTS}")  # safetensors' own is 0600
+
+
+@contextlib.contextmanager
+def _told(path: Path, what: str):  # type: ignore[no-untyped-def]
+    """Faults of the disk as an error that says what is left."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, ValueError) and "os_error_code=" not in str(error):
+            raise  # tensorstore has but this type for a full disk and for a bug
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: {what} ({reason}); make room or mend the disk, and continue with --resume "
+            "auto: what was committed before is intact"
+        ) from None
+
+
+def check_writable(directory: Path, resumed: store.Tag | None) -> None:
+    """Refuse, before anything is written, a directory that cannot take this run.
+
+    Raises:
+        UserError: it is a file, not writable, or holds other checkpoints than those of the run that
+            is resumed from it.
+    """
+    if set("[]*?") & set(str(directory.absolute())):  # orbax takes them for patterns
+        raise UserError(
+            f"checkpoint_dir={str(directory)!r}: {directory.absolute()} has one of [ ] * ? in it, "
+            "which checkpoints cannot be written under; use another folder"
+        )
+    existing = directory
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"checkpoint_dir={str(directory)!r}: {existing} is not a folder")
+    try:
+        probe = existing / ".light-llm-probe"
+        probe.mkdir(exist_ok=True)
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_dir={str(directory)!r} cannot be written ({error.strerror}); "
+            "use another folder"
+        ) from None
+    others = {name for name in layout.tags(directory) if files.is_own_name(name)}
+    # A copy of the folder holds tags of the same run, which are not this folder's own.
+    if resumed is not None and resumed.prefix.parent.resolve() == directory.resolve():
+        others = {name for name in others if _is_of_another_run(directory / name, resumed.run)}
+    if others:
+        raise UserError(
+            f"checkpoint_dir={str(directory)!r} holds a run already ({', '.join(sorted(others))}); "
+            "continue that one with --resume auto, or use another checkpoint_dir"
+        )
+
+
+def _is_of_another_run(prefix: Path, run: str) -> bool:
+    try:
+        record = layout.read_record(prefix)
+    except UserError:  # damaged: nobody can say, and nobody can use it
+        return False
+    return record is None or record.run != run
