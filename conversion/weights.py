@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.mapping import TIED_KEY, Entry, table
-from light_llm.checkpoint import read_state_dict
+from light_llm.checkpoint import read_state_dict, weights_file
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -56,8 +56,15 @@ def to_torch(params: Mapping[Any, Any], config: TransformerConfig) -> dict[str, 
     return state_dict
 
 
-def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.State:
+def from_torch(
+    state_dict: Mapping[str, Any],
+    config: TransformerConfig,
+    source: str | Path = "the state dict",
+) -> nnx.State:
     """A PyTorch state dict (of tensors or numpy arrays) as the JAX model's `nnx.State`, float32.
+
+    Args:
+        source: what a message calls it.
 
     Raises:
         UserError: keys that are missing, unexpected or misshapen, all of them in one message, or a
@@ -67,9 +74,9 @@ def from_torch(state_dict: Mapping[str, Any], config: TransformerConfig) -> nnx.
     from flax import nnx
 
     arrays = {key: as_numpy(value) for key, value in state_dict.items()}
-    check_keys({key: value.shape for key, value in arrays.items()}, config, "the state dict")
+    check_keys({key: value.shape for key, value in arrays.items()}, config, source)
     if config.tie_embeddings and TIED_KEY in arrays:
-        check_tied(arrays["tok_emb.weight"], arrays[TIED_KEY], "the state dict")
+        check_tied(arrays["tok_emb.weight"], arrays[TIED_KEY], source)
     tree: dict[Any, Any] = {}
     for entry in table(config):
         *parents, leaf = entry.path
@@ -117,7 +124,7 @@ def check_keys(
 
 
 def check_tied(tok_emb: np.ndarray, lm_head: np.ndarray, source: str | Path) -> None:
-    if not np.array_equal(tok_emb, lm_head):
+    if not np.array_equal(tok_emb, lm_head, equal_nan=True):
         raise UserError(
             f"{source}: lm_head.weight differs from tok_emb.weight, but model.tie_embeddings is "
             "true; set it to false, or leave lm_head.weight out of the file"
@@ -140,7 +147,7 @@ def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None
 
     state_dict, cfg = read_state_dict(path_or_prefix, config, load_file)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, from_torch(state_dict, cfg))
+    return nnx.merge(graphdef, from_torch(state_dict, cfg, weights_file(path_or_prefix)))
 
 
 def load_torch(

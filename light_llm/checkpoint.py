@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
 TORCH_STATE = ".state.pt"
 FORMAT = 1
+DTYPES = ("F64", "F32", "F16", "BF16")  # of tensors in a weights file, as its header calls them
 
 
 class Member(NamedTuple):
@@ -103,7 +104,9 @@ def missing(prefix: str | Path) -> UserError:
     """The error for a checkpoint that is not there, naming those that are."""
     directory, tag = split_prefix(prefix)
     there = tags(directory)
-    if inside := tags(directory / tag):
+    if tag and member(prefix, CONFIG).is_file():
+        remedy = f"{member(prefix, WEIGHTS)} is missing beside its {CONFIG}"
+    elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
     elif not directory.is_dir():
         remedy = f"there is no folder {directory}"
@@ -126,7 +129,7 @@ def read_config(prefix: str | Path) -> dict[str, Any]:
         raise missing(prefix)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable config: {error}; use another tag") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a JSON object; use another tag")
@@ -137,7 +140,7 @@ def read_record(prefix: str | Path) -> Record | None:
     """What config.json says of the checkpoint itself; None where another trainer wrote it.
 
     Raises:
-        UserError: the record is not one.
+        UserError: the record is not one, or of another format.
     """
     record = read_config(prefix).get("checkpoint")
     if record is None:
@@ -145,7 +148,13 @@ def read_record(prefix: str | Path) -> Record | None:
     source = f"{member(prefix, CONFIG)}: checkpoint"
     if not isinstance(record, dict):
         raise UserError(f"{source} must be an object; use another tag")
-    return validate(Record, record, source)
+    valid = validate(Record, record, source)
+    if valid.format != FORMAT:
+        raise UserError(
+            f"{prefix}: is of checkpoint format {valid.format}, and this version reads {FORMAT}; "
+            "use the version that wrote it"
+        )
+    return valid
 
 
 def read_snapshot(prefix: str | Path) -> dict[str, Any]:
@@ -220,15 +229,22 @@ def read_state_dict(
     Without a config it is the snapshot's, and the file is compared with the digest there.
 
     Raises:
-        UserError: no such file, or a damaged one.
+        UserError: no such file, a damaged one, or one of other numbers than weights are.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
 
     path = weights_file(path_or_prefix)
     if config is None:
         config = read_model_config(path_or_prefix)
         verify(path_or_prefix, lambda name: name == WEIGHTS)
     try:
+        with safe_open(path, framework="numpy") as file:
+            types = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        for key, dtype in types.items():
+            if dtype not in DTYPES:
+                raise UserError(
+                    f"{path}: {key} is {dtype}; weights must be one of {', '.join(DTYPES)}"
+                )
         return load_file(path), config
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file: {error}") from None
@@ -251,15 +267,17 @@ def load_transformer(
     Raises:
         UserError: no such checkpoint, damaged files, or weights that do not fit the config.
     """
+    import torch
     from safetensors.torch import load_file
 
     from light_llm.models.transformer.model import Transformer
 
     state_dict, config = read_state_dict(path_or_prefix, config, load_file)
-    model = Transformer(config)
+    with torch.device("meta"):  # no memory and no random values for what is replaced at once
+        model = Transformer(config)
     try:
-        model.load_state_dict(state_dict)
+        model.load_state_dict(state_dict, assign=True)
     except RuntimeError as error:  # torch lists every missing, unexpected and misshapen key
         path = weights_file(path_or_prefix)
         raise UserError(f"{path}: the weights do not fit the config: {error}") from None
-    return model.to(device=device, dtype=dtype).eval()
+    return model.to(device=device, dtype=dtype or torch.float32).eval()

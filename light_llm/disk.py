@@ -1,6 +1,7 @@
 """What must be on the disk itself before it is relied on: a crash can lose what is only cached."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -13,9 +14,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush(folder: Path) -> None:
-    """Flush every file and folder below `folder`, and itself."""
+def flush(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Flush every folder below `folder`, itself, and every file.
+
+    Args:
+        wanted: chooses files by name relative to `folder`.
+    """
     for root, _, names in os.walk(folder):
         for name in names:
-            sync(Path(root) / name)
+            path = Path(root) / name
+            if wanted(str(path.relative_to(folder))):
+                sync(path)
         sync(Path(root))

@@ -11,10 +11,11 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from light_llm.checkpoint import CONFIG, STATE, WEIGHTS, committed_dir
+from light_llm.disk import flush, sync
 from light_llm.errors import UserError
 
 STEP_TAG = re.compile(r"step(\d{7,})")
@@ -121,24 +122,6 @@ def recover(directory: Path) -> None:
         tag = state.name.removesuffix(STATE)
         if STEP_TAG.fullmatch(tag) and not (directory / f"{tag}{CONFIG}").exists():
             delete(directory, tag)
-
-
-def flush(folder: Path, wanted: Callable[[str], bool] = lambda path: True) -> None:
-    """Flush every file below `folder` whose path is wanted to disk, and every folder."""
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = Path(root) / name
-            if wanted(str(path.relative_to(folder))):
-                sync(path)
-        sync(Path(root))
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -71,11 +71,6 @@ def read_tag(prefix: str | Path) -> Tag:
             f"{prefix}: holds weights but no state of this trainer to resume from; "
             "start from its weights with init_from"
         )
-    if record.format != layout.FORMAT:
-        raise UserError(
-            f"{prefix}: is of checkpoint format {record.format}, and this version reads "
-            f"{layout.FORMAT}; use the version that wrote it"
-        )
     return Tag(directory / name, record.run, record.generation, record.step)
 
 

@@ -26,6 +26,7 @@ from light_jax.config import TrainingConfig
 from light_jax.step import init_params, init_state
 from light_jax.trainer import run_config
 from light_llm import checkpoint as layout
+from light_llm import disk
 from light_llm.checkpoint import load_transformer
 from light_llm.errors import UserError
 
@@ -140,7 +141,8 @@ def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
 def test_all_is_on_the_disk_before_the_rename_that_commits(tmp_path, monkeypatch):
     sync = files.sync
     flushed: list[Path] = []
-    monkeypatch.setattr(files, "sync", lambda path: (flushed.append(path), sync(path)))
+    for module in (files, disk):
+        monkeypatch.setattr(module, "sync", lambda path: (flushed.append(path), sync(path)))
     save(tmp_path, 1)
     for tag in ("best", "step0000001"):
         staging = files.writing_dir(tmp_path, tag)
@@ -355,7 +357,7 @@ def test_a_fault_in_the_midst_of_a_run_ends_it_with_one_message(tmp_path, monkey
     """The third flush of a weights file fails: step 2 is intact, and the run goes on from there."""
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "c.yaml", num_steps=6, save_every=1, val_data=..., keep_last_n=9)
-    sync, times = files.sync, []
+    sync, times = disk.sync, []
 
     def failing(path: Path) -> None:
         times.append(path.name == "step0000003.safetensors")
@@ -364,7 +366,7 @@ def test_a_fault_in_the_midst_of_a_run_ends_it_with_one_message(tmp_path, monkey
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", failing)
+        patch.setattr(disk, "sync", failing)
         with pytest.raises(UserError, match=r"step0000003: cannot be saved .*Input/output error"):
             run_config("c.yaml")
     assert store.find("auto", Path("out")).step == 2

@@ -135,7 +135,7 @@ def _check_tied_head(
         return  # torch reports it as missing
     if head is None:
         state_dict[f"{prefix}lm_head.weight"] = emb
-    elif not torch.equal(head.to(emb), emb):
+    elif not torch.allclose(head.to(emb), emb, rtol=0, atol=0, equal_nan=True):
         error_msgs.append(
             f"{prefix}lm_head.weight differs from {prefix}tok_emb.weight, which "
             f"tie_embeddings=true forbids; set it to false or leave lm_head.weight out"
