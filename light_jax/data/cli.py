@@ -56,8 +56,7 @@ def stats(
     for name, value in describe(counted):
         print(f"{name:<12} {value}")
     print(f"{'tokenizer':<12} {note}")
-    if known is not None and counted.ids[0].size and counted.ids[0][-1] >= known.vocab_size:
-        print(f"{'':<12} which has ids below {known.vocab_size} only: not that of these shards?")
+    _doubt(known, counted.ids[0].tolist()[-1:])
     if top:
         print(f"\nthe {min(top, len(counted.ids[0]))} most common tokens")
         for token, times in counted.most_common(top):
@@ -71,7 +70,9 @@ def stats(
 @app.command()
 def show(
     path: PATH,
-    window: Annotated[int, typer.Option(min=0, metavar="G", help="Of the endless stream.")] = 0,
+    window: Annotated[
+        int, typer.Option(min=0, max=2**62, metavar="G", help="Of the endless stream.")
+    ] = 0,
     seq_len: Annotated[int, typer.Option(min=1, help="The config's seq_len.")] = 1024,
     seed: Annotated[int, typer.Option(help="The config's seed.")] = 42,
     tokenizer: TOKENIZER = None,
@@ -89,8 +90,16 @@ def show(
     for shard, first, last in stream.locate(window):
         rows = f"row {first}" if first == last else f"rows {first} to {last}"
         print(f"shard     {shard}: {rows}")
-    print(f"tokenizer {note}\n")
+    print(f"tokenizer {note}")
+    _doubt(known, tokens)
+    print()
     print(*tokens) if known is None else print(known.decode(tokens, False))
+
+
+def _doubt(known: Tokenizer | None, ids: list[int]) -> None:
+    """Say so if the tokenizer cannot have given these ids."""
+    if known is not None and max(ids, default=0) >= known.vocab_size:
+        print(f"which has ids below {known.vocab_size} only: not that of these shards?")
 
 
 def describe(counted: Stats) -> list[tuple[str, str]]:
@@ -129,11 +138,12 @@ def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | Non
     if given is not None:
         return load_tokenizer(given), given
     folder = Path(expand(paths, "PATH")[0]).parent
-    looked = [folder / "tokenizer", folder.absolute().parent / "tokenizer"]
-    for place in looked:
-        if place.is_dir():
-            return load_tokenizer(place), str(place)
-    return None, f"none at {looked[0]} or {looked[1]}, so ids are shown; --tokenizer names one"
+    # OUT/train, or OUT/CONFIG/train where a data set has several configurations
+    above = list(folder.absolute().parents)[:2]
+    for place in (folder, *above):
+        if (place / "tokenizer").is_dir():
+            return load_tokenizer(place / "tokenizer"), str(place / "tokenizer")
+    return None, f"none in {folder} or the two folders above; ids are shown, --tokenizer names one"
 
 
 def main() -> None:

@@ -93,8 +93,8 @@ def test_without_a_tokenizer_ids_are_shown_and_it_is_said(tmp_path, write, monke
     code, out, _ = run(capsys, monkeypatch, "show", path, "--seq-len", 2)
     assert code == 0
     assert out.endswith("\n5 6 7\n")
-    assert "tokenizer none at " in out
-    assert "so ids are shown; --tokenizer names one" in out
+    assert "tokenizer none in " in out
+    assert "ids are shown, --tokenizer names one" in out
     train_char("ab").save(tmp_path / "other")
     code, out, _ = run(
         capsys, monkeypatch, "stats", path, "--no-png", "--tokenizer", tmp_path / "other"

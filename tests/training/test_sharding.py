@@ -95,12 +95,14 @@ def finish(processes) -> list[str]:
 
 
 def test_two_processes_train_save_and_resume(tmp_path):
-    whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh={"data": 1, "fsdp": 2})
+    mesh = {"data": 1, "fsdp": 2}
+    rate = {"type": "constant"}  # the same in a run that is to have fewer steps
+    whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh=mesh, scheduler=rate)
     told = finish(start_processes(whole))
     assert "2 × cpu in 2 process(es)" in told[0]
     assert "step 6/6" in told[0]
     assert "step 6/6" not in told[1]
-    halves = write_config(tmp_path / "halves/c.yaml", mesh={"data": 1, "fsdp": 2})
+    halves = write_config(tmp_path / "halves/c.yaml", mesh=mesh, scheduler=rate)
     finish(start_processes(halves, "--resume", str(tmp_path / "whole/out/step0000003")))
     assert_same_weights(
         tmp_path / "whole/out/final.safetensors", tmp_path / "halves/out/final.safetensors"
@@ -108,9 +110,9 @@ def test_two_processes_train_save_and_resume(tmp_path):
     assert metrics(tmp_path / "whole/out", timeless=True)[4:] == metrics(
         tmp_path / "halves/out", timeless=True
     )
-    alone = write_config(tmp_path / "alone/c.yaml", num_steps=5)
+    alone = write_config(tmp_path / "alone/c.yaml", num_steps=5, scheduler=rate)
     train_command(alone, "--resume", str(tmp_path / "whole/out/step0000003"))
-    back = write_config(tmp_path / "alone/c.yaml", mesh={"data": 1, "fsdp": 2})
+    back = write_config(tmp_path / "alone/c.yaml", mesh=mesh, scheduler=rate)
     finish(start_processes(back, "--resume", "auto"))  # from 2 processes to 1 and back to 2
     assert column(tmp_path / "alone/out", "train/loss") == pytest.approx(
         column(tmp_path / "halves/out", "train/loss"), abs=1e-5
