@@ -91,7 +91,10 @@ class ShardWriter:
         temporary = path.with_name(path.name + TEMPORARY)
         sync(temporary)
         temporary.rename(path)
-        sync(path.parent)
+        for folder in (path.parent, *path.parent.parents):  # a new folder is a name in its own
+            sync(folder)
+            if folder == self.root:
+                break
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(

@@ -290,7 +290,7 @@ def test_a_publication_is_completed_wherever_it_stopped(
     monkeypatch.setattr(Path, "rename", stop)
     stage = output / ".preprocess"
     with contextlib.suppress(KeyboardInterrupt):
-        publish(stage, output, ("",))
+        publish(stage, output, ("",), {})
     monkeypatch.undo()
     if crash == 0:  # nothing was decided
         (stage / "moves.tmp").unlink()
