@@ -255,6 +255,10 @@ def test_the_manifest_says_what_is_there_and_training_heeds_it(
     # digits alone, so that every id is small and only the manifest knows of the others
     size = 1 + max(max(ids) for ids in _ids(output / "train"))
     check_vocabulary([output / "train/shard_00000.parquet"], bpe.vocab_size, "train_data")
+    listed_and_not = [output / f"train/shard_{n}.parquet" for n in ("00000", "foreign")]
+    for shards in (listed_and_not, listed_and_not[::-1]):
+        with pytest.raises(UserError, match=f"shard_00000.parquet was .* of {bpe.vocab_size} ids"):
+            check_vocabulary(shards, size, "train_data")
     assert size < bpe.vocab_size
     config = write_config(
         tmp_path / "c.yaml", train_data=str(output / "train"), model={"vocab_size": size}
