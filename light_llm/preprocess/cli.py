@@ -159,11 +159,15 @@ def _describe(side: Side) -> str:
     )
 
 
+class Terminated(BaseException):
+    """By SIGTERM. Not SystemExit, which the code of an adapter may raise too."""
+
+
 def main() -> None:
     """Exit code 0; 2 with one message on stderr; 128 + n on signal n, to be continued."""
 
     def stop(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
+        raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
@@ -172,3 +176,5 @@ def main() -> None:
     except (UserError, OSError) as error:
         print(f"llm-preprocess: {error}", file=sys.stderr)
         sys.exit(2)
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)

@@ -78,6 +78,31 @@ class PreprocessConfig(Config):
             raise ValueError("must name a folder")
         return value
 
+    @field_validator("output", "save_tokenizer")
+    @classmethod
+    def _of_the_user(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    @field_validator(
+        "input",
+        "hf_dataset",
+        "hf_config",
+        "hf_split",
+        "hf_revision",
+        "include",
+        "exclude",
+        "text_column",
+        "adapter_module",
+        "tokenizer_path",
+    )
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        """An empty path would be the working directory, an empty name the default."""
+        given = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(text.strip() for text in given):
+            raise ValueError("must not be empty; leave it out")
+        return value
+
     @field_validator("val_fraction")
     @classmethod
     def _fraction(cls, value: float) -> float:
@@ -148,6 +173,11 @@ class PreprocessConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> PreprocessConfig:
+        if self.add_special_tokens and self.tokenizer_path is None:
+            raise ValueError(
+                "add_special_tokens=True has no meaning without tokenizer_path: a tokenizer that "
+                "is trained has no template; leave it out"
+            )
         if self.tokenizer == "hf" and self.tokenizer_path is None:
             raise ValueError(
                 "tokenizer='hf' needs tokenizer_path: a Hugging Face name or a saved folder"

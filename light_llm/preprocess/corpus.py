@@ -138,7 +138,10 @@ class FileCorpus:
     def identity(self) -> dict[str, Any]:
         lines = []
         for file in self.files:
-            stat = file.path.stat()
+            try:
+                stat = file.path.stat()
+            except OSError as error:  # it was there when the input was looked through
+                raise UserError(f"{file.path}: cannot be read: {error.strerror}") from None
             lines.append([printable(file.path), stat.st_size, stat.st_mtime_ns])
         digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
         return {"files": len(lines), "digest": digest}

@@ -32,6 +32,18 @@ BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
 
 
+class Untokenizable(Exception):
+    """A text that the tokenizer fails on: its index, and what the tokenizer says."""
+
+
+def untokenizable(chunk: Chunk, index: int, reason: str) -> UserError:
+    source = chunk.documents[index].source
+    return UserError(
+        f"{source}: the tokenizer fails on this document: {reason}; leave it out, or take a "
+        "tokenizer that has an id for everything"
+    )
+
+
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool = False
 ) -> list[np.ndarray]:
@@ -39,17 +51,34 @@ def encode(
 
     Where one token is both (GPT-2's), it ends documents. None is added where it is already, by the
     tokenizer's own template (`add_special_tokens`) or in the text.
+
+    Raises:
+        Untokenizable: the tokenizer fails on one of them.
     """
     import numpy as np
 
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     bos = [] if tokenizer.bos_id is None or tokenizer.bos_id in eos else [tokenizer.bos_id]
-    encoded = []
+    encoded: list[np.ndarray] = []
     for batch in _batches(texts):
-        for ids in tokenizer.encode_batch(batch, add_special_tokens):
+        try:
+            batch_ids = tokenizer.encode_batch(batch, add_special_tokens)
+        except Exception as error:  # the Rust side raises nothing narrower
+            failing = _first_failing(batch, tokenizer, add_special_tokens)
+            raise Untokenizable(len(encoded) + failing, str(error)) from error
+        for ids in batch_ids:
             first, last = bos if ids[:1] != bos else [], eos if ids[-1:] != eos else []
             encoded.append(np.array([*first, *ids, *last], np.int32))
     return encoded
+
+
+def _first_failing(batch: Sequence[str], tokenizer: Tokenizer, special: bool) -> int:
+    for index, text in enumerate(batch):
+        try:
+            tokenizer.encode(text, special)
+        except Exception:  # as in `encode`
+            return index
+    return 0  # none alone
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -83,14 +112,21 @@ class Encoders:
 
     def __enter__(self) -> Encoders:
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-        for _ in range(self._workers):
-            worker = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                process_group=0,  # Ctrl-C is for the parent
-            )
+        for number in range(self._workers):
+            try:
+                worker = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=environment,
+                    process_group=0,  # Ctrl-C is for the parent
+                )
+            except OSError as error:
+                self.__exit__()
+                raise UserError(
+                    f"--workers {self._workers}: process {number + 1} cannot be started "
+                    f"({error.strerror}); use fewer"
+                ) from error
             self._all.append(worker)
             self._idle.append(worker)
         return self
@@ -127,18 +163,21 @@ class Encoders:
             pickle.dump([document.text for document in chunk.documents], worker.stdin, protocol=5)
             worker.stdin.flush()
             lengths, values = pickle.load(worker.stdout)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, pickle.UnpicklingError) as error:  # the last: half an answer
             code = worker.wait()
             raise UserError(
                 f"a tokenizing process ended with exit code {code}; if memory is short, fewer "
                 "--workers need less"
             ) from error
         self._idle.append(worker)
+        if lengths is None:
+            raise untokenizable(chunk, *values)
         return np.split(np.frombuffer(values, np.int32), np.cumsum(lengths)[:-1])
 
 
 def serve(tokenizer: Tokenizer, special: bool, questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer each pickled list of texts with their lengths in tokens and all ids, until the end."""
+    """Answer each pickled list of texts with their lengths in tokens and all ids, or None and
+    which of them fails and why, until the end."""
     import numpy as np
 
     while True:
@@ -146,9 +185,13 @@ def serve(tokenizer: Tokenizer, special: bool, questions: BinaryIO, answers: Bin
             texts: list[str] = pickle.load(questions)
         except EOFError:
             return
-        encoded = encode(texts, tokenizer, special)
-        lengths = [len(ids) for ids in encoded]
-        pickle.dump((lengths, np.concatenate(encoded).tobytes()), answers, protocol=5)
+        answer: tuple[list[int] | None, object]
+        try:
+            encoded = encode(texts, tokenizer, special)
+            answer = [len(ids) for ids in encoded], np.concatenate(encoded).tobytes()
+        except Untokenizable as error:
+            answer = None, error.args
+        pickle.dump(answer, answers, protocol=5)
         answers.flush()
 
 

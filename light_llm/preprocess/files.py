@@ -87,11 +87,20 @@ def _root_and_starts(path: Path, text: str) -> tuple[Path, list[Path]]:
         raise UserError(
             f"--input {text}: there is no such file or folder (looked from {Path.cwd()})"
         )
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    root = Path(*fixed)
+    rest = [part if part == "**" else part.replace("**", "*") for part in path.parts[len(fixed) :]]
+    # pathlib's ** passes by links to folders, where glob's follows them round and round
+    matches = [match for match in root.glob("/".join(rest)) if not _is_linked(match, root)]
     if not matches:
         raise UserError(f"--input {text}: the glob matches nothing (looked from {Path.cwd()})")
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-    return Path(*fixed), matches
+    return root, matches
+
+
+def _is_linked(path: Path, root: Path) -> bool:
+    """Whether a folder on the way from `root` to `path`, or `path` if it is one, is a link."""
+    depth = len(path.relative_to(root).parts)
+    return any(way.is_symlink() and way.is_dir() for way in [path, *path.parents][:depth])
 
 
 def _walk(start: Path, is_out: Callable[[Path], bool]) -> Iterator[Path]:

@@ -102,6 +102,11 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
         import datasets
     except ImportError:
         raise UserError(f"hf_dataset={dataset!r} needs the package datasets: {INSTALL}") from None
+    if config.hf_revision is not None and Path(dataset).exists():
+        raise UserError(
+            f"hf_revision={config.hf_revision!r} has no meaning for hf_dataset={dataset!r}, which "
+            "is a folder here; leave it out"
+        )
     if not Path(dataset).exists() and not reachable():
         raise UserError(
             f"hf_dataset={dataset!r}: is no folder here (looked from {Path.cwd()}), and Hugging "
@@ -116,7 +121,7 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
 def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: RowText) -> HubCorpus:
     import datasets
 
-    split = config.hf_split or "train"
+    split = "train" if config.hf_split is None else config.hf_split
     try:
         builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
         stream = builder.as_streaming_dataset(split=split)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from light_llm.disk import sync
+from light_llm.errors import UserError
 from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.split import Split
@@ -26,12 +28,22 @@ class Part:
     done: bool = False
     skipped: dict[str, Any] = field(default_factory=dict)
 
-    def under(self, folder: str) -> list[Shard]:
-        return [shard for shard in self.shards if shard.file.rpartition("/")[0] == folder]
+
+def under(folder: str, shards: Iterable[Shard]) -> list[Shard]:
+    """Those that are in `folder`."""
+    return [shard for shard in shards if shard.file.rpartition("/")[0] == folder]
+
+
+class Damaged(UserError):
+    """What a stopped run left is not what it noted."""
 
 
 class Journal:
-    """Reads what a former run left, if anything, and takes notes for the next."""
+    """Reads what a former run left, if anything, and takes notes for the next.
+
+    Raises:
+        Damaged: a whole line of it is none that a run wrote.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -40,8 +52,14 @@ class Journal:
         self.tokenizer: str | None = None
         """Its fingerprint, once it is saved."""
         self.parts: dict[str, Part] = {}
-        for line in _whole_lines(path):
-            self._apply(line)
+        for number, line in enumerate(_whole_lines(path), start=1):
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise Damaged(
+                    f"{path}:{number}: is not a line that a run wrote ({error!r}), so the run that "
+                    "was stopped cannot be continued; begin anew with --overwrite"
+                ) from None
 
     def part(self, name: str) -> Part:
         return self.parts.setdefault(name, Part())
@@ -70,10 +88,13 @@ class Journal:
         self._note({"part": name, "shards": rows, "done": True, "skipped": skipped})
 
     def _note(self, line: dict[str, Any]) -> None:
+        new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync(self.path.parent)
         self._apply(line)
 
     def _apply(self, line: dict[str, Any]) -> None:
@@ -92,7 +113,7 @@ class Journal:
             part.skipped = line.get("skipped", part.skipped)
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _whole_lines(path: Path) -> Iterator[bytes]:
     """The lines of the file, which is cut behind the last that was written whole."""
     if not path.exists():
         return
@@ -101,5 +122,4 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    for line in whole.splitlines():
-        yield json.loads(line)
+    yield from whole.splitlines()

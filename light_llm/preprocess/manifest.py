@@ -73,14 +73,16 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest if ours else None
 
 
-def manifest_of(shard: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The manifest that lists a shard: beside its folder, or beside the subfolder of that."""
-    for folder in shard.absolute().parents[1:3]:
+def _manifests_above(shards: Path) -> list[tuple[Path, int, set[Path]]]:
+    """Those that may list what is in the folder `shards`: beside it, or beside the subfolder that
+    holds it. Of each the path, the vocabulary size and the shards that it lists."""
+    found = []
+    for folder in shards.parents[:2]:
         manifest = read_manifest(folder / MANIFEST)
         if manifest is not None:
             files = {folder / row["file"] for row in manifest["shards"]}
-            return (folder / MANIFEST, manifest) if shard.absolute() in files else None
-    return None
+            found.append((folder / MANIFEST, manifest["tokenizer"]["vocab_size"], files))
+    return found
 
 
 def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> None:
@@ -88,14 +90,14 @@ def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> Non
     Raises:
         UserError: a shard was written with a tokenizer of more than `vocab_size` ids.
     """
-    folders = {shard.parent: shard for shard in shards}
-    for shard in folders.values():
-        found = manifest_of(shard)
-        if found is None:
-            continue
-        path, manifest = found
-        size = manifest["tokenizer"]["vocab_size"]
-        if size > vocab_size:
+    manifests: dict[Path, list[tuple[Path, int, set[Path]]]] = {}  # each is read once
+    for shard in map(Path.absolute, shards):
+        if shard.parent not in manifests:
+            manifests[shard.parent] = _manifests_above(shard.parent)
+        listing = [(path, size) for path, size, files in manifests[shard.parent] if shard in files]
+        for path, size in listing:
+            if size <= vocab_size:
+                continue
             raise UserError(
                 f"{field}: {shard} was written with a tokenizer of {size} ids ({path}), and "
                 f"model.vocab_size={vocab_size}; set model.vocab_size to {size} or more"

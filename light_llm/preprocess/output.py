@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import filecmp
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from light_llm.disk import flush, sync
 from light_llm.errors import UserError
@@ -22,6 +24,7 @@ from light_llm.preprocess.manifest import MANIFEST, read_manifest
 from light_llm.tokenizer.kinds import CHAR_FILE
 
 STAGE = ".preprocess"
+TOKENIZER_FILES = ("tokenizer.json", CHAR_FILE)
 SPLITS = ("val", "train")
 
 
@@ -47,17 +50,58 @@ def check_place(output: Path, flag: str = "--output") -> None:
         raise UserError(f"{flag} {output}: nothing can be written in {nearest}; choose another")
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
+def check_copy(folder: Path, output: Path, parts: tuple[str, ...]) -> None:
     """
     Raises:
-        UserError: there is another tokenizer in `folder`, and not `overwrite`.
+        UserError: nothing can be written in `folder`, or it is where publication replaces all.
     """
-    for name in ("tokenizer.json", CHAR_FILE):
-        if (folder / name).exists() and not overwrite:
+    check_place(folder, "--save-tokenizer")
+    for name in (STAGE, *placed(("",)), *placed(parts)):
+        if folder.resolve().is_relative_to((output / name).resolve()):
+            raise UserError(
+                f"--save-tokenizer {folder}: is in {output / name}, which the run itself writes; "
+                "choose another folder (the tokenizer is in output/tokenizer in any case)"
+            )
+
+
+def check_free(folder: Path, overwrite: bool, saving: Path) -> None:
+    """
+    Raises:
+        UserError: there is another tokenizer in `folder` than that in `saving`, which may not be
+            there yet, and not `overwrite`.
+    """
+    if overwrite:
+        return
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists() and not _agrees(folder, saving):
             raise UserError(
                 f"--save-tokenizer {folder}: holds {name} already; choose another folder, or "
                 "replace it with --overwrite"
             )
+
+
+def _agrees(folder: Path, saving: Path) -> bool:
+    """Whether `folder` holds the files of `saving`, or the first of them, and no other kind's."""
+    names = [path.name for path in saving.iterdir()] if saving.exists() else []
+    there = [name for name in {*names, *TOKENIZER_FILES} if (folder / name).exists()]
+    return all(
+        name in names and filecmp.cmp(folder / name, saving / name, shallow=False) for name in there
+    )
+
+
+def copy_tokenizer(saved: Path, folder: Path) -> None:
+    """Each file whole or not at all, and on the disk; none of another kind stays beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(saved.iterdir()):
+        temporary = folder / f"{path.name}.writing"
+        shutil.copyfile(path, temporary)
+        sync(temporary)
+        temporary.rename(folder / path.name)
+    for name in TOKENIZER_FILES:
+        if not (saved / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    sync(folder)
+    sync(folder.absolute().parent)
 
 
 def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) -> None:
@@ -118,6 +162,7 @@ def staging(output: Path) -> Iterator[Path]:
     made = [path for path in (stage.parent, *stage.parent.parents) if not path.exists()]
     try:
         stage.mkdir(parents=True, exist_ok=True)
+        sync(stage.parent)
         with (stage / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,9 +177,10 @@ def staging(output: Path) -> Iterator[Path]:
                 yield stage
             finally:
                 if not _worth_keeping(stage):
-                    shutil.rmtree(stage)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written: {error}") from None
+                    shutil.rmtree(stage, ignore_errors=True)  # a next run may be in it already
+    except OSError as error:  # a full disk names no file
+        what = f"--output {output}" if error.filename is None else error.filename
+        raise UserError(f"{what}: {error.strerror or error}") from error
     finally:
         for path in made:  # the innermost first
             with contextlib.suppress(OSError):  # it holds something
@@ -148,16 +194,19 @@ def _worth_keeping(stage: Path) -> bool:
     return journal.exists() and b'"sha256"' in journal.read_bytes()
 
 
-def publish(stage: Path, output: Path, parts: tuple[str, ...]) -> None:
+def publish(stage: Path, output: Path, parts: tuple[str, ...], asked: dict[str, Any]) -> None:
     """Move what is in stage/new to `output`, in place of what a former run wrote there.
 
     Decided by one rename, of moves.json; from then on it will happen, now or at the next start
     (`recover`). There are no train shards from the first move to the last, so that nobody can read
     those of two runs as one. A signal waits until it is done.
+
+    Args:
+        asked: what the run was asked for, as JSON; what `recover` gives if it completes this.
     """
     flush(stage / "new")
     ready = [name for name in placed(parts) if (stage / "new" / name).exists()]
-    moves = {"away": _present(output, parts)[::-1], "in": ready}
+    moves = {"away": _present(output, parts)[::-1], "in": ready, "asked": asked}
     (stage / "moves.tmp").write_text(json.dumps(moves))
     sync(stage / "moves.tmp")
     (stage / "moves.tmp").rename(stage / "moves.json")
@@ -166,11 +215,29 @@ def publish(stage: Path, output: Path, parts: tuple[str, ...]) -> None:
         recover(stage, output)
 
 
-def recover(stage: Path, output: Path) -> None:
-    """Complete a publication that was decided; can be repeated after a crash at any point."""
+def recover(stage: Path, output: Path, overwrite: bool = False) -> dict[str, Any] | None:
+    """Complete a publication that was decided; can be repeated after a crash at any point.
+
+    Returns what the run was asked for that decided it; None: there was none.
+
+    Raises:
+        UserError: moves.json is damaged, and not `overwrite`, which forgets it.
+    """
     if not (stage / "moves.json").exists():
-        return
-    moves = json.loads((stage / "moves.json").read_text())
+        return None
+    moves = _moves(stage / "moves.json")
+    if moves is None:
+        if not overwrite:
+            raise UserError(
+                f"{stage / 'moves.json'}: is damaged, so that the run that was stopped while its "
+                f"shards were moved into place cannot be completed; {stage} holds what is left of "
+                "it. Begin anew with --overwrite"
+            )
+        for name in ("new", "old"):
+            shutil.rmtree(stage / name, ignore_errors=True)
+        (stage / "journal.jsonl").unlink(missing_ok=True)
+        (stage / "moves.json").unlink()
+        return None
     (stage / "old").mkdir(exist_ok=True)
     for name in moves["away"]:
         replaced = name not in moves["in"] or (stage / "new" / name).exists()
@@ -184,6 +251,18 @@ def recover(stage: Path, output: Path) -> None:
         if path.name not in ("lock", "moves.json"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (stage / "moves.json").unlink()
+    asked: dict[str, Any] = moves["asked"]
+    return asked
+
+
+def _moves(path: Path) -> dict[str, Any] | None:
+    try:
+        moves = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(moves["asked"], dict)
+        whole = whole and all(isinstance(moves[key], list) for key in ("away", "in"))
+    except (ValueError, TypeError, KeyError):
+        return None
+    return moves if whole else None
 
 
 @contextlib.contextmanager

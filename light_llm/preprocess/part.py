@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from light_llm.errors import UserError
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Chunk, Corpus, chunks
-from light_llm.preprocess.encode import Encoders, encode
-from light_llm.preprocess.journal import Journal
+from light_llm.preprocess.encode import Encoders, Untokenizable, encode, untokenizable
+from light_llm.preprocess.journal import Journal, under
 from light_llm.preprocess.notices import are, notice
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.shards import Shard, ShardWriter
 from light_llm.preprocess.split import Split, split_of_all
-from light_llm.tokenizer import Tokenizer
+from light_llm.tokenizer import CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,8 @@ def write_part(
     assert part.split is not None
     folders = [f"{corpus.name}/{side}".lstrip("/") for side in ("train", "val")]
     train, val = (
-        ShardWriter(new, folder, config.shard_size, len(part.under(folder))) for folder in folders
+        ShardWriter(new, folder, config.shard_size, len(under(folder, part.shards)))
+        for folder in folders
     )
 
     def close() -> list[Shard]:
@@ -53,6 +54,7 @@ def write_part(
     workers = config.workers or cores()
     small = 0 < len(head) < SMALL_CHUNKS
     encoded = _encoded(config, tokenizer, new / "tokenizer", 1 if small else workers)
+    unknown = 0
     label = f"tokenizing {corpus.name}".strip()
     with Progress(label) as progress, encoded as encode_all:
         for chunk, ids in encode_all(itertools.chain(head, stream)):
@@ -62,6 +64,10 @@ def write_part(
                     journal.commit(corpus.name, close(), chunk.start.behind(index))
                 writer.add(document.source, document.text, tokens)
                 progress.advance(documents=1, tokens=len(tokens))
+                if isinstance(tokenizer, CharTokenizer):
+                    unknown += int((tokens == 0).sum())
+    if unknown:
+        notice(f"{are(unknown, 'character')} unknown to the tokenizer and became id 0")
     journal.finish(corpus.name, close(), dataclasses.asdict(corpus.skipped))
 
 
@@ -95,7 +101,11 @@ def _encoded(
 
         def alone(stream: Iterator[Chunk]) -> Iterator[tuple[Chunk, list[np.ndarray]]]:
             for chunk in stream:
-                yield chunk, encode([doc.text for doc in chunk.documents], tokenizer, special)
+                try:
+                    ids = encode([doc.text for doc in chunk.documents], tokenizer, special)
+                except Untokenizable as error:
+                    raise untokenizable(chunk, *error.args) from error
+                yield chunk, ids
 
         yield alone
         return

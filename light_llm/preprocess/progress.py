@@ -19,9 +19,8 @@ SECONDS_BETWEEN_UPDATES = 0.1
 class Progress:
     """One phase, as a context manager: counts documents and tokens, shows them and the rate."""
 
-    def __init__(self, phase: str, total_documents: int | None = None):
+    def __init__(self, phase: str):
         self.phase = phase
-        self.total = total_documents
         self.documents = self.tokens = 0
         self._start = time.monotonic()
         self._last_shown = self._start
@@ -30,7 +29,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
-            self._bar.add_task(self.phase, total=self.total, counts="")
+            self._bar.add_task(self.phase, total=None, counts="")
         return self
 
     def __exit__(

@@ -75,7 +75,7 @@ class RowText:
             what = "what the adapter gives"
             try:
                 text = self.adapt(row)
-            except Exception as error:  # it is the user's code: name the row it stumbled on
+            except (Exception, SystemExit) as error:  # the user's code: name the row it stumbled on
                 raise UserError(
                     f"{where}: the adapter raised {type(error).__name__}: {error}"
                 ) from error
@@ -120,7 +120,7 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
                 loaded = importlib.import_module(module)
             finally:
                 sys.path.pop(0)
-    except Exception as error:  # it is the user's code, which can raise anything
+    except (Exception, SystemExit) as error:  # it is the user's code, which can raise anything
         raise UserError(
             f"adapter_module={module!r}: cannot be imported (looked from {Path.cwd()}): "
             f"{type(error).__name__}: {error}"

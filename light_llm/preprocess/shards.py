@@ -84,14 +84,19 @@ class ShardWriter:
         """Complete the open shard and bring it to disk under its name. None: it has no document."""
         if self._rows:
             self._write_row_group()
-        if self._writer is None:
+        if self._writer is None or self._file is None:
             return None
-        self.abandon()
+        self._writer.close()
+        self._file.close()
+        self._writer = self._file = None
         path = self._path()
         temporary = path.with_name(path.name + TEMPORARY)
         sync(temporary)
         temporary.rename(path)
-        sync(path.parent)
+        for folder in (path.parent, *path.parent.parents):  # a new folder is a name in its own
+            sync(folder)
+            if folder == self.root:
+                break
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(
@@ -105,13 +110,6 @@ class ShardWriter:
         self.number += 1
         self._start()
         return shard
-
-    def abandon(self) -> None:
-        """Leave the open shard as it is, under its temporary name."""
-        if self._writer is not None and self._file is not None:
-            self._writer.close()
-            self._file.close()
-            self._writer = self._file = None
 
     def _path(self) -> Path:
         return self.root / self.part / f"shard_{self.number:05d}.parquet"

@@ -32,6 +32,11 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def has_rows(path: Path) -> bool:
+    """Whether `read_file` takes it for rows with columns."""
+    return path.name.lower().endswith((*JSON_LINES, ".parquet"))
+
+
 def read_file(path: Path, rows: RowText) -> Iterator[Document]:
     """The documents of a file, by what its ending says it is.
 
@@ -137,6 +142,11 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
             schema = file.schema_arrow
             column = rows.field(schema.names, source)
             if column is not None:
+                if schema.names.count(column) > 1:
+                    raise UserError(
+                        f"{source}: has {schema.names.count(column)} columns {column!r}; rename "
+                        "all but one of them"
+                    )
                 kind = schema.field(column).type
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")

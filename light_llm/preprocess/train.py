@@ -17,6 +17,7 @@ from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.sources import Document
 from light_llm.tokenizer import (
     CharTokenizer,
+    SubwordTokenizer,
     Tokenizer,
     load_tokenizer,
     train_bpe,
@@ -56,6 +57,11 @@ def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
             f"tokenizer_path={path} is a {'char' if is_char else 'subword'} "
             f"tokenizer, not {config.tokenizer}; leave out --tokenizer to take it as it is"
         )
+    if isinstance(tokenizer, SubwordTokenizer) and tokenizer.absent:
+        named = ", ".join(map(repr, tokenizer.absent))
+        notice(f"{path} names {named} to begin or end documents, and its vocabulary has no such id")
+    if is_char and config.add_special_tokens:
+        notice("a char tokenizer has no template, so add_special_tokens adds nothing")
     if tokenizer.eos_id is None:
         notice("this tokenizer has no token that ends a document: they follow each other unmarked")
     return tokenizer
@@ -65,10 +71,10 @@ def _texts(documents: Iterable[Document]) -> Iterator[str]:
     with Progress("reading") as progress:
         for document in documents:
             progress.advance(documents=1)
-            yield from _pieces(document.text)
+            yield from _cut(document.text)
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _cut(text: str) -> Iterator[str]:
     """The text, cut at line ends into what the trainer holds many of."""
     start = 0
     while len(text) - start > PIECE_CHARS:

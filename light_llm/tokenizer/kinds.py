@@ -68,6 +68,12 @@ class SubwordTokenizer:
         self.eos_id: int | None = backend.token_to_id(eos_token) if eos_token else None
         self.bos_id: int | None = backend.token_to_id(bos_token) if bos_token else None
         self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.absent = [
+            token
+            for token in (bos_token, eos_token)
+            if token and backend.token_to_id(token) is None
+        ]
+        """Marks that are named, and that the vocabulary has no id for."""
         self._companions = companions or {}
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -87,7 +93,8 @@ class SubwordTokenizer:
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / "tokenizer.json"))
+        text = self.backend.to_str(pretty=True)  # its own `save` raises no OSError on a full disk
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         for name, text in self._companions.items():
             (folder / name).write_text(text, encoding="utf-8")
 

@@ -119,13 +119,19 @@ def _with_companions(backend: tokenizers.Tokenizer, folder: Path) -> SubwordToke
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder / name}: is not a JSON object: {error}") from None
     backend.encode_special_tokens = bool(config.get("split_special_tokens"))
-    eos, bos = (_content(config.get(key)) for key in ("eos_token", "bos_token"))
+    eos, bos = (_content(config.get(key), key, folder) for key in ("eos_token", "bos_token"))
     return SubwordTokenizer(backend, eos, bos, companions)
 
 
-def _content(token: Any) -> str | None:
+def _content(token: Any, key: str, folder: Path) -> str | None:
     """A special token as configs spell it: "</s>", or {"content": "</s>", …}, or null."""
-    return token.get("content") if isinstance(token, dict) else token
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and not isinstance(content, str):
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'}: {key} is {token!r}; it must be a token's text, "
+            "not its id, or null"
+        )
+    return content
 
 
 def _load_pretrained(name: str, failure: str) -> Tokenizer:

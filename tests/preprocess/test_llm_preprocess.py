@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import yaml
 
 from light_llm.configfile import read_mapping, validate
-from light_llm.preprocess import PreprocessConfig
+from light_llm.preprocess import PreprocessConfig, part
 from light_llm.preprocess.cli import llm_preprocess, main
 from light_llm.preprocess.config import (
     DEFAULT_MIN_FREQUENCY,
@@ -182,6 +183,21 @@ BAD_OPTIONS: dict[str, tuple[dict[str, object], str]] = {
     "output file": ({"output": "corpus/0.txt"}, "--output corpus/0.txt: is a file"),
     "below a file": ({"output": "corpus/0.txt/out"}, "nothing can be written in"),
     "foreign": ({"output": "foreign", "overwrite": True}, "train/notes.txt is not a shard"),
+    "no input": ({"input": ""}, "must not be empty"),
+    "no split": ({"input": None, "hf_dataset": "corpus", "hf_split": ""}, "must not be empty"),
+    "revision": (
+        {"input": None, "hf_dataset": "corpus", "hf_revision": "x"},
+        "no meaning for hf_dataset='corpus', which is a folder here",
+    ),
+    "text alone": ({"text_column": "x"}, "text_column='x' has no meaning for files of text"),
+    "template": ({"add_special_tokens": True}, "has no meaning without tokenizer_path"),
+    "copy inside": ({"save_tokenizer": "out/train/t"}, "is in out/train, which the run itself"),
+    "exit": ({"adapter_module": "exit.py", "input": "a.jsonl"}, "a.jsonl:1: the adapter raised"),
+    "no unk": ({"tokenizer_path": "words", "workers": 1}, "corpus/0.txt: the tokenizer fails on"),
+    "no unk, elsewhere": (
+        {"tokenizer_path": "words", "workers": 2},
+        "corpus/0.txt: the tokenizer fails on",
+    ),
     "binary": ({"input": "a.bin"}, "a.bin: is not UTF-8 text"),
 }
 
@@ -199,6 +215,11 @@ def test_bad_options_are_refused_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"text": "x"}')
     (tmp_path / "a.bin").write_bytes(b"\xff")
+    (tmp_path / "exit.py").write_text("import sys\n\n\ndef adapt(row):\n    sys.exit(0)\n")
+    (tmp_path / "words").mkdir()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, unk_token="?"))
+    words.save(str(tmp_path / "words/tokenizer.json"))
+    monkeypatch.setattr(part, "SMALL_CHUNKS", 1)  # several processes, if --workers says so
     (tmp_path / "bpe").symlink_to(saved_bpe)
     (tmp_path / "foreign/train").mkdir(parents=True)
     (tmp_path / "foreign/train/notes.txt").write_text("mine")

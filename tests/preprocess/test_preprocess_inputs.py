@@ -93,6 +93,16 @@ def test_hidden_files_and_the_own_output_are_left_out(tmp_path: Path):
     assert names(tmp_path, "**/*", without=own) == ["a.txt", "out/b.txt"]
 
 
+def test_links_to_folders_are_not_entered(tmp_path: Path):
+    tree(tmp_path, "a/b.txt", "c/d.txt")
+    for name, target in {"a/loop": "a", "a/more": ".", "link": "c"}.items():
+        (tmp_path / name).symlink_to(tmp_path / target)
+    assert names(tmp_path, ".") == ["a/b.txt", "c/d.txt"]
+    assert names(tmp_path, "**/*.txt") == names(tmp_path, "*/*.txt") == ["a/b.txt", "c/d.txt"]
+    assert names(tmp_path, "**") == names(tmp_path, "*") == ["a/b.txt", "c/d.txt"]
+    assert names(tmp_path, "link") == ["link/d.txt"]  # it is named
+
+
 def test_include_and_exclude(tmp_path: Path):
     tree(tmp_path, "x.py", "x.md", "lib/y.py", "lib/test/z.py", "lib/tests.py", "lib/sub/test/w.py")
 
@@ -270,6 +280,11 @@ def test_a_bad_parquet_column_is_refused(tmp_path: Path, write_parquet: Callable
     with pytest.raises(UserError, match="from: id, prose"):
         texts(tmp_path)
     assert texts(tmp_path, text_column="prose") == ["x"]
+    twice = pa.table([["x"], ["y"]], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has 2 columns 'text'; rename all"):
+        texts(tmp_path)
+    write_parquet(tmp_path / "a.parquet", ["x"], column="prose")
     with pytest.raises(UserError, match="'id' is of type int64; it must be a string"):
         texts(tmp_path, text_column="id")
 

@@ -34,7 +34,8 @@ def big(tmp_path: Path, write_parquet: Callable) -> Path:
 def stop_after(process: subprocess.Popen[str], stage: Path, shards: int, number: int) -> str:
     """Send a signal once there are so many finished shards; returns what stood on stderr."""
     deadline = time.monotonic() + 40
-    while len(list(stage.rglob("shard_?????.parquet"))) < shards:
+    there = len(list(stage.rglob("shard_?????.parquet")))  # by a former run: this one must be up
+    while len(list(stage.rglob("shard_?????.parquet"))) < max(shards, there + 1):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -123,6 +124,92 @@ def test_a_bad_document_far_on_keeps_what_is_done(
     assert not (tmp_path / "out/.preprocess").exists()
 
 
+class Killed(BaseException):
+    """As abrupt as a signal that nobody handles."""
+
+
+@pytest.mark.parametrize("point", ["tokenizer copied", "moves decided", "some moved"])
+def test_a_run_that_dies_at_its_end_is_completed_by_the_same_command(
+    corpus: Path,
+    tmp_path: Path,
+    files: Callable,
+    point: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    config = PreprocessConfig(
+        input=(str(corpus),),
+        output=tmp_path / "out",
+        tokenizer="char",
+        save_tokenizer=tmp_path / "copy",
+        val_fraction=0.4,
+    )
+    whole = preprocess(
+        config.model_copy(update={"output": tmp_path / "whole", "save_tokenizer": None})
+    )
+    rename = Path.rename
+
+    def die(path: Path, target: Path) -> Path:
+        name = {"tokenizer copied": "moves.tmp", "moves decided": "tokenizer"}.get(point, "val")
+        if path.name == name and ".preprocess" in path.parts:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        with pytest.raises(Killed):
+            preprocess(config)
+    capsys.readouterr()
+    again = preprocess(config)
+    assert (again.parts, again.unigram_entropy) == (whole.parts, whole.unigram_entropy)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert files(tmp_path / "copy") == files(tmp_path / "whole/tokenizer")
+    assert ("now all are there" in capsys.readouterr().err) == (point != "tokenizer copied")
+    with pytest.raises(UserError, match="holds tokenizer, manifest"):
+        preprocess(config)
+
+
+@pytest.mark.parametrize("damage", ["shard gone", "shard cut", "tokenizer", "journal", "moves"])
+def test_what_a_stopped_run_left_is_not_trusted_blindly(
+    tmp_path: Path, files: Callable, damage: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(part, "SMALL_CHUNKS", 1)
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"document {i} " * 20}) + "\n" for i in range(2000))
+    )
+    config = PreprocessConfig(
+        input=(str(path),), output=tmp_path / "out", tokenizer="char", shard_size=100_000, workers=1
+    )
+    preprocess(config.model_copy(update={"output": tmp_path / "whole"}))
+
+    def stop(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", stop)
+        with pytest.raises(Killed):
+            preprocess(config)
+    stage = tmp_path / "out/.preprocess"
+    shard = stage / "new/train/shard_00001.parquet"
+    if damage == "shard gone":
+        shard.unlink()
+    elif damage == "shard cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "tokenizer":
+        (stage / "new/tokenizer/char_tokenizer.json").unlink()
+    elif damage == "journal":
+        journal = stage / "journal.jsonl"
+        journal.write_bytes(journal.read_bytes() + b"[]\n")
+    else:
+        (stage / "moves.json").touch()
+    name = {"shard": "shard_00001.parquet"}.get(damage.split()[0], damage)
+    with pytest.raises(UserError, match=rf"{name}.*--overwrite"):
+        preprocess(config)
+    preprocess(config.model_copy(update={"overwrite": True}))
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
 def test_a_torn_line_of_the_journal_does_not_count(tmp_path: Path):
     journal = Journal(tmp_path / "j")
     journal.ask({"options": 1})
@@ -169,6 +256,10 @@ def test_the_manifest_says_what_is_there_and_training_heeds_it(
     # digits alone, so that every id is small and only the manifest knows of the others
     size = 1 + max(max(ids) for ids in _ids(output / "train"))
     check_vocabulary([output / "train/shard_00000.parquet"], bpe.vocab_size, "train_data")
+    listed_and_not = [output / f"train/shard_{n}.parquet" for n in ("00000", "foreign")]
+    for shards in (listed_and_not, listed_and_not[::-1]):
+        with pytest.raises(UserError, match=f"shard_00000.parquet was .* of {bpe.vocab_size} ids"):
+            check_vocabulary(shards, size, "train_data")
     assert size < bpe.vocab_size
     config = write_config(
         tmp_path / "c.yaml", train_data=str(output / "train"), model={"vocab_size": size}

@@ -235,6 +235,15 @@ def test_a_loaded_tokenizer_is_used_and_kept(
         assert (tmp_path / "out/tokenizer" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_characters_that_a_tokenizer_lacks_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    train_char(["abc"]).save(tmp_path / "abc")
+    (tmp_path / "a.txt").write_text("abcde")
+    shard(tmp_path / "a.txt", tmp_path / "out", tokenizer_path=str(tmp_path / "abc"))
+    assert "2 characters are unknown to the tokenizer and became id 0" in capsys.readouterr().err
+
+
 def test_the_number_of_workers_changes_nothing(
     many: Path, saved_bpe: Path, tmp_path: Path, run: Callable, files: Callable
 ):
@@ -290,7 +299,7 @@ def test_a_publication_is_completed_wherever_it_stopped(
     monkeypatch.setattr(Path, "rename", stop)
     stage = output / ".preprocess"
     with contextlib.suppress(KeyboardInterrupt):
-        publish(stage, output, ("",))
+        publish(stage, output, ("",), {})
     monkeypatch.undo()
     if crash == 0:  # nothing was decided
         (stage / "moves.tmp").unlink()

@@ -231,6 +231,16 @@ def test_broken_companions_are_refused(tmp_path: Path):
     for text in ("{", "7"):
         (tmp_path / "tokenizer_config.json").write_text(text)
         refused(tmp_path, "tokenizer_config.json", "is not a JSON object")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": 5}')
+    refused(tmp_path, "tokenizer_config.json", "eos_token is 5; it must be a token's text")
+
+
+def test_marks_that_the_vocabulary_lacks_are_known(tmp_path: Path):
+    BPE.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": null}')
+    loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, SubwordTokenizer)
+    assert (loaded.eos_id, loaded.absent) == (None, ["</s>"])
 
 
 def test_a_folder_that_transformers_cannot_read_is_refused(tmp_path: Path):
