@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import re
 import sys
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,10 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
     """
     try:
         if module.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded)
+            loaded = types.ModuleType(Path(module).stem)
+            loaded.__file__ = module
+            # not by an import, which would leave a __pycache__ beside the user's file
+            exec(compile(Path(module).read_bytes(), module, "exec"), vars(loaded))
         else:
             sys.path.insert(0, str(Path.cwd()))
             try:
