@@ -53,7 +53,7 @@ def generate_batch(
     """
     rooms = check_prompts(model.cfg, prompts, sampling)
     width = _bucket(max(map(len, prompts)))
-    # max_tokens is what the last column is padded by: the prompts' own lengths change no shape
+    # by max_tokens and not by the room that is left: the prompts' own lengths change no shape
     size = width + _bucket(min(sampling.max_tokens, model.cfg.max_seq_len))
     tokens_BT, pad_B = left_padded(prompts, width)
     model.new_cache(size, jnp.asarray(pad_B))  # raises where there can be none

@@ -17,7 +17,7 @@ from light_jax.checkpoint import saver, store
 from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
-from light_jax.data import TokenStream, warn_of_overlap
+from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
 from light_jax.distributed import is_main, together
 from light_jax.sharding import (
     batch_sharding,
@@ -48,6 +48,18 @@ class Run:
     resumed: store.Tag | None
     changes: list[str]  # settings that differ from those of the resumed run
     num_params: int
+
+    def batches(self, first_step: int, last_step: int) -> BatchLoader:
+        """What this process holds of the batches of these steps, the last one left out."""
+        return BatchLoader(
+            self.train_stream,
+            batch_size=self.cfg.batch_size,
+            first_step=first_step,
+            last_step=last_step,
+            accum=self.cfg.gradient_accumulation_steps,
+            rows=self.rows,
+            num_workers=self.cfg.num_workers,
+        )
 
 
 def prepare(cfg: TrainingConfig, resume: str | None) -> Run:

@@ -67,15 +67,7 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
     first_step = int(run.state.step)
     with contextlib.ExitStack() as held:
         saver.open(held, config_path)
-        loader = BatchLoader(
-            run.train_stream,
-            batch_size=cfg.batch_size,
-            first_step=first_step,
-            last_step=cfg.num_steps,
-            accum=cfg.gradient_accumulation_steps,
-            rows=run.rows,
-            num_workers=cfg.num_workers,
-        )
+        loader = run.batches(first_step, cfg.num_steps)
         reporter.start(first_step, cfg.num_steps)
         log = held.enter_context(together(lambda: Log(run, saver.directory, reporter)))
         held.enter_context(loader)

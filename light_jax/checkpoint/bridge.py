@@ -160,7 +160,7 @@ def _discard(staging: Path) -> None:
 
 
 def _check_name(prefix: Path) -> None:
-    if set("[]*?") & set(str(prefix.absolute())):  # orbax takes them for patterns
+    if files.is_pattern(prefix):
         raise UserError(
             f"{prefix}: {prefix.absolute()} has one of [ ] * ? in it, which checkpoints cannot be "
             "written under; use another name"

@@ -25,6 +25,11 @@ def step_tag(step: int) -> str:
     return f"step{step:07d}"
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether orbax would take the path for a pattern, and write a state that it cannot read."""
+    return bool(set("[]*?") & set(str(path.absolute())))
+
+
 def is_own_name(tag: str) -> bool:
     """Whether a run writes tags of that name."""
     return tag in ("best", "final") or STEP_TAG.fullmatch(tag) is not None

@@ -222,7 +222,7 @@ def check_writable(directory: Path, resumed: store.Tag | None) -> None:
         UserError: it is a file, not writable, or holds other checkpoints than those of the run that
             is resumed from it.
     """
-    if set("[]*?") & set(str(directory.absolute())):  # orbax takes them for patterns
+    if files.is_pattern(directory):
         raise UserError(
             f"checkpoint_dir={str(directory)!r}: {directory.absolute()} has one of [ ] * ? in it, "
             "which checkpoints cannot be written under; use another folder"

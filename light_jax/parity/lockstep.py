@@ -13,7 +13,6 @@ import numpy as np
 from conversion import to_torch
 from conversion.mapping import TIED_KEY
 from light_jax.config import TrainingConfig
-from light_jax.data.loader import BatchLoader
 from light_jax.optimizer import learning_rate
 from light_jax.parity.reference import ReferenceTrainer, Update
 from light_jax.run import Run, compile_steps, prepare
@@ -117,15 +116,7 @@ def lockstep(
     train_step = compile_steps(run).train
     start = _weights(run)
     reference = ReferenceTrainer(reference_cfg or cfg, start)
-    loader = BatchLoader(
-        run.train_stream,
-        batch_size=cfg.batch_size,
-        last_step=steps,
-        accum=cfg.gradient_accumulation_steps,
-        rows=run.rows,
-        num_workers=cfg.num_workers,
-    )
-    with loader:
+    with run.batches(0, steps) as loader:
         for step, tokens_ABS in enumerate(loader, 1):
             tokens = to_global(tokens_ABS, run.rows, cfg.batch_size, 1, run.mesh)
             rate = np.float32(learning_rate(cfg, step - 1))

@@ -127,7 +127,7 @@ def test_a_resume_stopped_before_its_first_tag_is_still_the_newest(tmp_path, mon
     write_config(tmp_path / "c.yaml", num_steps=6, save_every=2, val_data=...)
     run_config("c.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr("light_jax.trainer.BatchLoader", _interrupted)
+        patch.setattr("light_jax.run.BatchLoader", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_config("c.yaml", "out/step0000002")
     capsys.readouterr()
