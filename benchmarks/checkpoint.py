@@ -27,13 +27,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from light_jax.checkpoint import files
+from light_jax.checkpoint import protocol
 from light_jax.checkpoint.saver import Saver
-from light_jax.checkpoint.state import HostState, named_arrays, save_state
+from light_jax.checkpoint.state import named_arrays, save_state
 from light_jax.checkpoint.weights import gather_weights, save_weights, write_weights
 from light_jax.config import load_config
-from light_jax.step import TrainState, init_params, init_state
-from light_llm import checkpoint as layout
+from light_jax.state import HostState, TrainState
+from light_jax.training.step import init_params, init_state
+from light_llm.checkpoint import layout
+from light_llm.files import disk
 
 TAG = "step0000001"
 
@@ -60,7 +62,7 @@ class Disk:
 
     def synchronous(self) -> float:
         began = time.perf_counter()
-        staging = files.start(self.folder, TAG)
+        staging = protocol.start(self.folder, TAG)
         save_weights(staging / f"{TAG}.safetensors", self.state.weights, self.cfg.model)
         save_state(staging / f"{TAG}.state", self.state, self.host)
         Saver(self.cfg, None)._commit(staging, [TAG], layout.Record(run="benchmark"))
@@ -75,7 +77,7 @@ class Disk:
         save_file(weights, self.folder / "x.safetensors")
         torch.save(moments, self.folder / "x.state.pt")
         if flush:
-            files.flush(self.folder)
+            disk.flush(self.folder)
         return time.perf_counter() - began
 
     def _tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:

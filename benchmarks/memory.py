@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from light_jax.config import TrainingConfig, load_config
-from light_jax.console import size
-from light_jax.sharding import make_mesh
-from light_jax.step import init_params, init_state, make_train_step
+from light_jax.parallel.sharding import make_mesh
+from light_jax.reporting.console import size
+from light_jax.training.step import init_params, init_state, make_train_step
 
 
 def analyse(cfg: TrainingConfig) -> tuple[int, int]:

@@ -22,11 +22,11 @@ import torch
 from safetensors.numpy import load_file
 
 from conversion import from_torch, load_torch, to_torch
+from light_jax.cli.parity import versions
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parity import activations
-from light_jax.parity.cli import versions
 from light_jax.parity.lockstep import Tolerance, lockstep
-from light_jax.step import init_params
+from light_jax.training.step import init_params
 from light_llm.models.transformer import Transformer, TransformerConfig
 
 REFERENCE = Path(__file__).parents[1] / "tests/reference"

@@ -1,13 +1,23 @@
 """The one place that knows both tensor layouts."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conversion.weights import from_torch, load_torch, to_torch
 
 __all__ = ["from_torch", "load_jax", "load_torch", "to_torch"]
 
+# load_jax is light_jax's, and is found here too: whoever converts looks for it beside the others.
+_HOMES = {
+    "from_torch": "conversion.weights",
+    "load_jax": "light_jax.checkpoint.loading",
+    "load_torch": "conversion.weights",
+    "to_torch": "conversion.weights",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from conversion import weights
-
-        return getattr(weights, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

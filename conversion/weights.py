@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.mapping import TIED_KEY, Entry, table
-from light_llm.checkpoint import read_state_dict, weights_file
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
-    from light_jax.models.transformer import Transformer as JaxTransformer
     from light_llm.models.transformer import Transformer as TorchTransformer
 
 
@@ -131,25 +129,6 @@ def check_tied(tok_emb: np.ndarray, lm_head: np.ndarray, source: str | Path) -> 
         )
 
 
-def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None) -> JaxTransformer:
-    """The light_jax model with the weights of a .safetensors file or a checkpoint prefix.
-
-    Called on tokens [B, T] it gives logits [B, T, V]. `config` is read from the checkpoint's
-    snapshot when left out.
-
-    Raises:
-        UserError: no such file, damaged files, or weights that do not fit the config.
-    """
-    from flax import nnx
-    from safetensors.numpy import load_file
-
-    from light_jax.models.transformer import Transformer
-
-    state_dict, cfg = read_state_dict(path_or_prefix, config, load_file)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, from_torch(state_dict, cfg, weights_file(path_or_prefix)))
-
-
 def load_torch(
     path_or_prefix: str | Path, config: TransformerConfig | None = None
 ) -> TorchTransformer:
@@ -158,7 +137,7 @@ def load_torch(
     Raises:
         UserError: no such file, damaged files, or weights that do not fit the config.
     """
-    from light_llm.checkpoint import load_transformer
+    from light_llm.checkpoint.loading import load_transformer
 
     return load_transformer(path_or_prefix, config)
 

@@ -1,9 +1,19 @@
-"""The one exception that means "the user can mend this"."""
+"""The errors that end a command, and the exit code of each."""
+
+from typing import Any
 
 
 class UserError(Exception):
-    """A config, data set, checkpoint or argument that cannot be used.
+    """A config, data set, checkpoint or argument that cannot be used (exit code 2).
 
     The message is complete as it stands: it names the field or file, its value, the rule and the
-    remedy. The command lines print it without a traceback and exit with code 2.
+    remedy. The command lines print it without a traceback.
     """
+
+
+class NonFinite(Exception):
+    """The loss or the gradients stopped being finite (exit code 3)."""
+
+    def __init__(self, message: str, step: int, metrics: Any) -> None:
+        super().__init__(message)
+        self.step, self.metrics = step, metrics  # the step from 0

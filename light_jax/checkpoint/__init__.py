@@ -1,1 +1,1 @@
-"""Writing checkpoints and resuming from them; their layout is `light_llm.checkpoint`'s."""
+"""Writing checkpoints and resuming from them; their layout is `light_llm.checkpoint.layout`'s."""

@@ -13,14 +13,15 @@ from types import MappingProxyType
 
 from safetensors import SafetensorError
 
-from light_jax.checkpoint import files, store
-from light_jax.checkpoint.state import HostState, is_mine, start_saving
+from light_jax.checkpoint import protocol, store
+from light_jax.checkpoint.state import is_mine, start_saving
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
-from light_jax.distributed import announce, is_main, others_done, together
-from light_jax.step import TrainState
-from light_llm import checkpoint as layout
+from light_jax.parallel.hosts import announce, is_main, others_done, together
+from light_jax.state import HostState, Tag, TrainState
+from light_llm.checkpoint import layout
 from light_llm.errors import UserError
+from light_llm.files import disk
 
 
 class Saver:
@@ -32,7 +33,7 @@ class Saver:
     there is one copy of the state at most.
     """
 
-    def __init__(self, cfg: TrainingConfig, resumed: store.Tag | None) -> None:
+    def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
         self.cfg, self.directory = cfg, Path(cfg.checkpoint_dir)
         self.resumed = resumed
         self.generation = 1  # known to process 0 once the directory is open
@@ -53,23 +54,23 @@ class Saver:
     def _open(self, held: contextlib.ExitStack, config_path: Path) -> None:
         with _told(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(files.locked(self.directory))
-            files.recover(self.directory)
+            held.enter_context(disk.locked(self.directory))
+            protocol.recover(self.directory)
             check_writable(self.directory, self.resumed)
             self._copy_config(config_path)
             if self.resumed is not None:
                 self._note_resume(self.resumed)
 
-    def _note_resume(self, resumed: store.Tag) -> None:
+    def _note_resume(self, resumed: Tag) -> None:
         self.generation = 1 + max(resumed.generation, store.starts(self.directory))
         start = {"generation": self.generation, "resumed": str(resumed.prefix.absolute())}
-        files.write_atomically(self.directory / store.START, json.dumps(start).encode())
+        disk.write_atomically(self.directory / store.START, json.dumps(start).encode())
 
     def _copy_config(self, path: Path) -> None:
         name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
         target = self.directory / name
         if not (target.exists() and target.samefile(path)):
-            files.write_atomically(target, path.read_bytes())
+            disk.write_atomically(target, path.read_bytes())
 
     def save(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
         """Commit the state under each of these tags, in this order; every process calls it.
@@ -82,9 +83,9 @@ class Saver:
         self.wait()
         self._saves += 1
         name, step = f"save{self._saves}", int(state.step)
-        staging = files.writing_dir(self.directory, tags[0])
+        staging = protocol.writing_dir(self.directory, tags[0])
         with _told(self.directory / tags[0], "cannot be saved"):
-            together(lambda: files.start(self.directory, tags[0]) if is_main() else None)
+            together(lambda: protocol.start(self.directory, tags[0]) if is_main() else None)
             weights = gather_weights(state.weights, self.cfg.model)
             path = staging / f"{tags[0]}{layout.STATE}"
             writing = together(lambda: start_saving(path, state, host))
@@ -104,7 +105,7 @@ class Saver:
                 return
             with announce(name):
                 writing()
-                files.flush(staging, is_mine)
+                disk.flush(staging, is_mine)
 
         self._saving = self._thread.submit(self._guarded(self.directory / tags[0], finish))
 
@@ -150,20 +151,20 @@ class Saver:
         """
         write_config(staging, tags[0], self.cfg, record, digests)
         for tag in tags[1:]:
-            files.link(self.directory, tags[0], tag)
+            protocol.link(self.directory, tags[0], tag)
         for tag in tags:
-            files.commit(self.directory, tag)
+            protocol.commit(self.directory, tag)
         self._retain()
 
     def _retain(self) -> None:
         """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n."""
         tags = store.own_tags(self.directory)
-        steps = [tag for tag in tags if files.STEP_TAG.fullmatch(tag.prefix.name)]
+        steps = [tag for tag in tags if protocol.STEP_TAG.fullmatch(tag.prefix.name)]
         left_at = 0 if self.resumed is None else self.resumed.step
         abandoned = [t for t in steps if t.generation < self.generation and t.step > left_at]
         kept = sorted((t for t in steps if t not in abandoned), key=lambda tag: tag.step)
         for tag in [*abandoned, *kept[: -self.cfg.keep_last_n]]:
-            files.delete(self.directory, tag.prefix.name)
+            protocol.delete(self.directory, tag.prefix.name)
 
     def has_final(self) -> bool:
         """Whether the resumed step's `final` tag is there."""
@@ -184,8 +185,8 @@ def write_config(
         record: all but its `files`.
         digests: those of its files that are known already.
     """
-    with ThreadPoolExecutor(1) as disk:
-        flushed = disk.submit(files.flush, staging)  # the disk is busy while this reads memory
+    with ThreadPoolExecutor(1) as background:
+        flushed = background.submit(disk.flush, staging)  # the disk is busy while this reads memory
         members = {
             str(path.relative_to(staging)).removeprefix(tag): digests.get(path)
             or layout.digest(path)
@@ -215,14 +216,14 @@ def _told(path: Path, what: str):  # type: ignore[no-untyped-def]
         ) from None
 
 
-def check_writable(directory: Path, resumed: store.Tag | None) -> None:
+def check_writable(directory: Path, resumed: Tag | None) -> None:
     """Refuse, before anything is written, a directory that cannot take this run.
 
     Raises:
         UserError: it is a file, not writable, or holds other checkpoints than those of the run that
             is resumed from it.
     """
-    if files.is_pattern(directory):
+    if protocol.is_pattern(directory):
         raise UserError(
             f"checkpoint_dir={str(directory)!r}: {directory.absolute()} has one of [ ] * ? in it, "
             "which checkpoints cannot be written under; use another folder"
@@ -241,7 +242,7 @@ def check_writable(directory: Path, resumed: store.Tag | None) -> None:
             f"checkpoint_dir={str(directory)!r} cannot be written ({error.strerror}); "
             "use another folder"
         ) from None
-    others = {name for name in layout.tags(directory) if files.is_own_name(name)}
+    others = {name for name in layout.tags(directory) if protocol.is_own_name(name)}
     # A copy of the folder holds tags of the same run, which are not this folder's own.
     if resumed is not None and resumed.prefix.parent.resolve() == directory.resolve():
         others = {name for name in others if _is_of_another_run(directory / name, resumed.run)}

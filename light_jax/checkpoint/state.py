@@ -15,19 +15,9 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from light_jax.sharding import path_names
-from light_jax.step import TrainState
+from light_jax.parallel.sharding import path_names
+from light_jax.state import HostState, TrainState
 from light_llm.errors import UserError
-
-
-@dataclasses.dataclass
-class HostState:
-    """The part of a run's state that lives on the host."""
-
-    run: str  # an id that all tags of a run share, through every resume
-    fingerprint: list[dict[str, Any]]  # of the training shards
-    best_val_loss: float | None = None
-    wandb_run_id: str | None = None
 
 
 def named_arrays(state: TrainState) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from light_jax.checkpoint.state import (
-    HostState,
     is_mine,
     load_arrays,
     load_host_state,
@@ -21,9 +20,9 @@ from light_jax.checkpoint.state import (
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
-from light_jax.distributed import is_main, together
-from light_jax.step import TrainState, params_of
-from light_llm import checkpoint as layout
+from light_jax.parallel.hosts import is_main, together
+from light_jax.state import HostState, Tag, TrainState, params_of
+from light_llm.checkpoint import layout
 from light_llm.errors import UserError
 
 MUST_MATCH = (
@@ -39,21 +38,6 @@ MUST_MATCH = (
 
 
 START = ".resumed.json"  # the prefix and generation of the last resume
-
-
-@dataclasses.dataclass(frozen=True)
-class Tag:
-    """A complete tag and where it stands in the history of its directory."""
-
-    prefix: Path
-    run: str
-    generation: int  # counts the starts of the run: 1, then one more with each resume
-    step: int
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """A resumed run's tags are newer than those that it left behind, whatever their steps."""
-        return self.generation, self.step
 
 
 def read_tag(prefix: str | Path) -> Tag:

@@ -1,8 +1,8 @@
 """The leaves that PyTorch has built in: linear, embedding, dropout.
 
-Three precisions: parameters are stored in float32 (or bfloat16, see `light_jax.step`), matmuls take
-their inputs in the compute dtype, reductions (norms, softmax, loss) and the residual stream are
-float32.
+Three precisions: parameters are stored in float32 (or bfloat16, see `light_jax.state`), matmuls
+take their inputs in the compute dtype, reductions (norms, softmax, loss) and the residual stream
+are float32.
 """
 
 from __future__ import annotations

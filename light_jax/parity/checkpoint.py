@@ -11,7 +11,7 @@ from flax import nnx
 from conversion import load_jax, load_torch, to_torch
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
-from light_llm.checkpoint import CONFIG, member, read_model_config, read_snapshot
+from light_llm.checkpoint.layout import CONFIG, member, read_model_config, read_snapshot
 from light_llm.configfile import validate
 from light_llm.errors import UserError
 

@@ -13,10 +13,11 @@ import numpy as np
 from conversion import to_torch
 from conversion.mapping import TIED_KEY
 from light_jax.config import TrainingConfig
-from light_jax.optimizer import learning_rate
+from light_jax.parallel.sharding import to_global
 from light_jax.parity.reference import ReferenceTrainer, Update
-from light_jax.run import Run, compile_steps, prepare
-from light_jax.sharding import to_global
+from light_jax.state import Run
+from light_jax.training.optimizer import learning_rate
+from light_jax.training.run import batches, compile_steps, prepare
 from light_llm.errors import UserError
 
 
@@ -116,7 +117,7 @@ def lockstep(
     train_step = compile_steps(run).train
     start = _weights(run)
     reference = ReferenceTrainer(reference_cfg or cfg, start)
-    with run.batches(0, steps) as loader:
+    with batches(run, 0, steps) as loader:
         for step, tokens_ABS in enumerate(loader, 1):
             tokens = to_global(tokens_ABS, run.rows, cfg.batch_size, 1, run.mesh)
             rate = np.float32(learning_rate(cfg, step - 1))

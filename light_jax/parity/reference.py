@@ -1,4 +1,4 @@
-"""Training in plain PyTorch: what light_jax.step is held against.
+"""Training in plain PyTorch: what light_jax.training.step is held against.
 
 Shared with the JAX side are the config and when to give up: torch's model, optimizers, clipping,
 autocast and gradient scaler, and a schedule that is written out a second time on purpose, since
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from light_jax.config import OptimizerConfig, TrainingConfig
-from light_jax.step import MAX_SKIPS
+from light_jax.training.step import MAX_SKIPS
 from light_llm.models.transformer import Transformer
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
-from light_llm.hub import reachable
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Skipped
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import Document
+from light_llm.tokenizer.hub import reachable
 
 if TYPE_CHECKING:
     import datasets

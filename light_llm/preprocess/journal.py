@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from light_llm.disk import sync
 from light_llm.errors import UserError
+from light_llm.files.disk import sync
 from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.split import Split

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from light_llm.disk import flush, sync
 from light_llm.errors import UserError
+from light_llm.files.disk import flush, sync
 from light_llm.preprocess.manifest import MANIFEST, read_manifest
 from light_llm.tokenizer.kinds import CHAR_FILE
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from light_llm.disk import flush, sync
 from light_llm.errors import UserError
+from light_llm.files.disk import flush, sync
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Corpus, FileCorpus, Skipped
 from light_llm.preprocess.entropy import unigram_entropy

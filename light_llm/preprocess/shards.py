@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from light_llm.disk import sync
+from light_llm.files.disk import sync
 
 if TYPE_CHECKING:
     import numpy as np

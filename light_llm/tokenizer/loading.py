@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
-from light_llm.hub import reachable
+from light_llm.tokenizer.hub import reachable
 from light_llm.tokenizer.kinds import (
     CHAR_FILE,
     END_OF_TEXT,

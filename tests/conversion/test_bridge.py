@@ -24,11 +24,12 @@ from tiny_runs import (
     write_config,
 )
 
-from light_jax.checkpoint.bridge import export_tag, import_tag
 from light_jax.checkpoint.store import find
 from light_jax.config import TrainingConfig, load_config
-from light_jax.trainer import run_config
-from light_llm.checkpoint import load_transformer, read_record
+from light_jax.torch_runs.bridge import export_tag, import_tag
+from light_jax.training.loop import run_config
+from light_llm.checkpoint import load_transformer
+from light_llm.checkpoint.layout import read_record
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")

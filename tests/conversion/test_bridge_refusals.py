@@ -19,11 +19,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_runs import TINY, command, write_config
 
-from conversion import torch_file
-from light_jax.checkpoint import torch_tag
-from light_jax.checkpoint.bridge import export_tag, import_tag
 from light_jax.config import load_config
-from light_jax.trainer import run_config
+from light_jax.torch_runs import file as torch_file
+from light_jax.torch_runs import tag as torch_tag
+from light_jax.torch_runs.bridge import export_tag, import_tag
+from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")

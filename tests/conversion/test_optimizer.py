@@ -14,12 +14,12 @@ from models.architectures import CASES, configs, reference_config, tiny, tokens_
 from safetensors.numpy import load_file
 from tiny_runs import REFERENCE
 
-from conversion import torch_file
 from conversion.mapping import idle_keys, parameter_groups, table
-from conversion.optimizer import MOMENTS, optimizer_from_torch, optimizer_to_torch
 from light_jax.config import TrainingConfig
-from light_jax.optimizer import make_optimizer
-from light_jax.step import init_params
+from light_jax.torch_runs import file as torch_file
+from light_jax.torch_runs.optimizer import MOMENTS, optimizer_from_torch, optimizer_to_torch
+from light_jax.training.optimizer import make_optimizer
+from light_jax.training.step import init_params
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")

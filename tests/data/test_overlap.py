@@ -9,7 +9,7 @@ from tiny_runs import TINY, write_config
 
 from light_jax.config import load_config
 from light_jax.data import TokenStream, warn_of_overlap
-from light_jax.run import prepare
+from light_jax.training.run import prepare
 
 
 def warned(train, val):

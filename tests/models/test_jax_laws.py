@@ -13,7 +13,7 @@ from architectures import DIMENSIONS, build, lively, lively_params, tiny, tokens
 from flax import nnx
 
 from light_jax.models import attend as kernel
-from light_jax.models.attend import Span, attend
+from light_jax.models.transformer.attend import Span, attend
 from light_jax.models.transformer.positional import (
     Rope,
     alibi_slopes,

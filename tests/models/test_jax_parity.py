@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from conversion import from_torch, to_torch
 from light_jax.config import TrainingConfig
-from light_jax.sharding import make_mesh
-from light_jax.step import summed_loss
+from light_jax.parallel.sharding import make_mesh
+from light_jax.training.step import summed_loss
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 

@@ -14,7 +14,7 @@ from light_jax.models.transformer.block import PLACEMENT
 from light_jax.models.transformer.ffn import ACTIVATION, FFN
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import POSITIONAL
-from light_jax.sharding import PARAMETER_AXES
+from light_jax.parallel.sharding import PARAMETER_AXES
 from light_llm.models.transformer.config import TransformerConfig
 
 ROOT = Path(__file__).parents[2]

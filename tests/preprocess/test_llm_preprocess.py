@@ -15,9 +15,9 @@ import pytest
 import tokenizers
 import yaml
 
+from light_llm.cli.preprocess import llm_preprocess, main
 from light_llm.configfile import read_mapping, validate
 from light_llm.preprocess import PreprocessConfig, part
-from light_llm.preprocess.cli import llm_preprocess, main
 from light_llm.preprocess.config import (
     DEFAULT_MIN_FREQUENCY,
     DEFAULT_TRAIN_CHARACTERS,
@@ -116,7 +116,7 @@ def test_the_docs_list_the_flags_and_their_defaults():
 
 def test_importing_and_asking_for_help_is_cheap():
     code = (
-        "import sys, light_llm.tokenizer, light_llm.preprocess.cli\n"
+        "import sys, light_llm.tokenizer, light_llm.cli.preprocess\n"
         "import light_llm.preprocess.pipeline\n"
         "heavy = {'torch', 'jax', 'transformers', 'tokenizers', 'pyarrow', 'numpy'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"

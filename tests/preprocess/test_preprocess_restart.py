@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_runs import write_config
 
-from light_jax.trainer import run_config
+from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, part, preprocess
 from light_llm.preprocess.corpus import Chunk, Position

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch_cases import lively, tiny
 from typer.testing import CliRunner, Result
 
-from light_llm.cli import app
+from light_llm.cli.run import app
 from light_llm.generate import generate
 from light_llm.sampling import Sampling
 from light_llm.tokenizer import load_tokenizer, train_bpe, train_char
@@ -166,7 +166,7 @@ def test_what_the_user_can_mend_is_one_message(checkpoint, tmp_path):
 def test_jax_computes_on_the_device_that_was_asked_for(checkpoint):
     code = (
         "import jax; jax.config.update('jax_num_cpu_devices', 3)\n"
-        "from light_llm.cli import _jax\n"
+        "from light_llm.cli.run import _jax\n"
         "from light_llm.sampling import Sampling\n"
         f"ids = _jax({str(checkpoint)!r}, 'cpu:2', 'float32')([3, 4], Sampling(4), None)\n"
         "next(ids)\n"
@@ -251,6 +251,6 @@ def test_a_conversation_in_a_terminal(endless):
 
 
 def test_help_is_quick_to_import():
-    code = "import sys, light_llm.cli; print(*sys.modules)"
+    code = "import sys, light_llm.cli.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "jax", "transformers"} & set(done.stdout.split())

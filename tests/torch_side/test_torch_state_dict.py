@@ -163,7 +163,7 @@ def test_a_config_needs_no_torch():
 
 def test_the_torch_side_needs_no_jax():
     statement = (
-        "import light_llm.generate, light_llm.cli; "
+        "import light_llm.generate, light_llm.cli.run; "
         "from light_llm.models.transformer import Transformer"
     )
     modules = imported_by(statement)

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_runs import BIN, metrics, write_config  # noqa: E402
 
-from light_llm import checkpoint as layout  # noqa: E402
+from light_llm.checkpoint import layout  # noqa: E402
 
 CHANGES = {
     "num_steps": 12,
@@ -68,7 +68,7 @@ class Process:
 
 
 def _become(args: list[str], folder: Path, log: Path) -> None:
-    from light_jax.cli import main
+    from light_jax.cli.train import main
 
     try:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--exec", action="store_true")
     args = parser.parse_args()
-    import light_jax.trainer  # noqa: F401  # what the forks need not import again
+    import light_jax.training.loop  # noqa: F401  # what the forks need not import again
 
     phases: collections.Counter[str] = collections.Counter()
     start = time.monotonic()

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_runs import REFERENCE, TINY, command, metrics, write_config
 
 from light_jax.data import TokenStream
-from light_jax.nonfinite import NonFinite, replay
-from light_jax.trainer import run_config
+from light_jax.training.loop import run_config
+from light_jax.training.nonfinite import NonFinite, replay
 from light_llm.errors import UserError
 
 

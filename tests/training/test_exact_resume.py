@@ -10,9 +10,9 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from tiny_runs import TINY, metrics, write_config
 
-from light_jax import trainer
-from light_jax.log import Log
-from light_jax.trainer import run_config
+from light_jax.reporting.log import Log
+from light_jax.training import loop as trainer
+from light_jax.training.loop import run_config
 
 STEPS = 12
 CHANGES = {

@@ -19,16 +19,15 @@ import jax
 import pytest
 from tiny_runs import TINY, assert_same_weights, merged, metrics, write_config
 
-from light_jax.checkpoint import files, store
+from light_jax.checkpoint import protocol, store
 from light_jax.checkpoint.saver import Saver
-from light_jax.checkpoint.state import HostState
 from light_jax.config import TrainingConfig
-from light_jax.step import init_params, init_state
-from light_jax.trainer import run_config
-from light_llm import checkpoint as layout
-from light_llm import disk
-from light_llm.checkpoint import load_transformer
+from light_jax.state import HostState
+from light_jax.training.loop import run_config
+from light_jax.training.step import init_params, init_state
+from light_llm.checkpoint import layout, load_transformer
 from light_llm.errors import UserError
+from light_llm.files import disk
 
 CALLS = ("fsync", "rename", "replace", "link", "mkdir", "unlink", "rmdir")
 
@@ -61,7 +60,7 @@ class FileSystem:
 
 def stage(directory: Path, tag: str, step: int) -> None:
     """What a save has written before its commit: bytes that tell the step."""
-    staging = files.start(directory, tag)
+    staging = protocol.start(directory, tag)
     (staging / f"{tag}.state/d").mkdir(parents=True)
     (staging / f"{tag}.state/meta").write_bytes(b"meta %d" % step)
     (staging / f"{tag}.state/d/array").write_bytes(b"array %d" % step)
@@ -71,10 +70,10 @@ def stage(directory: Path, tag: str, step: int) -> None:
 def save(directory: Path, step: int) -> None:
     """A step that is the best as well, in a run that keeps one step tag."""
     cfg = TrainingConfig(**merged(TINY, {"keep_last_n": 1, "checkpoint_dir": str(directory)}))
-    tags = ["best", files.step_tag(step)]
+    tags = ["best", protocol.step_tag(step)]
     stage(directory, tags[0], step)
     record = layout.Record(run="run", generation=1, step=step)
-    Saver(cfg, None)._commit(files.writing_dir(directory, tags[0]), tags, record)
+    Saver(cfg, None)._commit(protocol.writing_dir(directory, tags[0]), tags, record)
 
 
 def newest(directory: Path) -> int:
@@ -124,12 +123,12 @@ def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
         for again in itertools.count():
             shutil.rmtree(out)
             shutil.copytree(crashed, out)
-            died = interrupted(lambda: files.recover(out), again) is not None
+            died = interrupted(lambda: protocol.recover(out), again) is not None
             assert newest(out) == 2 if committed else newest(out) in (1, 2)
             if not died:
                 break
             recoveries += 1
-            files.recover(out)
+            protocol.recover(out)
             assert newest(out) == (2 if committed else 1)
             assert not [name for name in listing(out) if name.startswith(".")]
         save(out, 2)  # a run that is resumed comes to the same save again
@@ -139,13 +138,13 @@ def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
 
 
 def test_all_is_on_the_disk_before_the_rename_that_commits(tmp_path, monkeypatch):
-    sync = files.sync
+    sync = disk.sync
     flushed: list[Path] = []
-    for module in (files, disk):
+    for module in (protocol, disk):
         monkeypatch.setattr(module, "sync", lambda path: (flushed.append(path), sync(path)))
     save(tmp_path, 1)
     for tag in ("best", "step0000001"):
-        staging = files.writing_dir(tmp_path, tag)
+        staging = protocol.writing_dir(tmp_path, tag)
         first = flushed.index(tmp_path, flushed.index(staging))  # after the rename
         wanted = [f"{tag}.safetensors", f"{tag}.config.json", f"{tag}.state", ""]
         wanted += [f"{tag}.state/{name}" for name in ("d", "meta", "d/array")]
@@ -170,7 +169,7 @@ def test_a_failing_call_is_an_error_and_leaves_the_tag_before(tmp_path, monkeypa
         if disk.at is not None:
             break  # there are no more calls
         assert newest(out) == 2 or failed
-        files.recover(out)
+        protocol.recover(out)
         save(out, 2)
         assert newest(out) == 2
         shutil.rmtree(out)
@@ -191,14 +190,14 @@ def test_symlinks_lead_nowhere(tmp_path):
     (out / ".step0000001.writing").symlink_to(outside)
     (out / "step0000002.state").symlink_to(outside)
     (out / ".metrics.jsonl.tmp").symlink_to(outside / "victim")
-    files.recover(out)
-    files.write_atomically(out / "metrics.jsonl", b"mine")
+    protocol.recover(out)
+    disk.write_atomically(out / "metrics.jsonl", b"mine")
     for tag in ("best", "step0000001"):
         (out / f"{tag}.state").symlink_to(outside)
     save(out, 1)
-    files.delete(out, "step0000001")
+    protocol.delete(out, "step0000001")
     (out / ".lock").symlink_to(outside / "victim")
-    with pytest.raises(OSError, match="symbolic links"), files.locked(out):
+    with pytest.raises(OSError, match="symbolic links"), disk.locked(out):
         pass
     assert {path: path.lstat().st_mtime_ns for path in outside.rglob("*")} == before
     record = json.loads((out / "best.config.json").read_text())
@@ -230,7 +229,7 @@ def test_every_damage_of_every_file_is_told_by_name(trained, tmp_path, monkeypat
     out = tmp_path / "out"
     for tag in ("best", "final"):
         for path in list(out.glob(f"{tag}.*")):
-            files.remove(path)
+            disk.remove(path)
     recorded = layout.read_record(out / "step0000003").files
     paths = {f"step0000003{name}": out / f"step0000003{name}" for name in recorded}
     assert len(paths) > 8
@@ -317,17 +316,17 @@ def test_a_full_disk_fails_the_next_save_or_the_end(saver, limit):
         assert tags == {"step0000001"} if failed else tags >= {"step0000001", "step0000002"}
         for tag in tags:
             layout.verify(made.directory / tag)
-            files.delete(made.directory, tag)
+            protocol.delete(made.directory, tag)
 
 
 def recover_when_quiet(directory: Path) -> None:
     """As the next process would; in this one, orbax may be writing still after its error."""
     for _ in range(100):
         try:
-            return files.recover(directory)
+            return protocol.recover(directory)
         except OSError:
             time.sleep(0.05)
-    return files.recover(directory)
+    return protocol.recover(directory)
 
 
 def test_the_loop_goes_on_while_a_save_is_under_way(saver, monkeypatch):
@@ -377,7 +376,7 @@ def test_one_writer_per_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "c.yaml", num_steps=1)
     Path("out").mkdir()
-    with files.locked(Path("out")), pytest.raises(UserError, match="written by another run"):
+    with disk.locked(Path("out")), pytest.raises(UserError, match="written by another run"):
         run_config("c.yaml")
     assert listing(Path("out")) == [".lock"]
 
@@ -418,7 +417,7 @@ def test_a_pickle_is_never_executed(trained, tmp_path, monkeypatch):
     write_config(tmp_path / "evil.yaml", init_from="evil.safetensors", checkpoint_dir="evil")
     with pytest.raises(UserError, match="not a whole safetensors file"):
         run_config("evil.yaml")
-    files.remove(Path("out/step0000003.safetensors"))
+    disk.remove(Path("out/step0000003.safetensors"))
     Path("out/step0000003.safetensors").write_bytes(evil)
     for use in (
         lambda: run_config("c.yaml", "out/step0000003"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from light_jax.parity.cli import app
+from light_jax.cli.parity import app
 
 
 @pytest.fixture

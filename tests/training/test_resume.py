@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import TINY, assert_same_weights, command, metrics, train_command, write_config
 
-from light_jax.trainer import run_config
+from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 
 
@@ -127,7 +127,7 @@ def test_a_resume_stopped_before_its_first_tag_is_still_the_newest(tmp_path, mon
     write_config(tmp_path / "c.yaml", num_steps=6, save_every=2, val_data=...)
     run_config("c.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr("light_jax.run.BatchLoader", _interrupted)
+        patch.setattr("light_jax.training.run.BatchLoader", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_config("c.yaml", "out/step0000002")
     capsys.readouterr()

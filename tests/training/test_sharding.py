@@ -17,8 +17,14 @@ from tiny_runs import (
 )
 
 from light_jax.config import MeshConfig, TrainingConfig
-from light_jax.sharding import batch_shards, check_batch, make_mesh, path_names, state_shardings
-from light_jax.step import init_params, init_state
+from light_jax.parallel.sharding import (
+    batch_shards,
+    check_batch,
+    make_mesh,
+    path_names,
+    state_shardings,
+)
+from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -8,8 +8,9 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import TINY, column, merged
 
-from light_jax.trainer import run_config
-from light_llm.checkpoint import load_transformer, read_model_config
+from light_jax.training.loop import run_config
+from light_llm.checkpoint import load_transformer
+from light_llm.checkpoint.layout import read_model_config
 from light_llm.models.transformer import Transformer
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

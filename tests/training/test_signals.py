@@ -12,11 +12,12 @@ import pytest
 from test_sharding import start_processes
 from tiny_runs import assert_same_weights, column, metrics, write_config
 
-from light_jax import signals, trainer
 from light_jax.checkpoint.saver import Saver
 from light_jax.data.loader import BatchLoader
-from light_jax.trainer import run_config
-from light_llm import checkpoint as layout
+from light_jax.training import loop as trainer
+from light_jax.training import signals
+from light_jax.training.loop import run_config
+from light_llm.checkpoint import layout
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -66,7 +67,7 @@ def test_one_commit_and_the_exit_code(whole, tmp_path, monkeypatch, moment):
 
 SLEEPER = """
 import ctypes, signal, sys, time
-from light_jax.signals import Stopper
+from light_jax.training.signals import Stopper
 with Stopper() as stopper:
     print("ready", flush=True)
     end = time.monotonic() + 60

@@ -16,10 +16,10 @@ from tiny_runs import TINY, merged
 from conversion import to_torch
 from conversion.mapping import table
 from light_jax.config import OptimizerConfig, TrainingConfig
-from light_jax.loss import cross_entropy_sum
-from light_jax.optimizer import clip_scale, learning_rate, make_optimizer
-from light_jax.sharding import make_mesh
-from light_jax.step import (
+from light_jax.parallel.sharding import make_mesh
+from light_jax.training.loss import cross_entropy_sum
+from light_jax.training.optimizer import clip_scale, learning_rate, make_optimizer
+from light_jax.training.step import (
     INITIAL_LOSS_SCALE,
     LOSS_SCALE_GROWTH_INTERVAL,
     MAX_SKIPS,

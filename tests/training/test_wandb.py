@@ -76,7 +76,7 @@ def test_missing_is_an_error_before_training(tmp_path):
     config = write_config(tmp_path / "c.yaml", use_wandb=True)
     code = (
         "import sys; sys.modules['wandb'] = None\n"
-        f"sys.argv = ['llm-train', {str(config)!r}]\nfrom light_jax.cli import main\nmain()"
+        f"sys.argv = ['llm-train', {str(config)!r}]\nfrom light_jax.cli.train import main\nmain()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True

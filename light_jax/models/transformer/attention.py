@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from light_jax.models.attend import Span, attend, attend_one
 from light_jax.models.layers import Linear
+from light_jax.models.transformer.attend import Span, attend, attend_one
 from light_jax.models.transformer.positional import Geometry, apply_complex_rope, apply_rope
 from light_llm.models.transformer.config import AttentionConfig, TransformerConfig
 

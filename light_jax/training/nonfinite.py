@@ -24,15 +24,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from conversion.mapping import Entry, table
-from light_jax.checkpoint import files
+from light_jax.checkpoint import protocol
 from light_jax.checkpoint.store import candidates
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
-from light_jax.console import Reporter
-from light_jax.distributed import is_main, together
-from light_jax.optimizer import learning_rate
-from light_jax.run import Run, compile_train_step
-from light_jax.sharding import (
+from light_jax.parallel.hosts import is_main, together
+from light_jax.parallel.sharding import (
     check_batch,
     local_rows,
     make_mesh,
@@ -40,27 +37,21 @@ from light_jax.sharding import (
     state_shardings,
     to_global,
 )
-from light_jax.step import (
+from light_jax.reporting.console import Reporter
+from light_jax.state import LossScale, Run, StepMetrics, TrainState
+from light_jax.training.optimizer import learning_rate
+from light_jax.training.run import compile_train_step
+from light_jax.training.step import (
     MAX_SKIPS,
-    LossScale,
-    StepMetrics,
-    TrainState,
     dropout_key,
     init_params,
     init_state,
     summed_loss,
 )
-from light_llm.errors import UserError
+from light_llm.errors import NonFinite, UserError
+from light_llm.files import disk
 
 TOKENS, WEIGHTS, REPORT = "tokens.npy", "weights.safetensors", "report.json"
-
-
-class NonFinite(Exception):
-    """The loss or the gradients stopped being finite (exit code 3)."""
-
-    def __init__(self, message: str, step: int, metrics: StepMetrics) -> None:
-        super().__init__(message)
-        self.step, self.metrics = step, metrics  # the step from 0
 
 
 def explained(run: Run, bad: NonFinite, config_path: Path) -> NonFinite:
@@ -121,17 +112,17 @@ def _write(
         "rows": [{"shard": shard, "first": a, "last": b} for shard, a, b in places],
         **_norms(cfg, run.mesh, state, _placed(tokens_ABS, cfg, run.mesh)),
     }
-    staging = files.writing_dir(folder.parent, folder.name)
+    staging = protocol.writing_dir(folder.parent, folder.name)
     if is_main():
-        files.start(folder.parent, folder.name)
+        protocol.start(folder.parent, folder.name)
         np.save(staging / TOKENS, tokens_ABS)
         (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     save_weights(staging / WEIGHTS, state.weights, cfg.model)
     if is_main():
-        files.flush(staging)
-        files.remove(folder)
+        disk.flush(staging)
+        disk.remove(folder)
         staging.rename(folder)
-        files.sync(folder.parent)
+        disk.sync(folder.parent)
 
 
 def _number(value: Any) -> float | str:

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from light_jax.checkpoint import files
+from light_jax.checkpoint import protocol
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import load_config
-from light_jax.console import Reporter, size
 from light_jax.data.loader import BatchLoader, validation_batches
-from light_jax.distributed import together
-from light_jax.log import Log
-from light_jax.nonfinite import NonFinite, explained
-from light_jax.optimizer import learning_rate
-from light_jax.run import Run, Steps, compile_steps, prepare
-from light_jax.sharding import to_global
-from light_jax.signals import Stopper
-from light_jax.summary import describe
-from light_llm.errors import UserError
+from light_jax.parallel.hosts import together
+from light_jax.parallel.sharding import to_global
+from light_jax.reporting.console import Reporter, size
+from light_jax.reporting.log import Log
+from light_jax.reporting.summary import describe
+from light_jax.state import Run
+from light_jax.training.nonfinite import explained
+from light_jax.training.optimizer import learning_rate
+from light_jax.training.run import Steps, batches, compile_steps, prepare
+from light_jax.training.signals import Stopper
+from light_llm.errors import NonFinite, UserError
 
 
 def run_config(config_path: str | Path, resume: str | None = None) -> int:
@@ -67,7 +68,7 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
     first_step = int(run.state.step)
     with contextlib.ExitStack() as held:
         saver.open(held, config_path)
-        loader = run.batches(first_step, cfg.num_steps)
+        loader = batches(run, first_step, cfg.num_steps)
         reporter.start(first_step, cfg.num_steps)
         log = held.enter_context(together(lambda: Log(run, saver.directory, reporter)))
         held.enter_context(loader)
@@ -84,9 +85,9 @@ def _loop(
     cfg = run.cfg
     for step, local_tokens in enumerate(loader, int(run.state.step) + 1):
         tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
-        rate = np.float32(learning_rate(cfg, step - 1))
-        run.state, metrics = steps.train(run.state, tokens, rate)
-        log.step(step, metrics)
+        rate = learning_rate(cfg, step - 1)
+        run.state, metrics = steps.train(run.state, tokens, np.float32(rate))
+        log.step(step, rate, metrics)
         last, improved = step == cfg.num_steps, False
         failure: UserError | None = None
         if run.val_stream is not None and (last or step % cfg.eval_every == 0):
@@ -98,7 +99,7 @@ def _loop(
         stop = stopper.requested(step)
         tags = {
             "best": improved,
-            files.step_tag(step): stop or failure is not None or step % cfg.save_every == 0,
+            protocol.step_tag(step): stop or failure is not None or step % cfg.save_every == 0,
             "final": last and failure is None,
         }
         if due := [tag for tag, is_due in tags.items() if is_due]:

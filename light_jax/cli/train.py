@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from light_llm.errors import UserError
+from light_llm.errors import NonFinite, UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -29,19 +29,19 @@ def command(
     ] = None,
 ) -> None:
     """Train a language model as CONFIG says. Every hyperparameter is in the file."""
-    from light_jax.distributed import initialize
+    from light_jax.parallel.hosts import initialize
 
     if replay is not None and resume is not None:
         raise UserError("--replay and --resume are two things to do; give one of them")
     initialize()  # before anything touches a device
-    from light_jax import nonfinite
-    from light_jax.trainer import run_config
+    from light_jax.training import nonfinite
+    from light_jax.training.loop import run_config
 
     try:
         if replay is not None:
             raise typer.Exit(nonfinite.replay(config, replay))
         raise typer.Exit(run_config(config, resume))
-    except nonfinite.NonFinite as error:
+    except NonFinite as error:
         print(f"llm-train: {error}", file=sys.stderr)
         raise typer.Exit(3) from None
 

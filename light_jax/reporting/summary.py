@@ -6,9 +6,9 @@ import os
 
 import jax
 
-from light_jax.console import count, size
-from light_jax.run import Run
-from light_jax.sharding import MESH_AXES
+from light_jax.parallel.sharding import MESH_AXES
+from light_jax.reporting.console import count, size
+from light_jax.state import Run
 
 
 def describe(run: Run) -> list[str]:

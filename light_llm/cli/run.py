@@ -135,7 +135,7 @@ def _writer(
     prompt: str | None,
 ) -> Callable[[str], None]:
     """Loads all that is needed; what it returns prints a prompt and its continuation."""
-    from light_llm.checkpoint import read_model_config
+    from light_llm.checkpoint.layout import read_model_config
     from light_llm.sampling import check_prompts
 
     if backend not in BACKEND:
@@ -195,7 +195,7 @@ def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
             "--backend jax"
         ) from None
 
-    from light_llm.checkpoint import load_transformer
+    from light_llm.checkpoint.loading import load_transformer
     from light_llm.generate import generate
 
     chosen = str(_torch_device(device))
@@ -272,7 +272,7 @@ def _tokenizer(checkpoint: str, path: str | None, cfg: TransformerConfig) -> Tok
     Raises:
         UserError: neither names one, it cannot be loaded, or it has more ids than the model.
     """
-    from light_llm.checkpoint import read_snapshot
+    from light_llm.checkpoint.layout import read_snapshot
     from light_llm.tokenizer import load_tokenizer
 
     chosen = read_snapshot(checkpoint).get("tokenizer_path") if path is None else path

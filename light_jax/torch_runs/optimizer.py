@@ -1,4 +1,4 @@
-"""Optimizer state: torch.optim's state dicts <-> the optax state of `light_jax.optimizer`.
+"""Optimizer state: torch.optim's state dicts <-> the optax state of `light_jax.training.optimizer`.
 
 In numpy; PyTorch is asked only for what its own version says beside the moments.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from conversion.mapping import Entry, idle_keys, parameter_groups
-from conversion.torch_file import require_torch
 from conversion.weights import from_torch, to_torch
 from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.torch_runs.file import require_torch
 from light_llm.errors import UserError
 
 _ADAM = {"mu": "exp_avg", "nu": "exp_avg_sq"}
@@ -39,7 +39,7 @@ def optimizer_from_torch(state_dict: Any, cfg: TrainingConfig, source: str | Pat
     import jax.numpy as jnp
     import optax
 
-    from light_jax.optimizer import make_optimizer
+    from light_jax.training.optimizer import make_optimizer
 
     problems = list(_group_problems(state_dict, cfg))
     if not problems:

@@ -17,11 +17,9 @@ from pathlib import Path
 import jax
 from safetensors import SafetensorError
 
-from conversion import torch_file
-from light_jax.checkpoint import files, store, torch_tag
+from light_jax.checkpoint import protocol, store
 from light_jax.checkpoint.saver import write_config
 from light_jax.checkpoint.state import (
-    HostState,
     load_arrays,
     load_host_state,
     save_state,
@@ -31,13 +29,13 @@ from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
 from light_jax.data.index import describe_change
-from light_jax.step import (
-    TrainState,
-    init_params,
-    init_state,
-)
-from light_llm import checkpoint as layout
+from light_jax.state import HostState, TrainState
+from light_jax.torch_runs import file as torch_file
+from light_jax.torch_runs import tag as torch_tag
+from light_jax.training.step import init_params, init_state
+from light_llm.checkpoint import layout
 from light_llm.errors import UserError
+from light_llm.files import disk
 
 
 def import_tag(prefix: str | Path) -> list[str]:
@@ -74,16 +72,16 @@ def import_tag(prefix: str | Path) -> list[str]:
     abstract = _abstract(cfg)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.weights)
     weights = load_weights(layout.member(prefix, layout.WEIGHTS), cfg.model, shardings)
-    with _writing(directory / tag), files.locked(directory):
+    with _writing(directory / tag), disk.locked(directory):
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(directory / tag, cfg, record, host)
-        staging = files.start(directory, tag)
+        staging = protocol.start(directory, tag)
         try:
             save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
             save_state(staging / f"{tag}{layout.STATE}", state, host)
             own = layout.Record(run=host.run, generation=generation, step=step)
             write_config(staging, tag, cfg, own)
-            files.commit(directory, tag)
+            protocol.commit(directory, tag)
         except BaseException:
             _discard(staging)
             raise
@@ -118,9 +116,9 @@ def export_tag(prefix: str | Path) -> list[str]:
         try:
             temporary.unlink(missing_ok=True)  # a link there would lead elsewhere
             torch_file.write(temporary, data)
-            files.sync(temporary)
+            disk.sync(temporary)
             os.replace(temporary, path)
-            files.sync(path.parent)
+            disk.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
@@ -160,7 +158,7 @@ def _discard(staging: Path) -> None:
 
 
 def _check_name(prefix: Path) -> None:
-    if files.is_pattern(prefix):
+    if protocol.is_pattern(prefix):
         raise UserError(
             f"{prefix}: {prefix.absolute()} has one of [ ] * ? in it, which checkpoints cannot be "
             "written under; use another name"
@@ -171,7 +169,7 @@ def _check_links(directory: Path, tag: str) -> None:
     """Refuse links where folders are made and deleted."""
     places = [
         directory / f"{tag}{layout.STATE}",
-        files.writing_dir(directory, tag),
+        protocol.writing_dir(directory, tag),
         layout.committed_dir(directory, tag),
         directory / ".lock",
     ]
@@ -183,7 +181,7 @@ def _check_links(directory: Path, tag: str) -> None:
 def _check_step(prefix: Path, step: int, record: layout.Record | None) -> None:
     """Compare the step of the state with what else names one."""
     path = f"{prefix}{layout.TORCH_STATE}"
-    named = files.STEP_TAG.fullmatch(prefix.name)
+    named = protocol.STEP_TAG.fullmatch(prefix.name)
     if named and int(named[1]) != step:
         raise UserError(f"{path}: is of step {step}; put back the one of {prefix.name}")
     if record is None:

@@ -12,15 +12,13 @@ from typing import Any
 
 import jax
 
-from light_jax.console import Reporter, count, duration
-from light_jax.distributed import is_main
-from light_jax.flops import flops_per_token, peak_flops
-from light_jax.metrics import MetricsFile
-from light_jax.nonfinite import NonFinite
-from light_jax.optimizer import learning_rate
-from light_jax.run import Run
-from light_jax.step import StepMetrics
-from light_jax.wandb_run import WandbRun
+from light_jax.parallel.hosts import is_main
+from light_jax.reporting.console import Reporter, count, duration
+from light_jax.reporting.flops import flops_per_token, peak_flops
+from light_jax.reporting.metrics import MetricsFile
+from light_jax.reporting.wandb_run import WandbRun
+from light_jax.state import Run, StepMetrics
+from light_llm.errors import NonFinite
 
 
 class Log:
@@ -35,7 +33,7 @@ class Log:
                 wandb_run = WandbRun(run.cfg, run.host.wandb_run_id)
                 run.host.wandb_run_id = wandb_run.id
                 self._sinks.append(wandb_run)
-        self._pending: tuple[int, StepMetrics] | None = None
+        self._pending: tuple[int, float, StepMetrics] | None = None
         self._logged_step, self._logged_time = int(run.state.step), time.perf_counter()
         self._tokens_per_second = 0.0
         peak = peak_flops(run.mesh.devices.flat[0])
@@ -55,10 +53,10 @@ class Log:
         for sink in self._sinks:
             sink.write(line)
 
-    def step(self, step: int, metrics: StepMetrics) -> None:
-        """Take the metrics of `step`, tell those of the step before."""
+    def step(self, step: int, rate: float, metrics: StepMetrics) -> None:
+        """Take the learning rate and the metrics of `step`, tell those of the step before."""
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, rate, metrics)
 
     def flush(self) -> None:
         """Tell the metrics that are still with the device.
@@ -68,14 +66,14 @@ class Log:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, rate, metrics), self._pending = self._pending, None
         values = jax.device_get(metrics)
         if values.bad_step >= 0:
             bad = int(values.bad_step)
             raise NonFinite(f"step {bad + 1} is not finite", bad, values)
         if step % self.run.cfg.log_every == 0:
-            self._line(step, values)
-        self.reporter.progress(step, self._text(step, float(values.loss)))
+            self._line(step, rate, values)
+        self.reporter.progress(step, self._text(step, rate, float(values.loss)))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -85,7 +83,7 @@ class Log:
         yield
         self._logged_time += time.perf_counter() - start
 
-    def _line(self, step: int, values: StepMetrics) -> None:
+    def _line(self, step: int, rate: float, values: StepMetrics) -> None:
         cfg, now = self.run.cfg, time.perf_counter()
         tokens = (step - self._logged_step) * cfg.tokens_per_step
         self._tokens_per_second = tokens / (now - self._logged_time)
@@ -95,7 +93,7 @@ class Log:
             "time": time.time(),
             "tokens": step * cfg.tokens_per_step,
             "train/loss": float(values.mean_loss),
-            "train/lr": learning_rate(cfg, step - 1),
+            "train/lr": rate,
             "train/grad_norm": float(values.grad_norm),
             "train/tokens_per_second": self._tokens_per_second,
         }
@@ -104,7 +102,7 @@ class Log:
         self._write(line)
         if not self.reporter.has_bar:
             self.reporter.line(
-                f"step {step}/{cfg.num_steps}  " + self._text(step, float(values.mean_loss))
+                f"step {step}/{cfg.num_steps}  " + self._text(step, rate, float(values.mean_loss))
             )
 
     def validation(self, step: int, loss: float, best: bool) -> None:
@@ -120,9 +118,9 @@ class Log:
         self.flush()
         self.reporter.line(text)
 
-    def _text(self, step: int, loss: float) -> str:
+    def _text(self, step: int, rate: float, loss: float) -> str:
         cfg, speed = self.run.cfg, self._tokens_per_second
-        text = f"loss {loss:.4f}  lr {learning_rate(cfg, step - 1):.2e}"
+        text = f"loss {loss:.4f}  lr {rate:.2e}"
         if speed:
             left = (cfg.num_steps - step) * cfg.tokens_per_step / speed
             text += f"  {count(speed)} tokens/s"

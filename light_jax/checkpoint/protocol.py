@@ -6,17 +6,13 @@ by moving its members to DIR. Each function can be repeated after a crash at any
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from light_llm.checkpoint import CONFIG, STATE, WEIGHTS, committed_dir
-from light_llm.disk import flush, sync
-from light_llm.errors import UserError
+from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir
+from light_llm.files.disk import flush, remove, sync
 
 STEP_TAG = re.compile(r"step(\d{7,})")
 
@@ -109,14 +105,6 @@ def delete(directory: Path, tag: str) -> None:
     sync(directory)
 
 
-def remove(folder: Path) -> None:
-    """Delete a folder if it is there; of a symlink, the link alone."""
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
-
-
 def recover(directory: Path) -> None:
     """Complete what was committed, discard what was not."""
     for committed in sorted(directory.glob(".*.committed")):
@@ -127,34 +115,3 @@ def recover(directory: Path) -> None:
         tag = state.name.removesuffix(STATE)
         if STEP_TAG.fullmatch(tag) and not (directory / f"{tag}{CONFIG}").exists():
             delete(directory, tag)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file by another, whole at every instant."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # a symlink would be written through
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One writer per directory.
-
-    Raises:
-        UserError: another run holds it.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # it is never written: a lock alone
-    with os.fdopen(os.open(directory / ".lock", flags, 0o666), "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"checkpoint_dir={str(directory)!r} is being written by another run; wait for it, "
-                "or use another checkpoint_dir"
-            ) from None
-        yield

@@ -16,58 +16,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
-from light_jax.loss import cross_entropy_sum
 from light_jax.models.transformer.model import Transformer
-from light_jax.optimizer import clip_scale, make_optimizer
-from light_jax.sharding import batch_sharding, batch_shards, gather_rows, state_shardings
+from light_jax.parallel.sharding import batch_sharding, batch_shards, gather_rows, state_shardings
+from light_jax.state import LossScale, Params, StepMetrics, TrainState, params_of, to_bfloat16
+from light_jax.training.loss import cross_entropy_sum
+from light_jax.training.optimizer import clip_scale, make_optimizer
 
 INITIAL_LOSS_SCALE = 2.0**16
 LOSS_SCALE_GROWTH_INTERVAL = 2000
 DROPOUT_STREAM = 0x64726F70  # keeps the masks' keys apart from those of the initial weights
 MAX_SKIPS = 50  # float16 overflows in a row that end the run
-
-Params = Any  # the nnx.State of nnx.Param, a pytree
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LossScale:
-    """float16's dynamic loss scale (Micikevicius et al. 2018)."""
-
-    scale: jax.Array  # float32
-    finite_steps: jax.Array  # int32, in a row
-    skipped_steps: jax.Array  # int32, in a row
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that a step changes."""
-
-    step: jax.Array  # int32, updates made
-    params: Params  # what the model computes with: float32, or bfloat16 with a master copy
-    master: Params | None  # float32 (bf16_model_weights only)
-    opt_state: Any
-    loss_scale: LossScale | None  # float16 only
-    loss_sum: jax.Array  # float32, over the steps since the last log line
-    loss_count: jax.Array  # int32, of those steps
-    bad_step: jax.Array  # int32, the step (from 0) that was not finite, or -1
-
-    @property
-    def weights(self) -> Params:
-        """The float32 parameters, which a checkpoint's weights file holds."""
-        return self.params if self.master is None else self.master
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepMetrics:
-    loss: jax.Array  # of this step
-    mean_loss: jax.Array  # over the steps since the last log line
-    grad_norm: jax.Array  # after unscaling, before clipping
-    loss_scale: jax.Array  # 1 unless float16
-    skipped: jax.Array  # bool, float16's overflow
-    bad_step: jax.Array
 
 
 def init_params(cfg: TrainingConfig) -> Params:
@@ -93,15 +51,6 @@ def init_state(cfg: TrainingConfig, weights: Params) -> TrainState:
         loss_count=zero,
         bad_step=zero - 1,
     )
-
-
-def params_of(cfg: TrainingConfig, weights: Params) -> tuple[Params, Params | None]:
-    """(what the model computes with, the float32 master copy if that is not the same)."""
-    return (_to_bfloat16(weights), weights) if cfg.bf16_model_weights else (weights, None)
-
-
-def _to_bfloat16(weights: Params) -> Params:
-    return jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
 
 
 def dropout_key(cfg: TrainingConfig, step: jax.Array) -> jax.Array | None:
@@ -213,7 +162,7 @@ def make_train_step(
         logged = (state.step + 1) % cfg.log_every == 0
         after = TrainState(
             step=state.step + 1,
-            params=weights if state.master is None else _to_bfloat16(weights),
+            params=weights if state.master is None else to_bfloat16(weights),
             master=None if state.master is None else weights,
             opt_state=_select(update, opt_state, state.opt_state),
             loss_scale=loss_scale,

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from light_jax.checkpoint import saver, store
-from light_jax.checkpoint.state import HostState
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
-from light_jax.distributed import is_main, together
-from light_jax.sharding import (
+from light_jax.parallel.hosts import is_main, together
+from light_jax.parallel.sharding import (
     batch_sharding,
     check_batch,
     local_rows,
@@ -27,39 +26,24 @@ from light_jax.sharding import (
     replicated,
     state_shardings,
 )
-from light_jax.step import TrainState, init_params, init_state, make_eval_step, make_train_step
-from light_jax.wandb_run import check_wandb
-from light_llm.checkpoint import CONFIG, WEIGHTS, member, verify, weights_file
+from light_jax.reporting.wandb_run import check_wandb
+from light_jax.state import HostState, Run, Tag, TrainState
+from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
+from light_llm.checkpoint.layout import CONFIG, WEIGHTS, member, verify, weights_file
 from light_llm.preprocess.manifest import check_vocabulary
 
 
-@dataclasses.dataclass
-class Run:
-    """A run that is ready to step; `state` and `host` change as it goes on."""
-
-    cfg: TrainingConfig
-    mesh: Mesh
-    train_stream: TokenStream
-    val_stream: TokenStream | None
-    rows: list[int]  # of a global batch, that this process holds
-    shardings: TrainState
-    state: TrainState
-    host: HostState
-    resumed: store.Tag | None
-    changes: list[str]  # settings that differ from those of the resumed run
-    num_params: int
-
-    def batches(self, first_step: int, last_step: int) -> BatchLoader:
-        """What this process holds of the batches of these steps, the last one left out."""
-        return BatchLoader(
-            self.train_stream,
-            batch_size=self.cfg.batch_size,
-            first_step=first_step,
-            last_step=last_step,
-            accum=self.cfg.gradient_accumulation_steps,
-            rows=self.rows,
-            num_workers=self.cfg.num_workers,
-        )
+def batches(run: Run, first_step: int, last_step: int) -> BatchLoader:
+    """What this process holds of the batches of these steps, the last one left out."""
+    return BatchLoader(
+        run.train_stream,
+        batch_size=run.cfg.batch_size,
+        first_step=first_step,
+        last_step=last_step,
+        accum=run.cfg.gradient_accumulation_steps,
+        rows=run.rows,
+        num_workers=run.cfg.num_workers,
+    )
 
 
 def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
@@ -97,7 +81,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
 
 
 def _inspect(
-    cfg: TrainingConfig, tag: store.Tag | None
+    cfg: TrainingConfig, tag: Tag | None
 ) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], HostState, list[str]]:
     """What is checked before anything large is made: mesh, data, that they continue the tag."""
     mesh = make_mesh(cfg.mesh)

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from light_jax.distributed import is_main
+from light_jax.parallel.hosts import is_main
 
 
 class Reporter:

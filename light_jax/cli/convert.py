@@ -27,7 +27,7 @@ def llm_convert() -> None:
 def from_torch(prefix: Prefix) -> None:
     """Make a checkpoint of the PyTorch trainer (PREFIX.state.pt) one that llm-train resumes."""
     _use_the_cpu()
-    from light_jax.checkpoint.bridge import import_tag
+    from light_jax.torch_runs.bridge import import_tag
 
     _tell(import_tag, prefix)
 
@@ -36,7 +36,7 @@ def from_torch(prefix: Prefix) -> None:
 def to_torch(prefix: Prefix) -> None:
     """Write PREFIX.state.pt, from which the PyTorch trainer resumes a checkpoint of llm-train."""
     _use_the_cpu()
-    from light_jax.checkpoint.bridge import export_tag
+    from light_jax.torch_runs.bridge import export_tag
 
     _tell(export_tag, prefix)
 

@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from conversion.optimizer import (
+from light_jax.config import TrainingConfig
+from light_jax.state import LossScale, TrainState
+from light_jax.torch_runs.optimizer import (
     optimizer_from_torch,
     optimizer_to_torch,
     torch_schedule,
     whole_number,
 )
-from light_jax.config import TrainingConfig
-from light_jax.optimizer import learning_rate
-from light_jax.step import LOSS_SCALE_GROWTH_INTERVAL, LossScale, TrainState, init_state
-from light_llm import checkpoint as layout
+from light_jax.training.optimizer import learning_rate
+from light_jax.training.step import LOSS_SCALE_GROWTH_INTERVAL, init_state
+from light_llm.checkpoint import layout
 from light_llm.errors import UserError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from light_jax.checkpoint.files import write_atomically
+from light_llm.files.disk import write_atomically
 
 NAME = "metrics.jsonl"
 

@@ -1,0 +1,28 @@
+"""Weights of a checkpoint -> the JAX model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flax import nnx
+from safetensors.numpy import load_file
+
+from conversion.weights import from_torch
+from light_jax.models.transformer.model import Transformer
+from light_llm.checkpoint.layout import weights_file
+from light_llm.checkpoint.loading import read_state_dict
+from light_llm.models.transformer.config import TransformerConfig
+
+
+def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None) -> Transformer:
+    """The light_jax model with the weights of a .safetensors file or a checkpoint prefix.
+
+    Called on tokens [B, T] it gives logits [B, T, V]. `config` is read from the checkpoint's
+    snapshot when left out.
+
+    Raises:
+        UserError: no such file, damaged files, or weights that do not fit the config.
+    """
+    state_dict, cfg = read_state_dict(path_or_prefix, config, load_file)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, from_torch(state_dict, cfg, weights_file(path_or_prefix)))

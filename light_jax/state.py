@@ -1,0 +1,108 @@
+"""What a run is made of: data, and no behaviour."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from light_jax.config import TrainingConfig
+from light_jax.data.stream import TokenStream
+
+Params = Any  # the nnx.State of nnx.Param, a pytree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """float16's dynamic loss scale (Micikevicius et al. 2018)."""
+
+    scale: jax.Array  # float32
+    finite_steps: jax.Array  # int32, in a row
+    skipped_steps: jax.Array  # int32, in a row
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes."""
+
+    step: jax.Array  # int32, updates made
+    params: Params  # what the model computes with: float32, or bfloat16 with a master copy
+    master: Params | None  # float32 (bf16_model_weights only)
+    opt_state: Any
+    loss_scale: LossScale | None  # float16 only
+    loss_sum: jax.Array  # float32, over the steps since the last log line
+    loss_count: jax.Array  # int32, of those steps
+    bad_step: jax.Array  # int32, the step (from 0) that was not finite, or -1
+
+    @property
+    def weights(self) -> Params:
+        """The float32 parameters, which a checkpoint's weights file holds."""
+        return self.params if self.master is None else self.master
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    loss: jax.Array  # of this step
+    mean_loss: jax.Array  # over the steps since the last log line
+    grad_norm: jax.Array  # after unscaling, before clipping
+    loss_scale: jax.Array  # 1 unless float16
+    skipped: jax.Array  # bool, float16's overflow
+    bad_step: jax.Array
+
+
+@dataclasses.dataclass
+class HostState:
+    """The part of a run's state that lives on the host."""
+
+    run: str  # an id that all tags of a run share, through every resume
+    fingerprint: list[dict[str, Any]]  # of the training shards
+    best_val_loss: float | None = None
+    wandb_run_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag:
+    """A complete tag and where it stands in the history of its directory."""
+
+    prefix: Path
+    run: str
+    generation: int  # counts the starts of the run: 1, then one more with each resume
+    step: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """A resumed run's tags are newer than those that it left behind, whatever their steps."""
+        return self.generation, self.step
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is ready to step; `state` and `host` change as it goes on."""
+
+    cfg: TrainingConfig
+    mesh: Mesh
+    train_stream: TokenStream
+    val_stream: TokenStream | None
+    rows: list[int]  # of a global batch, that this process holds
+    shardings: TrainState
+    state: TrainState
+    host: HostState
+    resumed: Tag | None
+    changes: list[str]  # settings that differ from those of the resumed run
+    num_params: int
+
+
+def params_of(cfg: TrainingConfig, weights: Params) -> tuple[Params, Params | None]:
+    """(what the model computes with, the float32 master copy if that is not the same)."""
+    return (to_bfloat16(weights), weights) if cfg.bf16_model_weights else (weights, None)
+
+
+def to_bfloat16(weights: Params) -> Params:
+    return jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)

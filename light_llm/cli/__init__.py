@@ -1,0 +1,1 @@
+"""The command lines of light_llm: llm-run and llm-preprocess."""
