@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,7 @@ Result = TypeVar("Result")
 DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own patience with slow disks
 
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -26,17 +28,23 @@ def initialize() -> None:
 
     By JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as JAX detects SLURM,
     Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
+
+    Process 0 listens on the interface that the coordinator's address names, since whoever reaches
+    it can join the run without a password; JAX_COORDINATOR_BIND_ADDRESS names another.
     """
     given = [name for name in _VARIABLES if os.environ.get(name)]
     if given:
         missing = [name for name in _VARIABLES if name not in given]
         if missing:
             raise UserError(f"{given[0]} is set but {' and '.join(missing)} is not; set all three")
+        address, number, process = (os.environ[name] for name in _VARIABLES)
         try:
+            process_id = int(process)
             jax.distributed.initialize(
-                coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
-                num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-                process_id=int(os.environ["JAX_PROCESS_ID"]),
+                coordinator_address=address,
+                num_processes=int(number),
+                process_id=process_id,
+                coordinator_bind_address=_bind_address(address) if process_id == 0 else None,
             )
         except ValueError as error:
             raise UserError(f"{', '.join(_VARIABLES)}: {error}") from None
@@ -48,6 +56,32 @@ def initialize() -> None:
                 f"this looks like one of several hosts, but JAX could not find the others "
                 f"({error}); set {', '.join(_VARIABLES)}"
             ) from None
+
+
+def _bind_address(address: str) -> str:
+    """Where process 0 listens: the user's choice, or the interface of the coordinator's address.
+
+    Raises:
+        UserError: that address is no interface of this machine, as behind a load balancer.
+    """
+    if given := os.environ.get(_BIND):
+        return given
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{_VARIABLES[0]}={address!r} must be HOST:PORT")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host.strip("[]"), 0, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(place)
+    except OSError as error:
+        raise UserError(
+            f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({error}); name an "
+            f"address of this machine, or the one to listen on with {_BIND} (0.0.0.0:{port} is every one)"
+        ) from None
+    numeric = place[0]
+    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
 
 
 def _in_cluster() -> bool:

@@ -1,0 +1,135 @@
+"""Reading what comes from outside: a file that somebody else wrote is data, and may be hostile.
+
+Each reader here opens regular files only (a FIFO would hang, a device has no end), reads no more
+than a limit, and turns whatever the content provokes into a `UserError` that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from light_llm.errors import UserError
+
+SMALL = 16 * 2**20
+"""Bytes: configs, snapshots, manifests, notes."""
+LARGE = 512 * 2**20
+"""Bytes: tokenizer.json of the largest vocabularies, journals, metrics."""
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: str | Path, what: str = "the file") -> BinaryIO:
+    """Open a regular file to read its bytes; never waits.
+
+    Args:
+        what: how a message calls the file.
+
+    Raises:
+        UserError: there is no such file, it cannot be opened, or it is no regular file.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{path}: {what} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a zero byte in the name
+        raise UserError(f"{str(path)!r}: {what} cannot be read: {error}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
+        raise UserError(f"{path}: {what} is {kind}; a regular file must be there")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: str | Path, what: str = "the file") -> int:
+    """The size in bytes of a regular file that a library will open by its name.
+
+    Raises:
+        UserError: as `open_regular`.
+    """
+    with open_regular(path, what) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def read_bytes(path: str | Path, limit: int = SMALL, what: str = "the file") -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        UserError: as `open_regular`, or it has more than `limit` bytes.
+    """
+    with open_regular(path, what) as file:
+        try:
+            data = file.read(limit + 1)  # the size that stat gives may be a lie, in /proc
+        except OSError as error:
+            raise UserError(f"{path}: {what} cannot be read: {error.strerror or error}") from None
+    if len(data) > limit:
+        raise UserError(f"{path}: {what} has more than {limit:,} bytes, which is the limit for it")
+    return data
+
+
+def read_text(path: str | Path, limit: int = SMALL, what: str = "the file") -> str:
+    """The text of a regular file in UTF-8.
+
+    Raises:
+        UserError: as `read_bytes`, or it is not UTF-8.
+    """
+    data = read_bytes(path, limit, what)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {what} is not UTF-8 text: {error}") from None
+
+
+def parse_json(text: str | bytes, source: str | Path, **options: Any) -> Any:
+    """A JSON text as Python values.
+
+    Args:
+        options: of `json.loads`.
+
+    Raises:
+        UserError: broken syntax, nesting that is too deep, or a number that is too long.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise UserError(f"{source}: not valid JSON: its nesting is too deep") from None
+    except ValueError as error:
+        raise UserError(f"{source}: not valid JSON: {error}") from None
+
+
+def read_json(path: str | Path, limit: int = SMALL, what: str = "the file", **options: Any) -> Any:
+    """The JSON in a regular file.
+
+    Raises:
+        UserError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path, limit, what), path, **options)
+
+
+def is_name(text: Any) -> bool:
+    """Whether a name that a file gives stays where it is put: one component of a path."""
+    return (
+        isinstance(text, str)
+        and text not in ("", ".", "..")
+        and "/" not in text
+        and "\0" not in text
+        and len(os.fsencode(text)) < 256
+    )
+
+
+def leads_out(path: Path, folder: Path) -> Path | None:
+    """Where a link below `folder` leads, if that is outside `folder`; else None."""
+    real = path.resolve()
+    return None if real.is_relative_to(folder.resolve()) else real

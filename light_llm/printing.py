@@ -1,0 +1,39 @@
+"""What is printed: names and texts from files are shown, and never obeyed by a terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TextIO
+
+# C0 and C1 controls but newline and tab, DEL, marks that reorder a line, half surrogates.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+    "\ud800-\udfff]"
+)
+LONGEST = 20_000
+"""Characters of a message: what a file makes of it must not flood a terminal or a log."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelt out: ESC becomes `\\x1b`."""
+    return _UNSEEN.sub(_spelt, text)
+
+
+def message(text: str) -> str:
+    """`text` as a message: printable, and cut in the middle where it is very long."""
+    if len(text) > LONGEST:
+        left_out = len(text) - LONGEST
+        text = f"{text[: LONGEST // 2]}\n… {left_out:,} characters …\n{text[-LONGEST // 2 :]}"
+    return printable(text)
+
+
+def shown(text: str, stream: TextIO | None = None) -> str:
+    """Text that is the data itself: as it is, but printable where `stream` is a terminal."""
+    stream = sys.stdout if stream is None else stream
+    return printable(text) if stream.isatty() else text
+
+
+def _spelt(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
