@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from light_llm.errors import UserError
+from light_llm.files import given
 
 
 class Config(BaseModel):
@@ -94,7 +96,23 @@ def _to_int(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without numbers and dates (see the module's docstring), duplicate keys refused."""
+    """YAML 1.1 without numbers and dates (see the module's docstring), duplicate keys refused.
+
+    Aliases are refused, since a few of them grow without bound, and so are tags: no key needs one.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(
+                f"line {line}: an alias (*{event.anchor}) is not taken; write it out"
+            )
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(
+                f"line {line}: a tag ({event.tag}) is not taken; write a plain value"
+            )
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -144,14 +162,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"{path}: a config file must end in .yaml, .yml or .json")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: there is no such config file (looked from {Path.cwd()})"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the config file cannot be read: {error}") from None
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: there is no such config file (looked from {Path.cwd()})")
+    text = given.read_text(path, what="the config file")
     try:
         if path.suffix == ".json":
             # numbers stay text here too, so that both formats coerce alike

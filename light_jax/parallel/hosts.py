@@ -78,7 +78,7 @@ def _bind_address(address: str) -> str:
     except OSError as error:
         raise UserError(
             f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({error}); name an "
-            f"address of this machine, or the one to listen on with {_BIND} (0.0.0.0:{port} is every one)"
+            f"address of this machine, or the one to listen on with {_BIND}"
         ) from None
     numeric = place[0]
     return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"

@@ -289,7 +289,7 @@ def _tokenizer(checkpoint: str, path: str | None, cfg: TransformerConfig) -> Tok
             f"name its tokenizer with --tokenizer PATH"
         )
     try:
-        tokenizer = load_tokenizer(chosen)
+        tokenizer = load_tokenizer(chosen, fetch=path is not None)
     except UserError as error:
         if path:
             raise

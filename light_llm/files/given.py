@@ -6,10 +6,11 @@ than a limit, and turns whatever the content provokes into a `UserError` that na
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,7 +90,7 @@ def read_text(path: str | Path, limit: int = SMALL, what: str = "the file") -> s
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {what} is not UTF-8 text: {error}") from None
+        raise UserError(f"{path}: {what} cannot be read: not UTF-8 text: {error}") from None
 
 
 def parse_json(text: str | bytes, source: str | Path, **options: Any) -> Any:
@@ -133,3 +134,24 @@ def leads_out(path: Path, folder: Path) -> Path | None:
     """Where a link below `folder` leads, if that is outside `folder`; else None."""
     real = path.resolve()
     return None if real.is_relative_to(folder.resolve()) else real
+
+
+@contextlib.contextmanager
+def foreign(explain: Callable[[str], str]) -> Iterator[None]:
+    """Around a library that parses what is given: whatever it raises becomes a `UserError`.
+
+    A panic of a library in Rust is a BaseException, which `except Exception` misses. Errors that
+    are a message already, and those that end the program, pass.
+
+    Args:
+        explain: makes the message from the library's reason.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(explain(reason[:500])) from None

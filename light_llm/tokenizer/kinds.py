@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from light_llm.errors import UserError
+from light_llm.files import given
 
 if TYPE_CHECKING:
     import tokenizers
@@ -51,6 +52,10 @@ class Tokenizer(Protocol):
         """Write a folder that `load_tokenizer` reads (and, unless char, `AutoTokenizer` too)."""
 
 
+def _fails(reason: str) -> str:
+    return f"the tokenizer fails: {reason}; use another tokenizer or another text"
+
+
 class SubwordTokenizer:
     """A `tokenizers.Tokenizer` (BPE, unigram, WordPiece) that knows its first and last token."""
 
@@ -77,18 +82,21 @@ class SubwordTokenizer:
         self._companions = companions or {}
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with given.foreign(_fails):
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = False
     ) -> list[list[int]]:
-        encodings = self.backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
-        return [encoding.ids for encoding in encodings]
+        with given.foreign(_fails):
+            encodings = self.backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
+            return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with given.foreign(_fails):
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
+from light_llm.files import given
 from light_llm.tokenizer.hub import reachable
 from light_llm.tokenizer.kinds import (
     CHAR_FILE,
@@ -34,6 +33,7 @@ _LEGACY_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+LARGEST_ID = 2**31  # shards hold int32
 # End and begin marks, tried in this order where no tokenizer_config.json names them.
 _USUAL = (
     (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]"),
@@ -41,14 +41,20 @@ _USUAL = (
 )
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, *, fetch: bool = True) -> Tokenizer:
     """Load what `save` wrote, any Hugging Face tokenizer folder or file, or a hub name.
 
     A folder's `tokenizer.json` is taken as it is; its first and last tokens are those that
     `tokenizer_config.json` names or, without one, special tokens with a usual name (`</s>`, …).
+    No code that lies in the folder or on the hub is ever run.
+
+    Args:
+        fetch: whether a hub name may be downloaded; else it is looked for in the hub's cache. Pass
+            True only for a name that the user gave, never for one that came in a file of others.
 
     Raises:
-        UserError: `path` is neither; says what was looked for.
+        UserError: `path` is neither; says what was looked for. A file that is no regular file, is
+            too large, or a link that leads out of the folder.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -62,62 +68,97 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"{path}: there is no such tokenizer file or folder (looked from {Path.cwd()}); "
             "give a folder that holds tokenizer.json, or a Hugging Face name such as gpt2"
         )
+    where = "Hugging Face gave no" if fetch else "the cache of Hugging Face holds no"
     return _load_pretrained(
         str(path),
-        f"{path}: is no file or folder here (looked from {Path.cwd()}), and Hugging Face gave no "
-        "tokenizer of this name",
+        f"{path}: is no file or folder here (looked from {Path.cwd()}), and {where} tokenizer of "
+        "this name",
+        fetch,
     )
 
 
 def _load_folder(folder: Path) -> Tokenizer:
     for name in ("tokenizer.json", CHAR_FILE):
-        if (folder / name).is_file():
+        if (folder / name).exists():
+            _check_link(folder / name, folder)
             return _load_file(folder / name)
-    if any((folder / name).is_file() for name in _LEGACY_FILES):
-        return _load_pretrained(str(folder), f"{folder}: transformers cannot load this tokenizer")
+    if any((folder / name).exists() for name in _LEGACY_FILES):
+        for path in folder.iterdir():  # transformers reads what it likes of them
+            _check_link(path, folder)
+            if not path.is_dir():
+                given.check_regular(path, "the tokenizer's file")
+        return _load_pretrained(
+            str(folder), f"{folder}: transformers cannot load this tokenizer", fetch=False
+        )
     raise UserError(
         f"{folder}: is not a tokenizer folder: it holds neither tokenizer.json nor {CHAR_FILE} "
         f"nor {', '.join(_LEGACY_FILES)}; give the folder that a tokenizer was saved in"
     )
 
 
+def _check_link(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a tokenizer's folder: its content would be copied and shared.
+
+    The hub's own cache is made of links, so those into it may stay.
+    """
+    target = given.leads_out(path, folder) if path.is_symlink() else None
+    if target is None:
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not target.is_relative_to(Path(HF_HUB_CACHE).resolve()):
+        raise UserError(
+            f"{path}: is a link to {target}, outside the tokenizer's folder; put the file itself "
+            "there, or remove the link"
+        )
+
+
 def _load_file(path: Path) -> Tokenizer:
     import tokenizers
 
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-    except (OSError, ValueError) as error:
+        text = given.read_bytes(path, given.LARGE, "the tokenizer file").decode("utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not a tokenizer file: {error}") from None
+    data = given.parse_json(text, f"{path}: is not a tokenizer file")
     if isinstance(data, dict) and data.get("type") == "char":
         characters = data.get("characters")
         if not isinstance(characters, str) or len(set(characters)) != len(characters):
             raise UserError(f"{path}: `characters` must be a string of distinct characters")
         return CharTokenizer(characters)
-    try:
+    with given.foreign(
+        lambda reason: (
+            f"{path}: is not a tokenizer file ({reason}); give a tokenizer.json or a {CHAR_FILE}"
+        )
+    ):
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the Rust side raises nothing narrower
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < LARGEST_ID:
         raise UserError(
-            f"{path}: is not a tokenizer file ({error}); give a tokenizer.json or a {CHAR_FILE}"
-        ) from None
+            f"{path}: its largest id is {largest}; a tokenizer has at least one, and ids are below "
+            f"{LARGEST_ID}"
+        )
     return _with_companions(backend, path.parent)
 
 
 def _with_companions(backend: tokenizers.Tokenizer, folder: Path) -> SubwordTokenizer:
     companions = {}
     for name in _COMPANIONS:
-        with contextlib.suppress(FileNotFoundError):
-            companions[name] = (folder / name).read_text(encoding="utf-8")
+        if (folder / name).is_symlink() or (folder / name).exists():
+            _check_link(folder / name, folder)
+            companions[name] = given.read_text(folder / name, what="the tokenizer's file")
     if "tokenizer_config.json" not in companions:
         special = [token.content for token in backend.get_added_tokens_decoder().values()]
         eos, bos = (next((t for t in usual if t in special), None) for usual in _USUAL)
         companions["tokenizer_config.json"] = config_text(eos_token=eos, bos_token=bos)
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            config |= json.loads(companions.get(name, "{}"))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{folder / name}: is not a JSON object: {error}") from None
+        content = given.parse_json(
+            companions.get(name, "{}"), f"{folder / name}: is not a JSON object"
+        )
+        if not isinstance(content, dict):
+            raise UserError(f"{folder / name}: is not a JSON object; it must map names to values")
+        config |= content
     backend.encode_special_tokens = bool(config.get("split_special_tokens"))
     eos, bos = (_content(config.get(key), key, folder) for key in ("eos_token", "bos_token"))
     return SubwordTokenizer(backend, eos, bos, companions)
@@ -134,18 +175,19 @@ def _content(token: Any, key: str, folder: Path) -> str | None:
     return content
 
 
-def _load_pretrained(name: str, failure: str) -> Tokenizer:
+def _load_pretrained(name: str, failure: str, fetch: bool) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    local = Path(name).is_dir() or not reachable()  # the cache may have it
-    try:
-        inner = AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # whatever the hub, the network or a tokenizer's own code raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{failure}: {reason}\nCheck the spelling and the connection (a private or gated one "
-            "also needs `hf auth login`), or give a folder that holds tokenizer.json"
-        ) from None
+    remedy = "Give a folder that holds tokenizer.json"
+    if fetch:
+        remedy = (
+            "Check the spelling and the connection (a private or gated one also needs `hf auth "
+            "login`), or give a folder that holds tokenizer.json"
+        )
+    local = not fetch or not reachable()  # the cache may have it
+    # trust_remote_code: left open, transformers asks on standard input whether to run the code
+    with given.foreign(lambda reason: f"{failure}: {reason}\n{remedy}"):
+        inner = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     if not inner.is_fast:
         return PythonTokenizer(inner)
     with tempfile.TemporaryDirectory() as folder:  # its files are its whole definition
