@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 
@@ -10,26 +11,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from light_jax.parallel.hosts import is_main
+from light_llm.printing import printable
 
 
 class Reporter:
-    """Lines and progress of process 0; the other processes say nothing."""
+    """Lines and progress of process 0; the other processes say nothing.
+
+    Losing the log is no reason to lose the training: when standard error can no longer be written
+    (its reader has ended, its disk is full), the reporter falls silent and the run goes on.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
+        self._silent = not is_main()
 
     @property
     def has_bar(self) -> bool:
         return self._bar is not None
 
     def line(self, text: str) -> None:
-        if not is_main():
-            return
+        text = printable(text)
         if self._bar is None:
-            print(text, file=sys.stderr, flush=True)
+            self._tell(lambda: print(text, file=sys.stderr, flush=True))
         else:
-            self._bar.console.print(text, markup=False)
+            self._tell(lambda: self._console.print(text, markup=False))
 
     def start(self, step: int, num_steps: int) -> None:
         if is_main() and self._console.is_terminal:
@@ -40,12 +46,20 @@ class Reporter:
                 console=self._console,
             )
             self._task = self._bar.add_task("train", total=num_steps, completed=step, text="")
-            self._bar.start()
+            self._tell(self._bar.start)
 
     def progress(self, step: int, text: str) -> None:
         """Move the bar; without a terminal, progress is told by `line` alone."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=text)
+        if (bar := self._bar) is not None:
+            self._tell(lambda: bar.update(self._task, completed=step, text=text))
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        if self._silent:
+            return
+        try:
+            say()
+        except (OSError, ValueError):  # the latter: standard error is closed
+            self._silent = True
 
     def __enter__(self) -> Reporter:
         return self
@@ -54,7 +68,7 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._tell(self._bar.stop)
             self._bar = None
 
 

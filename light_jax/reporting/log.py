@@ -71,7 +71,7 @@ class Log:
         if values.bad_step >= 0:
             bad = int(values.bad_step)
             raise NonFinite(f"step {bad + 1} is not finite", bad, values)
-        if step % self.run.cfg.log_every == 0:
+        if step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps:
             self._line(step, rate, values)
         self.reporter.progress(step, self._text(step, rate, float(values.loss)))
 
