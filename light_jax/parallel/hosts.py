@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from light_jax.parallel.devices import devices
 from light_llm.errors import UserError
 
 Result = TypeVar("Result")
@@ -56,6 +57,7 @@ def initialize() -> None:
                 f"this looks like one of several hosts, but JAX could not find the others "
                 f"({error}); set {', '.join(_VARIABLES)}"
             ) from None
+    devices()  # a platform that is not here is refused before anything else asks for it
 
 
 def _bind_address(address: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from light_jax.config import MeshConfig
+from light_jax.parallel.devices import devices as all_devices
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -52,7 +53,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     Raises:
         UserError: the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
     given = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // given if size == -1 else size for size in sizes]

@@ -4,6 +4,7 @@ nothing is written."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from light_jax.checkpoint import saver, store
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
+from light_jax.parallel.devices import memory_limit, out_of_memory
 from light_jax.parallel.hosts import is_main, together
 from light_jax.parallel.sharding import (
     batch_sharding,
@@ -30,6 +32,7 @@ from light_jax.reporting.wandb_run import check_wandb
 from light_jax.state import HostState, Run, Tag, TrainState
 from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
 from light_llm.checkpoint.layout import CONFIG, WEIGHTS, member, verify, weights_file
+from light_llm.errors import UserError
 from light_llm.preprocess.manifest import check_vocabulary
 
 
@@ -56,15 +59,9 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
     abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
     shardings = state_shardings(abstract, cfg.model, mesh)
-    if tag is not None:
-        state = store.load(tag, cfg, abstract, shardings)
-    elif cfg.init_from is not None:
-        path = weights_file(cfg.init_from)
-        weights = together(lambda: load_weights(path, cfg.model, shardings.weights))
-        state = jax.jit(lambda w: init_state(cfg, w), out_shardings=shardings)(weights)
-    else:
-        init = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)
-        state = init()
+    _check_memory(abstract, shardings, mesh)
+    with out_of_memory("the state of the run"):
+        state = jax.block_until_ready(_first_state(cfg, tag, abstract, shardings))
     return Run(
         cfg=cfg,
         mesh=mesh,
@@ -78,6 +75,43 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
         changes=changes,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
     )
+
+
+def _first_state(
+    cfg: TrainingConfig, tag: Tag | None, abstract: TrainState, shardings: TrainState
+) -> TrainState:
+    """From a checkpoint, from `init_from` or from the seed, laid out by `shardings`."""
+    if tag is not None:
+        return store.load(tag, cfg, abstract, shardings)
+    if cfg.init_from is not None:
+        path = weights_file(cfg.init_from)
+        weights = together(lambda: load_weights(path, cfg.model, shardings.weights))
+        return jax.jit(lambda w: init_state(cfg, w), out_shardings=shardings)(weights)
+    return jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)()
+
+
+def _check_memory(abstract: TrainState, shardings: TrainState, mesh: Mesh) -> None:
+    """Refuse a state that its device cannot hold, before any of it is allocated.
+
+    Raises:
+        UserError: it has more bytes than the device.
+    """
+    device = mesh.local_devices[0]
+    limit = memory_limit(device)
+    parts = jax.tree.map(
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        abstract,
+        shardings,
+    )
+    per_device = sum(jax.tree.leaves(parts))
+    # CPU devices share the machine's memory
+    held = per_device * (len(mesh.local_devices) if device.platform == "cpu" else 1)
+    if limit is not None and held > limit:
+        raise UserError(
+            f"the state (weights and optimizer) takes {held / 2**30:,.1f} GiB where "
+            f"{device.device_kind} holds {limit / 2**30:,.1f} GiB; use a smaller model, or "
+            "mesh.fsdp over more devices"
+        )
 
 
 def _inspect(

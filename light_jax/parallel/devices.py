@@ -1,0 +1,59 @@
+"""The devices that are there, and how much they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+
+from light_llm.errors import UserError
+
+
+def devices() -> list[jax.Device]:
+    """All devices of the run, those of other hosts included.
+
+    Raises:
+        UserError: the platform that was asked for is not here.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax's own, where every platform failed
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = (str(error).strip() or "no platform could be initialised").splitlines()[0]
+        if asked:
+            raise UserError(
+                f"JAX_PLATFORMS={asked!r} is not available here ({reason}); install JAX for it "
+                "(pip install 'light-llm-jax[gpu]' or '[tpu]'), or unset the variable"
+            ) from None
+        raise UserError(f"JAX finds no device ({reason}); check its installation") from None
+
+
+def memory_limit(device: jax.Device) -> int | None:
+    """Bytes that a device holds at most: of a CPU the machine's memory; None where nobody knows."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = device.memory_stats()
+    return None if stats is None else stats.get("bytes_limit")
+
+
+@contextlib.contextmanager
+def out_of_memory(what: str) -> Iterator[None]:
+    """Around what allocates on the devices: running out of memory there is a message.
+
+    Raises:
+        UserError: there was not enough.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and not any(
+            sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "bad_alloc")
+        ):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{what}: out of memory ({reason}); use gradient_checkpointing, a smaller batch_size "
+            "with more gradient_accumulation_steps, mesh.fsdp over more devices, or a smaller model"
+        ) from None
