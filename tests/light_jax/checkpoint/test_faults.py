@@ -432,7 +432,7 @@ def test_a_pickle_is_never_executed(trained, tmp_path, monkeypatch):
 
 
 def test_killed_at_random_moments(tmp_path):
-    """Three kills of a real llm-train; `python tests/training/kill_sweep.py` makes any number."""
+    """Three kills of a real llm-train; kill_sweep.py makes any number."""
     script = Path(__file__).with_name("kill_sweep.py")
     done = subprocess.run(
         [sys.executable, script, "--kills", "3"],

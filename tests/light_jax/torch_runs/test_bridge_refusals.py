@@ -27,9 +27,9 @@ from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")
-from test_bridge import foreign_tag  # noqa: E402
+from torch_trainer import foreign_tag  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TAG = "step0000002"
 
 
