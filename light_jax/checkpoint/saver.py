@@ -101,7 +101,7 @@ class Saver:
                 finally:  # nobody may touch the folder before orbax has let go of it
                     writing()
                 others_done(name)
-                self._commit(staging, tags, record, {path: digest})
+                self.commit(staging, tags, record, {path: digest})
                 return
             with announce(name):
                 writing()
@@ -137,7 +137,7 @@ class Saver:
                 raise failure
             print(f"llm-train: {failure}", file=sys.stderr)
 
-    def _commit(
+    def commit(
         self,
         staging: Path,
         tags: Sequence[str],

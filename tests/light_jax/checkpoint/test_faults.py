@@ -74,7 +74,7 @@ def save(directory: Path, step: int) -> None:
     tags = ["best", protocol.step_tag(step)]
     stage(directory, tags[0], step)
     record = layout.Record(run="run", generation=1, step=step)
-    Saver(cfg, None)._commit(protocol.writing_dir(directory, tags[0]), tags, record)
+    Saver(cfg, None).commit(protocol.writing_dir(directory, tags[0]), tags, record)
 
 
 def newest(directory: Path) -> int:
@@ -347,8 +347,8 @@ def test_the_loop_goes_on_while_a_save_is_under_way(saver, monkeypatch):
     arrays = jax.tree.map(lambda x: x + 1, state)
     expected = jax.device_get(arrays.weights)
     gate = []
-    commit = Saver._commit
-    monkeypatch.setattr(Saver, "_commit", lambda *args: (gate.append(1), commit(*args)))
+    commit = Saver.commit
+    monkeypatch.setattr(Saver, "commit", lambda *args: (gate.append(1), commit(*args)))
     made.save(["best", "step0000001"], arrays, host)
     donated = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 5, s), donate_argnums=0)(arrays)
     jax.block_until_ready(donated)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from light_jax.data import BatchLoader, TokenStream, validation_batches
+from light_jax.data import stream as stream_module
 from light_llm.errors import UserError
 
 
@@ -87,49 +88,51 @@ def test_a_resumed_loader_reads_the_tail_of_the_uninterrupted_one(stream, first_
         assert np.array_equal(list(tail), whole[first_step:])
 
 
-def decoded(stream, monkeypatch, **options):
-    """How often each row group is decoded while a loader runs."""
-    reads = Counter()
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often each row group of each shard is decoded: (path, number) -> times."""
+    times, decode = Counter(), stream_module.decode
 
-    def read(group):
-        reads[group] += 1
-        return TokenStream._read(stream, group)
+    def counted(footer, number, vocab_size):
+        times[footer.path, number] += 1
+        return decode(footer, number, vocab_size)
 
-    monkeypatch.setattr(stream, "_read", read)
+    monkeypatch.setattr(stream_module, "decode", counted)
+    return times
+
+
+def run_through(stream, **options):
     with BatchLoader(stream, **options) as batches:
         assert sum(1 for _ in batches) == options["last_step"]
-    return reads
 
 
 @pytest.mark.parametrize("num_workers", [0, 3])
-def test_a_pass_decodes_each_row_group_once(stream, monkeypatch, num_workers):
-    stream._cache._limit = 0
-    steps = len(stream) // 4
-    reads = decoded(stream, monkeypatch, batch_size=4, last_step=steps, num_workers=num_workers)
-    assert set(reads.values()) == {1}
-    assert stream.num_tokens > sum(int(stream._tokens[group]) for group in reads) - 32
+def test_a_pass_decodes_each_row_group_once(corpus, decoded, monkeypatch, num_workers):
+    monkeypatch.setattr(stream_module, "CACHE_BYTES", 0)
+    stream = TokenStream(corpus[0], seq_len=8, seed=0)
+    run_through(stream, batch_size=4, last_step=len(stream) // 4, num_workers=num_workers)
+    assert set(decoded.values()) == {1}
+    tokens = {shard.path: shard.tokens for shard in stream.shards}
+    assert stream.num_tokens > sum(int(tokens[path][number]) for path, number in decoded) - 32
 
 
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_a_host_decodes_only_row_groups_that_hold_its_windows(
-    tmp_path, write, monkeypatch, num_workers
+    tmp_path, write, decoded, num_workers
 ):
-    write(tmp_path / "a.parquet", [[token] * 8 for token in range(64)], rows=1)
+    path = write(tmp_path / "a.parquet", [[token] * 8 for token in range(64)], rows=1)
     stream = TokenStream(tmp_path, seq_len=8, seed=0)  # window w: row groups w and w + 1
     options = {"batch_size": 16, "last_step": 3, "rows": [4, 5, 12], "num_workers": num_workers}
-    reads = decoded(stream, monkeypatch, **options)
-    wanted = {16 * n + row for n in range(3) for row in (4, 5, 6, 12, 13)}
-    assert set(reads) == wanted
+    run_through(stream, **options)
+    assert set(decoded) == {(path, 16 * n + row) for n in range(3) for row in (4, 5, 6, 12, 13)}
 
 
-def test_the_look_ahead_is_bounded(tmp_path, write, monkeypatch):
+def test_the_look_ahead_is_bounded(tmp_path, write, decoded):
     write(tmp_path / "a.parquet", [[token] * 8 for token in range(500)], rows=1)
     stream = TokenStream(tmp_path, seq_len=8, seed=0)
-    reads = []
-    monkeypatch.setattr(stream, "_read", lambda g: reads.append(g) or TokenStream._read(stream, g))
     with BatchLoader(stream, batch_size=2, last_step=200, num_workers=3) as batches:
         next(batches)
-    assert len(reads) < 20
+    assert decoded.total() < 20
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])

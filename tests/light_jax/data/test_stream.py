@@ -149,40 +149,56 @@ def test_how_a_shard_was_written_makes_no_difference(corpus, tmp_path, write, op
     assert (first == second).all()
 
 
-def test_a_row_group_is_decoded_once_however_many_ask(corpus, monkeypatch):
-    stream = TokenStream(corpus[0], seq_len=8, seed=0)
-    stream._cache = stream_module._Cache(limit=2**30)
-    reads = []
+@pytest.fixture
+def decoded(monkeypatch):
+    """The numbers of row groups within their shards, in the order in which they are decoded."""
+    numbers, decode = [], stream_module.decode
 
-    def read(group):
-        reads.append(group)
+    def noted(footer, number, vocab_size):
+        numbers.append((footer.path, number))
         time.sleep(0.01)
-        return TokenStream._read(stream, group)
+        return decode(footer, number, vocab_size)
 
-    monkeypatch.setattr(stream, "_read", read)
+    monkeypatch.setattr(stream_module, "decode", noted)
+    return numbers
+
+
+def test_a_row_group_is_decoded_once_however_many_ask(corpus, decoded):
+    stream = TokenStream(corpus[0], seq_len=8, seed=0)
     every = np.arange(len(stream))
     threads = [threading.Thread(target=stream.windows, args=(every,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(reads) == sorted(set(reads))
+    assert len(decoded) > 10
+    assert sorted(decoded) == sorted(set(decoded))
 
 
-def test_the_cache_keeps_what_fits_and_always_the_newest():
-    cache = stream_module._Cache(limit=100)
-    arrays = {size: np.zeros(size, np.uint8) for size in (40, 60, 50, 500)}
-    for size in (40, 60, 40, 50, 500):
-        assert cache.get(size, lambda size=size: arrays[size]) is arrays[size]
-        assert cache._bytes == sum(kept for kept in cache._kept)
-    assert list(cache._kept) == [500]
+def test_what_fits_is_kept_and_always_the_newest(tmp_path, write, decoded, monkeypatch):
+    """Row groups of 40, 60, 48 and 500 bytes, of which 100 may be kept; window i is in group i."""
+    monkeypatch.setattr(stream_module, "CACHE_BYTES", 100)
+    sizes = (10, 15, 12, 125)
+    path = write(tmp_path / "a.parquet", [range(size) for size in sizes], rows=1)
+    stream = TokenStream(path, seq_len=1, seed=0)
+    for group, is_decoded in [
+        *((0, True), (1, True), (0, False), (1, False)),  # 100 bytes
+        *((0, False), (2, True), (0, False), (1, True)),  # the one asked for longest ago has gone
+        *((3, True), (3, False), (1, True)),  # larger than the limit: it alone, while the newest
+        *((1, False), (0, True), (3, True)),
+    ]:
+        decoded.clear()
+        assert stream[sum(sizes[:group])].tolist() == [0, 1]
+        assert decoded == [(path, group)] * is_decoded
 
 
-def test_a_failed_reading_is_tried_again():
-    cache = stream_module._Cache(limit=100)
-    with pytest.raises(ZeroDivisionError):
-        cache.get(1, lambda: 1 // 0)
-    assert cache.get(1, lambda: np.zeros(3)).size == 3
+def test_a_failed_reading_is_tried_again(tmp_path, write, monkeypatch):
+    stream = TokenStream(write(tmp_path / "a.parquet", [[1, 2, 3]]), seq_len=2, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_module, "decode", lambda *args: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            stream[0]
+    assert stream[0].tolist() == [1, 2, 3]
 
 
 def test_locate_names_the_shard_and_rows_of_a_window(tmp_path, write):

@@ -233,10 +233,14 @@ def test_processes_give_what_one_gives_in_order(saved_bpe: Path, bpe: SubwordTok
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_process_that_dies_is_an_error(saved_bpe: Path):
+def test_a_process_that_dies_is_an_error(saved_bpe: Path, monkeypatch: pytest.MonkeyPatch):
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **kw: started.append(start(*args, **kw)) or started[-1]
+    )
     chunk = Chunk(Position(), [Document("", "text")])
     with Encoders(saved_bpe, workers=1) as encoders:
-        encoders._all[0].kill()
+        started[0].kill()
         with pytest.raises(UserError, match="ended with exit code -9; if memory is short"):
             list(encoders.encode(iter([chunk])))
 
