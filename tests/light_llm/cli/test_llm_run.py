@@ -163,17 +163,33 @@ def test_what_the_user_can_mend_is_one_message(checkpoint, tmp_path):
     assert "tokenizer_path is not set" in message(prefix=unknown)
 
 
+WATCHED = """
+import contextlib, io, sys
+import jax
+from light_llm.cli.run import main
+
+class Watched(io.TextIOWrapper):
+    def write(self, text):
+        caches = [x for x in jax.live_arrays() if x.ndim == 4]
+        devices.update(device.id for x in caches for device in x.devices())
+        return super().write(text)
+
+devices = set()
+jax.config.update("jax_num_cpu_devices", 3)
+sys.stdout = Watched(io.BytesIO(), encoding="utf-8")
+with contextlib.suppress(SystemExit):
+    main()
+print(devices, file=sys.__stdout__)
+"""
+
+
 def test_jax_computes_on_the_device_that_was_asked_for(checkpoint):
-    code = (
-        "import jax; jax.config.update('jax_num_cpu_devices', 3)\n"
-        "from light_llm.cli.run import _jax\n"
-        "from light_llm.sampling import Sampling\n"
-        f"ids = _jax({str(checkpoint)!r}, 'cpu:2', 'float32')([3, 4], Sampling(4), None)\n"
-        "next(ids)\n"
-        "print({d.id for x in jax.live_arrays() if x.ndim == 4 for d in x.devices()})"
+    flags = ["--checkpoint", checkpoint, "--prompt", "the", "--max-tokens", "4"]
+    flags += ["--backend", "jax", "--device", "cpu:2"]
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *flags], capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "{2}\n"  # of the cache
+    assert done.stdout == "{2}\n"
 
 
 def test_the_console_script_exits_with_2_and_without_a_traceback(tmp_path):
