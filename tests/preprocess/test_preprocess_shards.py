@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, Summary, preprocess, unigram_entropy
 from light_llm.preprocess.encode import encode
-from light_llm.preprocess.output import publish, recover, staging
-from light_llm.preprocess.shards import Shard, ShardWriter, schema
+from light_llm.preprocess.publication import complete_moves, publish_shards, staging
+from light_llm.preprocess.schema import schema
+from light_llm.preprocess.shards import Shard, ShardWriter
 from light_llm.preprocess.split import split_of_all
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer, train_char
 
@@ -299,15 +300,15 @@ def test_a_publication_is_completed_wherever_it_stopped(
     monkeypatch.setattr(Path, "rename", stop)
     stage = output / ".preprocess"
     with contextlib.suppress(KeyboardInterrupt):
-        publish(stage, output, ("",), {})
+        publish_shards(stage, output, ("",), {})
     monkeypatch.undo()
     if crash == 0:  # nothing was decided
-        (stage / "moves.tmp").unlink()
+        (stage / ".moves.json.tmp").unlink()
         assert files(output) == before
         return
     if 1 < crash < 7:
         assert not (output / "train").exists()
-    recover(stage, output)
+    complete_moves(stage, output)
     assert files(output) == {name: name.encode() for name in sorted(new)}
 
 
