@@ -127,9 +127,15 @@ def _moves(path: Path) -> dict[str, Any] | None:
         moves = json.loads(path.read_text(encoding="utf-8"))
         whole = isinstance(moves["asked"], dict)
         whole = whole and all(isinstance(moves[key], list) for key in ("away", "in"))
+        whole = whole and all(map(_is_name, moves["away"] + moves["in"]))
     except (ValueError, TypeError, KeyError):
         return None
     return moves if whole else None
+
+
+def _is_name(entry: Any) -> bool:
+    """Whether it names something in a folder, and not beside or above it."""
+    return isinstance(entry, str) and "/" not in entry and entry not in ("", ".", "..")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import os
 from collections.abc import Callable
@@ -310,6 +311,31 @@ def test_a_publication_is_completed_wherever_it_stopped(
         assert not (output / "train").exists()
     complete_moves(stage, output)
     assert files(output) == {name: name.encode() for name in sorted(new)}
+
+
+@pytest.mark.parametrize("key", ["away", "in"])
+def test_a_publication_moves_nothing_from_outside(tmp_path: Path, files: Callable, key: str):
+    stage = tmp_path / "out/.preprocess"
+    (stage / "new").mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (stage / "moves.json").write_text(
+        json.dumps({"away": [], "in": [], "asked": {}} | {key: ["../victim"]})
+    )
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"moves\.json: is damaged"):
+        complete_moves(stage, tmp_path / "out")
+    assert files(tmp_path) == before
+
+
+def test_a_lock_is_not_followed(tmp_path: Path):
+    """What a symlink in the place of the lock points to keeps its content."""
+    stage = tmp_path / "out/.preprocess"
+    stage.mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (stage / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="lock: Too many levels"), staging(tmp_path / "out"):
+        pass
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
