@@ -54,7 +54,7 @@ class Saver:
     def _open(self, held: contextlib.ExitStack, config_path: Path) -> None:
         with _told(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(disk.locked(self.directory))
+            held.enter_context(protocol.one_writer(self.directory))
             protocol.recover(self.directory)
             check_writable(self.directory, self.resumed)
             self._copy_config(config_path)

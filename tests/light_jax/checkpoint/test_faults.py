@@ -198,7 +198,7 @@ def test_symlinks_lead_nowhere(tmp_path):
     save(out, 1)
     protocol.delete(out, "step0000001")
     (out / ".lock").symlink_to(outside / "victim")
-    with pytest.raises(OSError, match="symbolic links"), disk.locked(out):
+    with pytest.raises(OSError, match="symbolic links"), protocol.one_writer(out):
         pass
     assert {path: path.lstat().st_mtime_ns for path in outside.rglob("*")} == before
     record = json.loads((out / "best.config.json").read_text())
@@ -388,7 +388,7 @@ def test_one_writer_per_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "c.yaml", num_steps=1)
     Path("out").mkdir()
-    with disk.locked(Path("out")), pytest.raises(UserError, match="written by another run"):
+    with protocol.one_writer(Path("out")), pytest.raises(UserError, match="written by another run"):
         run_config("c.yaml")
     assert listing(Path("out")) == [".lock"]
 

@@ -204,7 +204,7 @@ def test_an_abandoned_loader_does_not_hold_up_the_exit(corpus):
 import sys
 from light_jax.data import BatchLoader, TokenStream
 stream = TokenStream(sys.argv[1], seq_len=8, seed=0)
-loader = BatchLoader(stream, batch_size=2, last_step=10**6)
+loader = BatchLoader(stream, batch_size=2, last_step=10**6, num_workers=4)
 print(next(loader).shape)
 raise KeyboardInterrupt
 """
@@ -218,7 +218,7 @@ raise KeyboardInterrupt
 @pytest.mark.parametrize("rows", [[], [0, 0], [6], [-1]])
 def test_rows_that_are_no_share_of_a_batch(stream, rows):
     with pytest.raises(ValueError, match=r"must be different numbers of 0\.\.5"):
-        BatchLoader(stream, batch_size=6, last_step=1, rows=rows)
+        BatchLoader(stream, batch_size=6, last_step=1, rows=rows, num_workers=4)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

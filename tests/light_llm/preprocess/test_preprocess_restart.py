@@ -19,7 +19,7 @@ from light_llm.preprocess import PreprocessConfig, part, preprocess
 from light_llm.preprocess.corpus import Chunk, Position
 from light_llm.preprocess.encode import Encoders, encode
 from light_llm.preprocess.journal import Journal
-from light_llm.preprocess.manifest import check_vocabulary, fingerprint
+from light_llm.preprocess.manifest import check_vocabulary, tokenizer_fingerprint
 from light_llm.preprocess.sources import Document
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer
 
@@ -150,7 +150,9 @@ def test_a_run_that_dies_at_its_end_is_completed_by_the_same_command(
     rename = Path.rename
 
     def die(path: Path, target: Path) -> Path:
-        name = {"tokenizer copied": "moves.tmp", "moves decided": "tokenizer"}.get(point, "val")
+        name = {"tokenizer copied": ".moves.json.tmp", "moves decided": "tokenizer"}.get(
+            point, "val"
+        )
         if path.name == name and ".preprocess" in path.parts:
             raise Killed
         return rename(path, target)
@@ -251,7 +253,7 @@ def test_the_manifest_says_what_is_there_and_training_heeds_it(
     output = tmp_path / "out"
     preprocess(PreprocessConfig(input=(str(big),), output=output, tokenizer_path=str(saved_bpe)))
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["tokenizer"]["fingerprint"] == fingerprint(saved_bpe)
+    assert manifest["tokenizer"]["fingerprint"] == tokenizer_fingerprint(saved_bpe)
     assert manifest["tokenizer"]["vocab_size"] == bpe.vocab_size
     assert load_tokenizer(output / "tokenizer").encode("fox") == bpe.encode("fox")
     listed = [shard["file"] for shard in manifest["shards"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import os
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, Summary, preprocess, unigram_entropy
 from light_llm.preprocess.encode import encode
-from light_llm.preprocess.output import publish, recover, staging
-from light_llm.preprocess.shards import Shard, ShardWriter, schema
+from light_llm.preprocess.publication import complete_moves, publish_shards, staging
+from light_llm.preprocess.schema import schema
+from light_llm.preprocess.shards import Shard, ShardWriter
 from light_llm.preprocess.split import split_of_all
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer, train_char
 
@@ -299,16 +301,41 @@ def test_a_publication_is_completed_wherever_it_stopped(
     monkeypatch.setattr(Path, "rename", stop)
     stage = output / ".preprocess"
     with contextlib.suppress(KeyboardInterrupt):
-        publish(stage, output, ("",), {})
+        publish_shards(stage, output, ("",), {})
     monkeypatch.undo()
     if crash == 0:  # nothing was decided
-        (stage / "moves.tmp").unlink()
+        (stage / ".moves.json.tmp").unlink()
         assert files(output) == before
         return
     if 1 < crash < 7:
         assert not (output / "train").exists()
-    recover(stage, output)
+    complete_moves(stage, output)
     assert files(output) == {name: name.encode() for name in sorted(new)}
+
+
+@pytest.mark.parametrize("key", ["away", "in"])
+def test_a_publication_moves_nothing_from_outside(tmp_path: Path, files: Callable, key: str):
+    stage = tmp_path / "out/.preprocess"
+    (stage / "new").mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (stage / "moves.json").write_text(
+        json.dumps({"away": [], "in": [], "asked": {}} | {key: ["../victim"]})
+    )
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"moves\.json: is damaged"):
+        complete_moves(stage, tmp_path / "out")
+    assert files(tmp_path) == before
+
+
+def test_a_lock_is_not_followed(tmp_path: Path):
+    """What a symlink in the place of the lock points to keeps its content."""
+    stage = tmp_path / "out/.preprocess"
+    stage.mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (stage / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="lock: Too many levels"), staging(tmp_path / "out"):
+        pass
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
