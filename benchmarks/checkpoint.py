@@ -65,7 +65,7 @@ class Disk:
         staging = protocol.start(self.folder, TAG)
         save_weights(staging / f"{TAG}.safetensors", self.state.weights, self.cfg.model)
         save_state(staging / f"{TAG}.state", self.state, self.host)
-        Saver(self.cfg, None)._commit(staging, [TAG], layout.Record(run="benchmark"))
+        Saver(self.cfg, None).commit(staging, [TAG], layout.Record(run="benchmark"))
         return time.perf_counter() - began
 
     def torch(self, flush: bool) -> float:

@@ -185,7 +185,13 @@ def start_and_seek(folder: Path, repeats: int) -> None:
         stream[10**9]
         times.append(time.perf_counter())
         first = 10**9 // BATCH + 1
-        with BatchLoader(stream, batch_size=BATCH, first_step=first, last_step=2 * first) as loader:
+        with BatchLoader(
+            stream,
+            batch_size=BATCH,
+            first_step=first,
+            last_step=2 * first,
+            num_workers=WORKERS,
+        ) as loader:
             next(loader)
             times.append(time.perf_counter())
         for name, took in zip((index, seek, batch), np.diff(times), strict=True):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from light_llm.configfile import Config, read_mapping, validate
+from light_llm.configfile import Config, derived, read_mapping, validate
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 NonNegative = Annotated[int, Field(ge=0)]
@@ -31,15 +31,9 @@ class OptimizerConfig(Config):
 
 class SchedulerConfig(Config):
     type: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup_steps: NonNegative = None  # type: ignore[assignment]  # resolved by TrainingConfig
+    warmup_steps: NonNegative = derived()
+    """100; for wsd a tenth of num_steps. TrainingConfig sets it."""
     min_lr_ratio: Fraction = 0.1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_means_resolved(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("warmup_steps", 0) is None:
-            return {key: value for key, value in data.items() if key != "warmup_steps"}
-        return data
 
 
 class MeshConfig(Config):
@@ -124,7 +118,7 @@ class TrainingConfig(Config):
         if self.scheduler.warmup_steps is None:
             warmup = self.num_steps // 10 if self.scheduler.type == "wsd" else 100
             scheduler = self.scheduler.model_copy(update={"warmup_steps": warmup})
-            object.__setattr__(self, "scheduler", scheduler)
+            self.derive(scheduler=scheduler)
         return self
 
     @property

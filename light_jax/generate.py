@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from light_jax.models.transformer import Transformer
 from light_jax.models.transformer.attention import Cache
-from light_llm.sampling import Row, Sampling, check_prompts, left_padded, until_done
+from light_llm.sampling import NextIds, Sampling, check_prompts, left_padded, until_done
 
 # Prompts and caches are padded to powers of two from here on, so that few shapes are compiled.
 MIN_BUCKET = 32
@@ -40,7 +40,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     eos_id: int | None = None,
-) -> Iterator[Row]:
+) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
     As `light_llm.generate.generate_batch`, whose ids it gives, but for logits that are equal up to

@@ -18,6 +18,7 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -26,6 +27,15 @@ from pydantic import (
 
 from light_llm.errors import UserError
 from light_llm.files import given
+
+
+def derived() -> Any:
+    """The default of a field whose value follows from others unless it is given.
+
+    Left out and null are the same there. A validator of the config, or of the one that holds it,
+    sets the value (`Config.derive`), so that whoever reads the config finds a number.
+    """
+    return Field(default=None)
 
 
 class Config(BaseModel):
@@ -41,6 +51,25 @@ class Config(BaseModel):
             if unknown:
                 raise ValueError("; ".join(cls._unknown_key(key) for key in unknown))
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_derived(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {k: v for k, v in data.items() if v is not None or not cls._is_derived(k)}
+        return data
+
+    @classmethod
+    def _is_derived(cls, key: Any) -> bool:
+        field = cls.model_fields.get(key)
+        if field is None or field.is_required() or field.default is not None:
+            return False
+        return type(None) not in typing.get_args(field.annotation)  # else null is a value
+
+    def derive(self, **values: Any) -> None:
+        """Set fields. For validators alone: whoever has the config afterwards finds it frozen."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def _unknown_key(cls, key: str) -> str:

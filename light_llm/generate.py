@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from light_llm.models.transformer.model import Transformer
-from light_llm.sampling import Row, Sampling, check_prompts, left_padded, until_done
+from light_llm.sampling import NextIds, Sampling, check_prompts, left_padded, until_done
 
 
 def generate(
@@ -28,7 +28,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     eos_id: int | None = None,
-) -> Iterator[Row]:
+) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
     A prompt that has ended gives None: after max_tokens, before `eos_id` (which is not given out),

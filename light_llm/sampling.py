@@ -12,7 +12,8 @@ import numpy as np
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
-Row = list[int | None]
+NextIds = list[int | None]
+"""Of one step, an id per row; None where the row has ended."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def left_padded(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarra
 
 def until_done(
     steps: Iterator[Sequence[int]], rooms: Sequence[int], eos_id: int | None
-) -> Iterator[Row]:
+) -> Iterator[NextIds]:
     """The ids of each step, None where a row has ended; stops once all have.
 
     A row ends before `eos_id`, and when it has no room.
@@ -145,7 +146,7 @@ def until_done(
     running = [True] * len(rooms)
     for step in range(max(rooms)):
         ids = list(next(steps))
-        row: Row = []
+        row: NextIds = []
         for b, id in enumerate(ids):
             running[b] = running[b] and step < rooms[b] and id != eos_id
             if running[b] and id < 0:

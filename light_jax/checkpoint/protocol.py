@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir
-from light_llm.files.disk import flush, remove, sync
+from light_llm.files.disk import flush, locked, remove, sync
 
 STEP_TAG = re.compile(r"step(\d{7,})")
 
@@ -29,6 +30,19 @@ def is_pattern(path: Path) -> bool:
 def is_own_name(tag: str) -> bool:
     """Whether a run writes tags of that name."""
     return tag in ("best", "final") or STEP_TAG.fullmatch(tag) is not None
+
+
+def one_writer(directory: Path) -> AbstractContextManager[None]:
+    """Lock `directory` for one run.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    return locked(
+        directory / ".lock",
+        f"checkpoint_dir={str(directory)!r} is being written by another run; wait for it, or use "
+        "another checkpoint_dir",
+    )
 
 
 def writing_dir(directory: Path, tag: str) -> Path:

@@ -54,7 +54,7 @@ class Saver:
     def _open(self, held: contextlib.ExitStack, config_path: Path) -> None:
         with _told(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(disk.locked(self.directory))
+            held.enter_context(protocol.one_writer(self.directory))
             protocol.recover(self.directory)
             check_writable(self.directory, self.resumed)
             self._copy_config(config_path)
@@ -101,7 +101,7 @@ class Saver:
                 finally:  # nobody may touch the folder before orbax has let go of it
                     writing()
                 others_done(name)
-                self._commit(staging, tags, record, {path: digest})
+                self.commit(staging, tags, record, {path: digest})
                 return
             with announce(name):
                 writing()
@@ -137,7 +137,7 @@ class Saver:
                 raise failure
             print(f"llm-train: {failure}", file=sys.stderr)
 
-    def _commit(
+    def commit(
         self,
         staging: Path,
         tags: Sequence[str],

@@ -133,16 +133,15 @@ def describe(counted: Stats) -> list[tuple[str, str]]:
 def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | None, str]:
     """The tokenizer that is asked for, or that lies beside the shards; and what to say of it."""
     from light_jax.data.shards import expand
+    from light_llm.preprocess.manifest import tokenizer_beside
     from light_llm.tokenizer import load_tokenizer
 
     if given is not None:
         return load_tokenizer(given), given
     folder = Path(expand(paths, "PATH")[0]).parent
-    # OUT/train, or OUT/CONFIG/train where a data set has several configurations
-    above = list(folder.absolute().parents)[:2]
-    for place in (folder, *above):
-        if (place / "tokenizer").is_dir():
-            return load_tokenizer(place / "tokenizer"), str(place / "tokenizer")
+    beside = tokenizer_beside(folder)
+    if beside is not None:
+        return load_tokenizer(beside), str(beside)
     return None, f"none in {folder} or the two folders above; ids are shown, --tokenizer names one"
 
 

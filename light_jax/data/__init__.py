@@ -9,7 +9,6 @@ reader     windows in the order of the steps, decoded ahead of need in threads
 loader     batches of windows
 overlap    whether train and validation data are one and the same
 stats      what shards hold, counted and drawn
-cli        llm-data
 """
 
 from typing import TYPE_CHECKING, Any

@@ -22,6 +22,7 @@ from light_jax.data.footer import UNREADABLE, Footer, read_footer
 from light_jax.data.rowgroup import decode, first_row, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
+from light_llm.preprocess.schema import LENGTH, TOKENS
 
 COUNTS_EMPTY_LISTS = ("parquet-cpp-arrow", "Polars", "DuckDB")
 READERS = 8
@@ -30,7 +31,7 @@ Fingerprint = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Shard:
+class IndexedShard:
     """A shard's place, its rows and tokens per row group (int64 [groups]), and how to know it."""
 
     path: str
@@ -42,7 +43,7 @@ class Shard:
 
 def index_shards(
     paths: Paths, vocab_size: int | None = None, field: str = "train_data"
-) -> list[Shard]:
+) -> list[IndexedShard]:
     """The shards behind `paths`, with counts that are proven and ids that are below vocab_size.
 
     Raises:
@@ -59,7 +60,7 @@ def index_shards(
             raise
 
 
-def fingerprint(shards: list[Shard]) -> Fingerprint:
+def fingerprint(shards: list[IndexedShard]) -> Fingerprint:
     """What a checkpoint remembers of its data: JSON that does not depend on where the data lies."""
     return [
         {
@@ -113,7 +114,7 @@ def _listed(verb: str, names: list[str]) -> str:
     return f"{verb}: {', '.join(names[:5])}{more}" if names else ""
 
 
-def _index_shard(path: str, vocab_size: int | None) -> Shard:
+def _index_shard(path: str, vocab_size: int | None) -> IndexedShard:
     footer = read_footer(path)
     metadata = footer.metadata
     leaf, has_length = _columns(footer)
@@ -124,7 +125,7 @@ def _index_shard(path: str, vocab_size: int | None) -> Shard:
     counts = [
         _tokens_of_group(footer, group, leaf, of_group[group], vocab_size) for group in groups
     ]
-    return Shard(path, rows, np.array(counts, np.int64), footer.size, footer.crc32)
+    return IndexedShard(path, rows, np.array(counts, np.int64), footer.size, footer.crc32)
 
 
 def _columns(footer: Footer) -> tuple[int, bool]:
@@ -134,21 +135,23 @@ def _columns(footer: Footer) -> tuple[int, bool]:
         UserError: no column of token lists.
     """
     schema = footer.metadata.schema.to_arrow_schema()
-    if schema.names.count("tokens") != 1:
+    if schema.names.count(TOKENS) != 1:
         raise UserError(
-            f"{footer.path}: the shard needs one column 'tokens' and has "
+            f"{footer.path}: the shard needs one column {TOKENS!r} and has "
             f"{', '.join(schema.names) or 'no columns'}; make shards with llm-preprocess"
         )
-    kind = schema.field("tokens").type
+    kind = schema.field(TOKENS).type
     types = pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not (is_list and types.is_integer(kind.value_type)):
-        raise UserError(f"{footer.path}: column 'tokens' is {kind}; it must be a list of integers")
+        raise UserError(
+            f"{footer.path}: column {TOKENS!r} is {kind}; it must be a list of integers"
+        )
     leaves = [
         footer.metadata.schema.column(index).path for index in range(footer.metadata.num_columns)
     ]
-    leaf = next(i for i, path in enumerate(leaves) if path.split(".")[0] == "tokens")
-    has_length = schema.names.count("length") == 1 and types.is_integer(schema.field("length").type)
+    leaf = next(i for i, path in enumerate(leaves) if path.split(".")[0] == TOKENS)
+    has_length = schema.names.count(LENGTH) == 1 and types.is_integer(schema.field(LENGTH).type)
     return leaf, has_length
 
 
@@ -193,7 +196,7 @@ def _claim(column: pq.ColumnChunkMetaData, vocab_size: int | None) -> tuple[int,
 def _read_lengths(footer: Footer) -> np.ndarray | None:
     """The column `length`, int64 [rows]; None if it is incomplete."""
     try:
-        column = footer.file().read(columns=["length"], use_threads=False).column("length")
+        column = footer.file().read(columns=[LENGTH], use_threads=False).column(LENGTH)
     except UNREADABLE as error:
         raise UserError(f"{footer.path}: column 'length' is corrupt ({error})") from None
     if len(column) != footer.metadata.num_rows:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from light_jax.data.reader import WindowReader
+from light_jax.data.reader import Wanted, WindowReader
 from light_jax.data.stream import TokenStream
 
 
@@ -25,16 +25,17 @@ class BatchLoader:
         *,
         batch_size: int,
         last_step: int,
+        num_workers: int,
         first_step: int = 0,
         accum: int = 1,
         rows: Sequence[int] | None = None,
-        num_workers: int = 4,
     ) -> None:
         per_step = accum * batch_size
         held = _held_rows(rows, batch_size)
         self._shape = (accum, len(held), stream.seq_len + 1)
         span = range(first_step * per_step, last_step * per_step)
-        self._reader = WindowReader(stream, span, per_step, batch_size, held, num_workers)
+        wanted = Wanted(span, per_step, batch_size, held)
+        self._reader = WindowReader(stream, wanted, num_workers)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
@@ -67,7 +68,7 @@ def validation_batches(
     """
     held = _held_rows(rows, batch_size)
     span = range(min(eval_steps * batch_size, len(stream)))
-    reader = WindowReader(stream, span, batch_size, batch_size, held, num_workers)
+    reader = WindowReader(stream, Wanted(span, batch_size, batch_size, held), num_workers)
     try:
         for first, windows in zip(span[::batch_size], reader, strict=True):
             mask = (first + held < span.stop).astype(np.float32)

@@ -6,15 +6,15 @@ import filecmp
 import os
 import warnings
 
-from light_jax.data.index import Shard
+from light_jax.data.index import IndexedShard
 
 
-def warn_of_overlap(train: list[Shard], val: list[Shard]) -> None:
+def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
     """Warn of each shard of `val` that is a shard of `train`: the same file, or a copy of it.
 
     Documents that two different shards share are not found: that would take reading all of both.
     """
-    alike: dict[tuple[int, int], list[Shard]] = {}
+    alike: dict[tuple[int, int], list[IndexedShard]] = {}
     for shard in train:
         alike.setdefault((shard.size, shard.footer_crc32), []).append(shard)
     found = []

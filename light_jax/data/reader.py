@@ -1,4 +1,16 @@
-"""Windows in the order of the steps, their row groups decoded ahead of need in threads."""
+"""Windows in the order of the steps, their row groups decoded ahead of need in threads.
+
+The stream of tokens is cut twice, and neither cut knows of the other: by the shards into row
+groups, and by seq_len into windows, which the steps take in turn.
+
+    row groups  |    0    |      1      |  2  |      3      |   decoded once, one after another
+    windows     |  0  |  1  |  2  |  3  |  4  |  5  |  6  | 7   S tokens and the next one
+    rows           0     1     0     1     0     1     0        of a batch of 2
+    steps       |     0     |     1     |     2     |     3     laid by the row groups they touch
+
+A host that holds row 1 alone wants windows 1, 3, 5, …; a row group gives it what it has of them,
+stretch by stretch. A window that goes on in the next row group is laid by both, each its part.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,48 +29,105 @@ from light_jax.data.stream import TokenStream, lay
 STEPS_AHEAD = 4
 AHEAD_BYTES = 256 * 2**20  # of windows that lie ready, but always one row group's
 
-Run = tuple[int, int, int, int]
-"""(step, slot, window of the epoch, count): windows that are neighbours in the stream and in their
-step. Slots are counted through all steps."""
+
+class Stretch(NamedTuple):
+    """Windows that are neighbours in the stream and in the array of their step."""
+
+    step: int
+    """Of the reader, from 0."""
+    slot: int
+    """Where the first one lies in the step's array [n, S + 1]."""
+    window: int
+    """Number of the first one in its epoch."""
+    num_windows: int
+
+
+class RowRange(NamedTuple):
+    """Rows of a batch that follow each other: `row` to row + num_rows - 1."""
+
+    row: int
+    slot: int
+    """How many of this host's rows lie before them in the batch's array."""
+    num_rows: int
 
 
 @dataclass(frozen=True)
-class Part:
+class RowGroup:
     """A row group, and the windows of this host that it holds tokens of."""
 
     epoch: int
-    place: int  # in the epoch's order
-    first_step: int
-    last_step: int
-    runs: list[Run]
+    place: int
+    """In the epoch's order."""
+    stretches: list[Stretch]
+
+    @property
+    def first_step(self) -> int:
+        return self.stretches[0].step
+
+    @property
+    def last_step(self) -> int:
+        return self.stretches[-1].step
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The windows of `span` that lie on `rows` of their batch.
+
+    A step is `per_step` windows, micro-batches of `batch_size`; span.start is a multiple of
+    batch_size.
+    """
+
+    span: range
+    per_step: int
+    batch_size: int
+    rows: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        return -(-len(self.span) // self.per_step)
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.per_step // self.batch_size * len(self.rows)
+
+    def ranges(self) -> list[RowRange]:
+        """The rows, cut where they do not count up by one."""
+        firsts = np.concatenate([[0], np.flatnonzero(np.diff(self.rows) != 1) + 1])
+        counts = np.diff(firsts, append=len(self.rows)).tolist()
+        ranges = zip(self.rows[firsts].tolist(), firsts.tolist(), counts, strict=True)
+        return [RowRange(*rows) for rows in ranges]
+
+    def within(self, step: int) -> np.ndarray | slice:
+        """Which entries of a step's array are of the span, where the last step may go beyond."""
+        start = self.span.start + step * self.per_step
+        if start + self.per_step <= self.span.stop:
+            return slice(None)
+        g_n = np.arange(start, start + self.per_step, self.batch_size)[:, None] + self.rows
+        return g_n.reshape(-1) < self.span.stop
 
 
 class WindowReader:
-    """The windows of `span` that lie on `rows` of their batch, int32 [n, S + 1], step by step.
+    """The windows that are wanted, int32 [n, S + 1], step by step.
 
-    A step is `per_step` windows, micro-batches of `batch_size`; span.start is a multiple of
-    batch_size. The thread that decodes a row group lays its tokens into the arrays of the steps at
-    once, while they are in its cache, and lets go of it; a step is ready when all its row groups
-    have been laid. The consumer's thread does all the bookkeeping: nothing here needs a lock.
+    The thread that decodes a row group lays its tokens into the arrays of the steps at once, while
+    they are in its cache, and lets go of it: what waits are windows, each token once, and not
+    decoded row groups that several steps share. A step is ready when all its row groups have been
+    laid. The consumer's thread does all the bookkeeping: nothing here needs a lock.
     """
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        span: range,
-        per_step: int,
-        batch_size: int,
-        rows: np.ndarray,
-        num_workers: int,
-    ) -> None:
-        self._stream, self._span, self._rows = stream, span, rows
-        self._per_step, self._batch_size = per_step, batch_size
-        self._shape = (per_step // batch_size * len(rows), stream.seq_len + 1)
-        self._parts = _parts(stream, span, per_step, batch_size, rows)
-        self._next_part = next(self._parts, None)
-        self._laying: deque[tuple[Part, Future[None]]] = deque()
-        self._steps: deque[np.ndarray] = deque()  # from self._step on, as far as parts reach
-        self._step, self._end = 0, -(-len(span) // per_step)
+    def __init__(self, stream: TokenStream, wanted: Wanted, num_workers: int) -> None:
+        self._stream, self._wanted = stream, wanted
+        self._shape = (wanted.windows_per_step, stream.seq_len + 1)
+        self._groups = _row_groups(stream, wanted)
+        self._next_group = next(self._groups, None)
+        # A ring of steps: row groups come in the order of the stream, so steps are completed in
+        # order too, and what a row group needs is the few arrays from its first step on. The ring
+        # begins with the step that `next()` gives; arrays are made at its far end when a row group
+        # reaches there, and are complete when they leave it. Only a last step that ends before the
+        # rows of this host has no array in it.
+        self._steps: deque[np.ndarray] = deque()
+        self._laying: deque[tuple[RowGroup, Future[None]]] = deque()
+        self._step, self._end = 0, wanted.num_steps
         self._workers = num_workers
         self._pool = _pool(num_workers)
         self._finalizer = weakref.finalize(self, _cancel, self._pool)
@@ -70,11 +139,11 @@ class WindowReader:
         if self._step >= self._end:
             self.close()
             raise StopIteration
-        while self._is_wanted(self._next_part):
+        while self._is_due(self._next_group):
             self._submit()
         try:
-            for part, laid in self._laying:
-                if part.first_step > self._step:
+            for group, laid in self._laying:
+                if group.first_step > self._step:
                     break
                 laid.result()
         except BaseException:
@@ -83,12 +152,9 @@ class WindowReader:
         while self._laying and self._laying[0][0].last_step <= self._step:
             self._laying.popleft()
         windows = self._steps.popleft() if self._steps else self._empty()
-        start = self._span.start + self._step * self._per_step
+        windows = windows[self._wanted.within(self._step)]
         self._step += 1
-        if start + self._per_step <= self._span.stop:
-            return windows
-        g_n = np.arange(start, start + self._per_step, self._batch_size)[:, None] + self._rows
-        return windows[g_n.reshape(-1) < self._span.stop]
+        return windows
 
     def close(self) -> None:
         """Stop the threads; they are gone when this returns."""
@@ -98,79 +164,68 @@ class WindowReader:
         self._finalizer()
         self._pool.shutdown(wait=True)
 
-    def _is_wanted(self, part: Part | None) -> bool:
-        """Whether the step in hand needs this part, or it is one of those to read ahead."""
-        if part is None:
+    def _is_due(self, group: RowGroup | None) -> bool:
+        """Whether the step in hand needs this row group, or it is one of those to read ahead."""
+        if group is None:
             return False
-        if part.first_step <= self._step:
+        if group.first_step <= self._step:
             return True
         if not self._workers or 4 * len(self._steps) * math.prod(self._shape) > AHEAD_BYTES:
             return False
-        ahead = sum(part.first_step > self._step for part, _ in self._laying)
-        return part.first_step <= self._step + STEPS_AHEAD or ahead < self._workers
+        ahead = sum(other.first_step > self._step for other, _ in self._laying)
+        return group.first_step <= self._step + STEPS_AHEAD or ahead < self._workers
 
     def _submit(self) -> None:
-        part, self._next_part = self._next_part, next(self._parts, None)
-        assert part is not None
-        while self._step + len(self._steps) <= part.last_step:
+        group, self._next_group = self._next_group, next(self._groups, None)
+        assert group is not None
+        while self._step + len(self._steps) <= group.last_step:
             self._steps.append(self._empty())
-        first = part.first_step - self._step
-        steps = [self._steps[n] for n in range(first, part.last_step - self._step + 1)]
-        self._laying.append((part, self._pool.submit(_lay_part, self._stream, part, steps)))
+        first = group.first_step - self._step
+        steps = [self._steps[n] for n in range(first, group.last_step - self._step + 1)]
+        self._laying.append((group, self._pool.submit(_lay_group, self._stream, group, steps)))
 
     def _empty(self) -> np.ndarray:
         return np.empty(self._shape, np.int32)
 
 
-def _lay_part(stream: TokenStream, part: Part, steps: list[np.ndarray]) -> None:
-    start, tokens = stream.read(part.epoch, part.place)
-    for step, slot, window, count in part.runs:
-        windows = steps[step - part.first_step]
-        slot -= step * len(windows)
-        lay(tokens, start, window, windows[slot : slot + count])
+def _lay_group(stream: TokenStream, group: RowGroup, steps: list[np.ndarray]) -> None:
+    """`steps` are the arrays of the steps first_step to last_step of the row group."""
+    start, tokens = stream.read(group.epoch, group.place)
+    for step, slot, window, num_windows in group.stretches:
+        lay(tokens, start, window, steps[step - group.first_step][slot : slot + num_windows])
 
 
-def _parts(
-    stream: TokenStream, span: range, per_step: int, batch_size: int, rows: np.ndarray
-) -> Iterator[Part]:
-    """The row groups that hold a window of `span` on one of `rows`, in the order of the stream."""
-    W, S = len(stream), stream.seq_len
-    blocks = _blocks(rows)
+def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
+    """Those that hold tokens of a window that is wanted, in the order of the stream."""
+    W, S, span = len(stream), stream.seq_len, wanted.span
+    ranges = wanted.ranges()
     for epoch in range(span.start // W, -(-span.stop // W)):
         starts = stream.epoch(epoch).starts
         first = np.maximum((starts[:-1] + S - 1) // S - 1, 0)  # a window takes S + 1 tokens
         last = np.minimum((starts[1:] - 1) // S, W - 1)
         low = np.clip(epoch * W + first, span.start, span.stop) - span.start
         high = np.clip(epoch * W + last + 1, span.start, span.stop) - span.start
-        before = span.start - epoch * W
+        before = span.start - epoch * W  # window of the span + before = window of the epoch
         for place in np.flatnonzero(high > low).tolist():
-            runs = [
-                (batch * batch_size // per_step, batch * len(rows) + slot, g + before, count)
-                for batch, slot, g, count in _runs(
-                    low[place].item(), high[place].item(), batch_size, blocks
-                )
-            ]
-            if runs:
-                yield Part(epoch, place, runs[0][0], runs[-1][0], runs)
+            near = range(low[place].item(), high[place].item())
+            stretches = list(_stretches(near, before, wanted, ranges))
+            if stretches:
+                yield RowGroup(epoch, place, stretches)
 
 
-def _runs(
-    low: int, high: int, batch_size: int, blocks: list[tuple[int, int, int]]
-) -> Iterator[Run]:
-    """Windows [low, high) that lie on the rows of `blocks`, micro-batch by micro-batch."""
-    for batch in range(low // batch_size, -(-high // batch_size)):
-        for row, slot, count in blocks:
-            start = batch * batch_size + row
-            first, stop = max(low, start), min(high, start + count)
+def _stretches(
+    near: range, before: int, wanted: Wanted, ranges: list[RowRange]
+) -> Iterator[Stretch]:
+    """Of the windows `near`, counted from the span's start, those on the rows of `ranges`."""
+    batches_per_step = wanted.per_step // wanted.batch_size
+    for batch in range(near.start // wanted.batch_size, -(-near.stop // wanted.batch_size)):
+        step, micro_batch = divmod(batch, batches_per_step)
+        for rows in ranges:
+            start = batch * wanted.batch_size + rows.row
+            first, stop = max(near.start, start), min(near.stop, start + rows.num_rows)
             if first < stop:
-                yield batch, slot + first - start, first, stop - first
-
-
-def _blocks(rows: np.ndarray) -> list[tuple[int, int, int]]:
-    """(row, slot, count): the rows cut where they do not count up by one."""
-    firsts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
-    counts = np.diff(firsts, append=len(rows))
-    return list(zip(rows[firsts].tolist(), firsts.tolist(), counts.tolist(), strict=True))
+                slot = micro_batch * len(wanted.rows) + rows.slot + first - start
+                yield Stretch(step, slot, first + before, stop - first)
 
 
 class _Inline(Executor):

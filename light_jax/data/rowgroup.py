@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from light_jax.data.footer import UNREADABLE, Footer
 from light_llm.errors import UserError
+from light_llm.preprocess.schema import TOKENS
 
 
 def decode(footer: Footer, group: int, vocab_size: int | None) -> np.ndarray:
@@ -47,7 +48,7 @@ def first_row(footer: Footer, group: int) -> int:
 def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
     """The chunks of a row group's lists, each with the row of the group that it begins with."""
     try:
-        table = footer.file().read_row_group(group, columns=["tokens"], use_threads=False)
+        table = footer.file().read_row_group(group, columns=[TOKENS], use_threads=False)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -60,7 +61,7 @@ def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
             f"{rows}; write the shard again"
         )
     lists, row = [], 0
-    for chunk in table.column("tokens").chunks:
+    for chunk in table.column(TOKENS).chunks:
         if chunk.null_count:
             place = _at(footer, group, row + _first_null(chunk))
             raise UserError(f"{place}: tokens is null; write an empty list")

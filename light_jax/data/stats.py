@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from light_jax.data.footer import reread_footer
-from light_jax.data.index import READERS, Shard, index_shards
+from light_jax.data.index import READERS, IndexedShard, index_shards
 from light_jax.data.rowgroup import documents
 from light_jax.data.shards import Paths
 from light_llm.errors import UserError
+from light_llm.preprocess.entropy import entropy
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Stats:
     A length is a document's tokens; `ids` holds the ids that occur.
     """
 
-    shards: list[Shard]
+    shards: list[IndexedShard]
     lengths: tuple[np.ndarray, np.ndarray]
     ids: tuple[np.ndarray, np.ndarray]
 
@@ -40,8 +41,7 @@ class Stats:
     @property
     def entropy(self) -> float:
         """Of single tokens, in nats: the loss of a model that knows only how common each is."""
-        share = self.ids[1] / max(1, self.tokens)
-        return float(-(share * np.log(share)).sum())
+        return entropy(self.ids[1])
 
     def length_at(self, share: float) -> int:
         """The least length that `share` of the documents do not exceed: 0.5 gives the median."""
@@ -75,7 +75,7 @@ def count(paths: Paths, field: str) -> Stats:
     return Stats(shards, _sorted(lengths), _sorted(ids))
 
 
-def _count_group(shard: Shard, group: int) -> tuple[dict[int, int], dict[int, int]]:
+def _count_group(shard: IndexedShard, group: int) -> tuple[dict[int, int], dict[int, int]]:
     footer = reread_footer(shard.path, shard.footer_crc32)
     lengths, ids = documents(footer, group)
     return _tally(lengths), _tally(ids)

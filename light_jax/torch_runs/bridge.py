@@ -72,7 +72,7 @@ def import_tag(prefix: str | Path) -> list[str]:
     abstract = _abstract(cfg)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.weights)
     weights = load_weights(layout.member(prefix, layout.WEIGHTS), cfg.model, shardings)
-    with _writing(directory / tag), disk.locked(directory):
+    with _writing(directory / tag), protocol.one_writer(directory):
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(directory / tag, cfg, record, host)
         staging = protocol.start(directory, tag)

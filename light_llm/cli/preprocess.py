@@ -11,7 +11,7 @@ import typer
 from light_llm.errors import UserError
 
 if TYPE_CHECKING:
-    from light_llm.preprocess.pipeline import Side, Summary
+    from light_llm.preprocess.summary import Side, Summary
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

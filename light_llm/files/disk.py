@@ -51,24 +51,25 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.rename(path)
     sync(path.parent)
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One writer per directory.
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock: a file that is made where it is absent, and that nobody reads or writes.
 
     Raises:
-        UserError: another run holds it.
+        UserError: with `message`, another process holds it.
+        OSError: it cannot be opened; so it is with a symlink, which is not followed.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # it is never written: a lock alone
-    with os.fdopen(os.open(directory / ".lock", flags, 0o666), "rb") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o666), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"checkpoint_dir={str(directory)!r} is being written by another run; wait for it, "
-                "or use another checkpoint_dir"
-            ) from None
+            raise UserError(message) from None
+        # its holder removed it after we opened it: a third process may hold a new one by now
+        if os.fstat(file.fileno()).st_nlink == 0:
+            raise UserError(message)
         yield

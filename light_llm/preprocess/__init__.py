@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from light_llm.preprocess.config import PreprocessConfig
     from light_llm.preprocess.entropy import unigram_entropy
-    from light_llm.preprocess.pipeline import Summary, preprocess
+    from light_llm.preprocess.pipeline import preprocess
+    from light_llm.preprocess.summary import Summary
 
 __all__ = ["PreprocessConfig", "Summary", "preprocess", "unigram_entropy"]
 
 _HOMES = {
     "PreprocessConfig": "config",
-    "Summary": "pipeline",
+    "Summary": "summary",
     "preprocess": "pipeline",
     "unigram_entropy": "entropy",
 }

@@ -9,6 +9,8 @@ from pydantic import field_validator, model_validator
 
 from light_llm.configfile import Config
 
+# Of fields that are None unless they are given: given where they have no meaning, they are refused.
+DEFAULT_HF_SPLIT = "train"
 DEFAULT_VOCAB_SIZE = 8192
 DEFAULT_MIN_FREQUENCY = 2
 DEFAULT_TRAIN_CHARACTERS = 200_000_000
@@ -28,7 +30,6 @@ class PreprocessConfig(Config):
     hf_configs: tuple[str, ...] = ()
     """Several of its configurations, each into a subfolder of `output` named for it."""
     hf_split: str | None = None
-    """None: train."""
     hf_revision: str | None = None
     output: Path
     include: tuple[str, ...] = ()

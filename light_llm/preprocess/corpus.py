@@ -89,7 +89,7 @@ class FileCorpus:
 
     files: Sequence[SourceFile]
     rows: RowText
-    min_length: int = 1
+    min_length: int = 0
     inputs: tuple[str, ...] = ()
     name: str = ""
     skipped: Skipped = field(default_factory=Skipped, init=False)

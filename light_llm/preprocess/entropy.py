@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.preprocess.schema import TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,14 @@ def unigram_entropy(shard_paths: str | Path | Iterable[str | Path]) -> float:
         counts = here
     if not counts.any():
         raise UserError(f"{shard_paths}: there is no token in these shards")
-    share = counts[counts > 0] / counts.sum()
+    return entropy(counts)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of what was counted, int [n]; 0 if that is nothing."""
+    import numpy as np
+
+    share = counts[counts > 0] / max(1, counts.sum())
     return float(-(share * np.log(share)).sum())
 
 
@@ -46,5 +54,5 @@ def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np
             if not file.is_file():
                 raise UserError(f"{file}: there is no such shard (looked from {Path.cwd()})")
             with file.open("rb") as stream, pq.ParquetFile(stream) as shard:
-                for batch in shard.iter_batches(columns=["tokens"]):
+                for batch in shard.iter_batches(columns=[TOKENS]):
                     yield batch.column(0).flatten().to_numpy()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
-from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
 from light_llm.preprocess.corpus import Skipped
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import Document
@@ -34,7 +34,7 @@ class HubCorpus:
     rows: RowText
     files: dict[str, Any]
     name: str = ""
-    min_length: int = 1
+    min_length: int = 0
     skipped: Skipped = field(default_factory=Skipped, init=False)
     _row: int = field(default=0, init=False)
 
@@ -121,7 +121,7 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
 def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: RowText) -> HubCorpus:
     import datasets
 
-    split = "train" if config.hf_split is None else config.hf_split
+    split = DEFAULT_HF_SPLIT if config.hf_split is None else config.hf_split
     try:
         builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
         stream = builder.as_streaming_dataset(split=split)

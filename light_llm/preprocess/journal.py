@@ -1,5 +1,10 @@
 """The memory of a run: what it was asked, and after each of its steps, what is on disk and where it
 stands. A line of JSON each; a line counts once it is flushed, and what it names was flushed before.
+
+A line is the unit of commit, because it says two things that must be true together: these shards
+are complete, and the input goes on from this position. Were they two files, a crash between them
+would lose documents or write them twice. A line is there with its line break or it does not count.
+A shard without a line is deleted: its documents lie behind the last position and are read again.
 """
 
 from __future__ import annotations

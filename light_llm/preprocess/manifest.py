@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +15,13 @@ from light_llm.preprocess.shards import Shard
 from light_llm.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+"""The folder beside the manifest that holds the tokenizer of its shards."""
 FORMAT = 1
 WRITERS = ("pyarrow", "tokenizers")
 
 
-def fingerprint(folder: Path) -> str:
+def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of a tokenizer's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -38,16 +40,20 @@ def write_manifest(
     options: dict[str, Any],
     sources: dict[str, Any],
     tokenizer: Tokenizer,
-    tokenizer_fingerprint: str,
+    fingerprint: str,
     shards: Iterable[Shard],
 ) -> None:
-    """Write folder/manifest.json; docs/preprocess.md explains its keys."""
+    """Write folder/manifest.json; docs/preprocess.md explains its keys.
+
+    Args:
+        fingerprint: of the tokenizer, as `tokenizer_fingerprint` gives it.
+    """
     rows = [asdict(shard) for shard in shards]
     manifest = {
         "format": FORMAT,
         "tokenizer": {
-            "folder": "tokenizer",
-            "fingerprint": tokenizer_fingerprint,
+            "folder": TOKENIZER,
+            "fingerprint": fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
@@ -73,11 +79,23 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest if ours else None
 
 
-def _manifests_above(shards: Path) -> list[tuple[Path, int, set[Path]]]:
-    """Those that may list what is in the folder `shards`: beside it, or beside the subfolder that
-    holds it. Of each the path, the vocabulary size and the shards that it lists."""
+def _outputs(shards: Path) -> Sequence[Path]:
+    """What may be the output that the folder `shards` belongs to: OUT of OUT/train, or of
+    OUT/CONFIG/train, where a data set has several configurations."""
+    return shards.absolute().parents[:2]
+
+
+def tokenizer_beside(shards: Path) -> Path | None:
+    """The folder of the tokenizer that the shards in the folder `shards` came with, if any."""
+    places = (folder / TOKENIZER for folder in (shards, *_outputs(shards)))
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _manifests_of(shards: Path) -> list[tuple[Path, int, set[Path]]]:
+    """Those that may list what is in the folder `shards`. Of each the path, the vocabulary size
+    and the shards that it lists."""
     found = []
-    for folder in shards.parents[:2]:
+    for folder in _outputs(shards):
         manifest = read_manifest(folder / MANIFEST)
         if manifest is not None:
             files = {folder / row["file"] for row in manifest["shards"]}
@@ -93,7 +111,7 @@ def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> Non
     manifests: dict[Path, list[tuple[Path, int, set[Path]]]] = {}  # each is read once
     for shard in map(Path.absolute, shards):
         if shard.parent not in manifests:
-            manifests[shard.parent] = _manifests_above(shard.parent)
+            manifests[shard.parent] = _manifests_of(shard.parent)
         listing = [(path, size) for path, size, files in manifests[shard.parent] if shard in files]
         for path, size in listing:
             if size <= vocab_size:

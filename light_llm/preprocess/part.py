@@ -15,6 +15,7 @@ from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Chunk, Corpus, chunks
 from light_llm.preprocess.encode import Encoders, Untokenizable, encode, untokenizable
 from light_llm.preprocess.journal import Journal, under
+from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import are, notice
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.shards import Shard, ShardWriter
@@ -53,7 +54,7 @@ def write_part(
 
     workers = config.workers or cores()
     small = 0 < len(head) < SMALL_CHUNKS
-    encoded = _encoded(config, tokenizer, new / "tokenizer", 1 if small else workers)
+    encoded = _encoded(config, tokenizer, new / TOKENIZER, 1 if small else workers)
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
     with Progress(label) as progress, encoded as encode_all:

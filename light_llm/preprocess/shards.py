@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from light_llm.files.disk import sync
+from light_llm.preprocess.schema import SOURCE, TOKENS, schema
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 ROW_GROUP_DOCUMENTS = 1024
@@ -30,19 +30,6 @@ class Shard:
     characters: int
     bytes: int
     sha256: str
-
-
-def schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        {
-            "source": pa.string(),
-            "length": pa.int64(),
-            "text": pa.string(),
-            "tokens": pa.list_(pa.int32()),
-        }
-    )
 
 
 class ShardWriter:
@@ -125,7 +112,7 @@ class ShardWriter:
             pa.array(sources, pa.string()),
             pa.array(lengths, pa.int64()),
             pa.array(texts, pa.string()),
-            lists.cast(schema().field("tokens").type),
+            lists.cast(schema().field(TOKENS).type),
         ]
         if self._writer is None:
             self._writer = self._open()
@@ -143,7 +130,7 @@ class ShardWriter:
             self._file,
             schema(),
             compression="zstd",
-            use_dictionary=["source", "tokens.list.element"],
+            use_dictionary=[SOURCE, f"{TOKENS}.list.element"],
             write_statistics=True,
             write_page_checksum=True,
         )

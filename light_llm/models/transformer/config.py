@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from light_llm.configfile import Config
+from light_llm.configfile import Config, derived
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -22,21 +21,16 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 class AttentionConfig(Config):
     variant: Literal["mha", "gqa", "mqa", "complex"] = "gqa"
     num_heads: Positive = 8
-    num_kv_heads: Positive = None  # type: ignore[assignment]  # resolved from variant and num_heads
-    head_dim: Positive = None  # type: ignore[assignment]  # resolved by TransformerConfig
+    num_kv_heads: Positive = derived()
+    """mha, complex: num_heads; mqa: 1; gqa: a quarter of num_heads, at least 1."""
+    head_dim: Positive = derived()
+    """d_model // num_heads; TransformerConfig sets it."""
     dropout: Rate = 0.0
     bias: bool = False
     mask_type: Literal["causal", "bidirectional", "sliding_window"] = "causal"
     window_size: Positive | None = None
+    """Of sliding_window alone, which needs it."""
     use_flash_attn: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_means_resolved(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            resolved = ("num_kv_heads", "head_dim")
-            return {k: v for k, v in data.items() if not (k in resolved and v is None)}
-        return data
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -44,7 +38,7 @@ class AttentionConfig(Config):
         only = {"mha": heads, "complex": heads, "mqa": 1}.get(self.variant)
         if kv_heads is None:
             kv_heads = only or max(1, heads // 4)
-            object.__setattr__(self, "num_kv_heads", kv_heads)
+            self.derive(num_kv_heads=kv_heads)
         if only and kv_heads != only:
             raise ValueError(
                 f"num_kv_heads={kv_heads} contradicts variant={self.variant!r}, "
@@ -88,7 +82,8 @@ class FFNConfig(Config):
     variant: Literal["swiglu", "geglu", "mlp"] = "swiglu"
     expansion_factor: PositiveFloat = 8 / 3
     dropout: Rate = 0.0
-    activation: Literal["silu", "gelu", "relu"] = "silu"  # mlp only
+    activation: Literal["silu", "gelu", "relu"] = "silu"
+    """Of mlp alone."""
     bias: bool = False
 
 
@@ -101,7 +96,7 @@ class NormConfig(Config):
 class TransformerConfig(Config):
     """Architecture of a decoder-only Transformer (its keys: docs/train.md).
 
-    Derived values are resolved when the config is made, so that a dump holds the numbers.
+    What follows from other fields is set when the config is made, so that a dump holds the numbers.
     """
 
     vocab_size: Positive = 32000
@@ -130,7 +125,7 @@ class TransformerConfig(Config):
                     f"lower it or set attention.head_dim"
                 )
             attention = attention.model_copy(update={"head_dim": head_dim})
-            object.__setattr__(self, "attention", attention)
+            self.derive(attention=attention)
         if self.positional.encoding == "rope" and attention.head_dim % 2:
             raise ValueError(
                 f"attention.head_dim={attention.head_dim} must be even for positional.encoding="

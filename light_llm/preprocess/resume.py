@@ -1,0 +1,100 @@
+"""A run that was stopped: whether this one continues it, and that what it left is still there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from light_llm.errors import UserError
+from light_llm.files.disk import remove
+from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.journal import Damaged, Journal
+from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
+from light_llm.preprocess.notices import counted, notice
+from light_llm.preprocess.publication import JOURNAL, NEW
+
+
+def journal_of(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> Journal:
+    """The journal of the run to continue; an empty one, and nothing beside it, if there is none.
+
+    Raises:
+        UserError: there are shards of a run that was asked for something else, or damaged ones.
+    """
+    path = stage / JOURNAL
+    try:
+        journal = Journal(path)
+        there = counted(len(journal.shards), "shard")
+        if journal.asked == asked:
+            _check_kept(journal, stage / NEW)
+            return journal
+        if journal.shards and not config.overwrite:
+            raise UserError(_difference(config, journal, asked, there))
+        discarded = there if journal.shards else None
+    except Damaged as error:
+        if not config.overwrite:
+            raise
+        discarded = str(error)
+    if discarded:
+        notice(f"what is there of a run that was stopped is discarded ({discarded})")
+    path.unlink(missing_ok=True)
+    remove(stage / NEW)
+    return Journal(path)
+
+
+def _check_kept(journal: Journal, new: Path) -> None:
+    """
+    Raises:
+        Damaged: what the journal says is on disk is not, or is another.
+    """
+    for shard in journal.shards:
+        path = new / shard.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            there = "is gone" if size is None else f"has {counted(size, 'byte')}"
+            raise Damaged(
+                f"{path}: {there}, and the run that was stopped wrote "
+                f"{counted(shard.bytes, 'byte')}; begin anew with --overwrite"
+            )
+    folder = new / TOKENIZER
+    if journal.tokenizer is not None and (
+        not folder.is_dir() or tokenizer_fingerprint(folder) != journal.tokenizer
+    ):
+        raise Damaged(
+            f"{folder}: is not the tokenizer that the run that was stopped wrote there; begin anew "
+            "with --overwrite"
+        )
+
+
+def _difference(
+    config: PreprocessConfig, journal: Journal, asked: dict[str, Any], there: str
+) -> str:
+    former = journal.asked or {}
+    old = former.get("options", {})
+    changed = [
+        f"{key} was {old.get(key)!r} and is {value!r}"
+        for key, value in asked["options"].items()
+        if old.get(key) != value
+    ]
+    changed += [
+        f"{what} changed"
+        for key, what in (
+            ("sources", "the input"),
+            ("adapter", "the adapter"),
+            ("versions", "the version of a library"),
+            ("tokenizer", "the tokenizer"),
+        )
+        if former.get(key) != asked[key]
+    ]
+    return (
+        f"--output {config.output}: holds {there} of a run that "
+        f"was stopped, and this one is another: {'; '.join(changed)}. Continue that one as it was, "
+        "or discard it with --overwrite"
+    )
+
+
+def drop_uncommitted(journal: Journal, new: Path) -> None:
+    """Delete the shards below `new` that the journal does not name: they were begun and no more."""
+    committed = {new / shard.file for shard in journal.shards}
+    for path in new.rglob("shard_*"):
+        if path not in committed:
+            path.unlink()

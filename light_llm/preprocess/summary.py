@@ -1,0 +1,76 @@
+"""What a run wrote, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from light_llm.preprocess.entropy import unigram_entropy
+from light_llm.preprocess.journal import under
+from light_llm.preprocess.manifest import TOKENIZER
+from light_llm.preprocess.shards import Shard
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What went into train, or val, of one corpus."""
+
+    documents: int
+    characters: int
+    tokens: int
+    files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    parts: dict[str, tuple[Side, Side]]
+    """Train and val of each corpus, by its subfolder; "" where there is one corpus only."""
+    vocab_size: int
+    unigram_entropy: float
+    """Nats per token, of val; of train where there is no val."""
+    tokenizer: Path
+
+    @property
+    def train(self) -> Side:
+        return _sum(train for train, _ in self.parts.values())
+
+    @property
+    def val(self) -> Side:
+        return _sum(val for _, val in self.parts.values())
+
+
+def summarize(
+    output: Path,
+    names: Sequence[str],
+    shards: Sequence[Shard],
+    vocab_size: int,
+    folder: Path,
+) -> Summary:
+    """Of `shards`, which are below `folder` and will be, or are, in `output`.
+
+    Args:
+        names: of the subfolders, one a corpus; "" for the output itself.
+    """
+    parts = {}
+    files: dict[str, list[Path]] = {"train": [], "val": []}
+    for name in names:
+        train, val = (under(f"{name}/{side}".lstrip("/"), shards) for side in ("train", "val"))
+        parts[name] = (_side(train), _side(val))
+        files["train"] += [folder / shard.file for shard in train]
+        files["val"] += [folder / shard.file for shard in val]
+    entropy = unigram_entropy(files["val"] or files["train"])
+    return Summary(parts, vocab_size, entropy, output / TOKENIZER)
+
+
+def _side(shards: list[Shard]) -> Side:
+    return Side(
+        sum(shard.documents for shard in shards),
+        sum(shard.characters for shard in shards),
+        sum(shard.tokens for shard in shards),
+        len(shards),
+    )
+
+
+def _sum(sides: Iterable[Side]) -> Side:
+    return Side(*map(sum, zip(*map(dataclasses.astuple, sides), strict=True)))

@@ -1,0 +1,155 @@
+"""Results do not depend on the mesh, beyond the order of sums; nor on the number of processes."""
+
+import jax
+import pytest
+from tiny_runs import (
+    assert_same_weights,
+    column,
+    command,
+    metrics,
+    start_processes,
+    train_command,
+    write_config,
+)
+
+from light_jax.config import MeshConfig, TrainingConfig
+from light_jax.parallel.sharding import (
+    batch_shards,
+    check_batch,
+    make_mesh,
+    path_names,
+    state_shardings,
+)
+from light_jax.training.step import init_params, init_state
+from light_llm.errors import UserError
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+MODEL = {
+    "vocab_size": 136,  # divides by 8, so that every axis is cut
+    "num_layers": 1,
+    "attention": {"num_heads": 8, "num_kv_heads": 2, "dropout": 0.1},
+    "dropout": 0.1,
+    "tie_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    train_command(write_config(folder / "c.yaml", model=MODEL, keep_last_n=9))
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"data": 8}, {"fsdp": 8, "data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+)
+def test_any_mesh_gives_one_devices_losses(one_device, tmp_path, mesh):
+    """With dropout on: the masks are the same on any mesh, too."""
+    config = write_config(tmp_path / "c.yaml", model=MODEL, mesh=mesh)
+    told = train_command(config, **EIGHT).stderr
+    assert "devices     8 × cpu" in told
+    assert "rematerialization" not in told  # XLA's warning that it replicates the batch
+    out = tmp_path / "out"
+    assert column(out, "train/loss") == pytest.approx(column(one_device, "train/loss"), abs=1e-5)
+    assert column(out, "val/loss") == pytest.approx(column(one_device, "val/loss"), abs=1e-5)
+    assert_same_weights(out / "final.safetensors", one_device / "final.safetensors", 1e-4)
+
+
+def test_resume_on_another_mesh_and_back(one_device, tmp_path):
+    """Step 3 comes from one device, 4 and 5 are made by eight, 6 by one again."""
+    parts = [
+        ({"num_steps": 5, "mesh": {"data": 2, "fsdp": 4}}, EIGHT, one_device / "step0000003"),
+        ({"num_steps": 6}, {}, "auto"),
+    ]
+    for changes, env, start in parts:
+        config = write_config(tmp_path / "c.yaml", model=MODEL, **changes)
+        train_command(config, "--resume", str(start), **env)
+    ours, whole = column(tmp_path / "out", "train/loss"), column(one_device, "train/loss")
+    assert ours[0] == pytest.approx(whole[3], abs=1e-5)
+    assert len(ours) == 3
+
+
+def finish(processes) -> list[str]:
+    told = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), told
+    return told
+
+
+def test_two_processes_train_save_and_resume(tmp_path):
+    mesh = {"data": 1, "fsdp": 2}
+    rate = {"type": "constant"}  # the same in a run that is to have fewer steps
+    whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh=mesh, scheduler=rate)
+    told = finish(start_processes(whole))
+    assert "2 × cpu in 2 process(es)" in told[0]
+    assert "step 6/6" in told[0]
+    assert "step 6/6" not in told[1]
+    halves = write_config(tmp_path / "halves/c.yaml", mesh=mesh, scheduler=rate)
+    finish(start_processes(halves, "--resume", str(tmp_path / "whole/out/step0000003")))
+    assert_same_weights(
+        tmp_path / "whole/out/final.safetensors", tmp_path / "halves/out/final.safetensors"
+    )
+    assert metrics(tmp_path / "whole/out", timeless=True)[4:] == metrics(
+        tmp_path / "halves/out", timeless=True
+    )
+    alone = write_config(tmp_path / "alone/c.yaml", num_steps=5, scheduler=rate)
+    train_command(alone, "--resume", str(tmp_path / "whole/out/step0000003"))
+    back = write_config(tmp_path / "alone/c.yaml", mesh=mesh, scheduler=rate)
+    finish(start_processes(back, "--resume", "auto"))  # from 2 processes to 1 and back to 2
+    assert column(tmp_path / "alone/out", "train/loss") == pytest.approx(
+        column(tmp_path / "halves/out", "train/loss"), abs=1e-5
+    )
+
+
+def test_a_bad_shard_stops_every_process(tmp_path):
+    config = write_config(tmp_path / "c.yaml", train_data="nowhere")
+    for process in start_processes(config):
+        _, told = process.communicate(timeout=200)
+        assert process.returncode == 2, told
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_parameter_is_cut_as_the_table_says():
+    """Abstractly, on a mesh of 2·2·2 that this machine need not have."""
+    cfg = TrainingConfig(train_data="x", seq_len=8, model=MODEL | {"d_model": 64})
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    shardings = state_shardings(abstract, cfg.model, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(shardings)
+    specs = {"/".join(path_names(path)): tuple(sharding.spec) for path, sharding in leaves}
+    layer = "params/layers/0"
+    assert specs["params/tok_emb/weight"] == ("tensor", "fsdp")
+    assert specs[f"{layer}/attn/q_proj/kernel"] == ("fsdp", "tensor")
+    assert specs[f"{layer}/attn/out_proj/kernel"] == ("tensor", "fsdp")
+    assert specs[f"{layer}/ffn/down_proj/kernel"] == ("tensor", "fsdp")
+    assert specs[f"{layer}/norm1/weight"] == ()
+    assert specs["step"] == ()
+    for name, spec in specs.items():  # moments lie where their parameter lies
+        if "/mu/" in name:
+            assert spec == specs["params/" + name.split("/mu/")[1]]
+    matrices = [n for n in specs if n.startswith("params/") and n.endswith("kernel")]
+    assert all("fsdp" in specs[name] and "tensor" in specs[name] for name in matrices)
+    # four devices on the tensor axis would split the two kv heads: they are replicated instead
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), ("data", "fsdp", "tensor"))
+    shardings = state_shardings(abstract, cfg.model, mesh)
+    assert tuple(shardings.params["layers"][0]["attn"]["k_proj"]["kernel"].get_value().spec) == (
+        "fsdp",
+        None,
+    )
+
+
+def test_meshes_and_batches_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="does not cover the 1 devices"):
+        make_mesh(MeshConfig(data=2))
+    mesh = jax.sharding.AbstractMesh((2, 3, 1), ("data", "fsdp", "tensor"))
+    assert batch_shards(mesh) == 6
+    with pytest.raises(UserError, match=r"batch_size=8 does not divide .* use 6 or 12"):
+        check_batch(8, mesh)
+
+
+def test_mesh_errors_of_the_command(tmp_path):
+    config = write_config(tmp_path / "c.yaml", batch_size=4)
+    done = command("llm-train", config, cwd=tmp_path, env=EIGHT)
+    assert done.returncode == 2
+    assert (
+        "batch_size=4 does not divide over mesh.data · mesh.fsdp = 8 devices; use 8" in done.stderr
+    )
