@@ -66,7 +66,7 @@ def import_tag(prefix: str | Path) -> list[str]:
         cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size
     )
     data = torch_file.read(path)
-    state, best, notes = torch_tag.from_torch(data, cfg, len(stream), path)
+    state, best, notes = torch_tag.state_from_torch(data, cfg, len(stream), path)
     step = int(state.step)
     _check_step(directory / tag, step, record)
     abstract = _abstract(cfg)
@@ -109,7 +109,7 @@ def export_tag(prefix: str | Path) -> list[str]:
     abstract = _abstract(cfg)
     state = with_arrays(abstract, load_arrays(folder, abstract))
     tokens = sum(shard["tokens"] for shard in host.fingerprint)
-    data = torch_tag.to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
+    data = torch_tag.state_to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
     path = tag.prefix.with_name(f"{tag.prefix.name}{layout.TORCH_STATE}")
     temporary = path.with_name(f".{path.name}.tmp")
     with _writing(path):

@@ -217,7 +217,7 @@ def test_whatever_a_state_holds_it_is_taken_or_refused(tmp_path):
                 node = node[key]
             node[last] = junk
             try:
-                torch_tag.from_torch(data, cfg, 1000, "x")
+                torch_tag.state_from_torch(data, cfg, 1000, "x")
                 taken += 1
             except UserError:
                 refused += 1
@@ -250,8 +250,8 @@ def test_pickles_are_opened_in_one_place():
     assert loads.pop("encode.py")  # not of files: what a process and its own workers say
     numpy = loads.pop("nonfinite.py")
     assert all("allow_pickle=False" in call for call in numpy)
-    assert {name: len(found) for name, found in loads.items() if found} == {"torch_file.py": 1}
-    assert "weights_only=True" in loads["torch_file.py"][0]
+    assert {name: len(found) for name, found in loads.items() if found} == {"file.py": 1}
+    assert "weights_only=True" in loads["file.py"][0]
 
 
 OUTSIDE = {
