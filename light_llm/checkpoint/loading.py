@@ -97,13 +97,36 @@ def load_transformer(
     import torch
     from safetensors.torch import load_file
 
-    from light_llm.models.transformer.model import Transformer
-
     weights = read_weights(path_or_prefix, config, load_file)
-    with torch.device("meta"):  # no memory and no random values for what is replaced at once
-        model = Transformer(weights.config)
+    model = _blank(weights.config)
     try:
         model.load_state_dict(weights.tensors, assign=True)
     except RuntimeError as error:  # torch lists every missing, unexpected and misshapen key
         raise UserError(f"{weights.path}: the weights do not fit the config: {error}") from None
     return model.to(device=device, dtype=dtype or torch.float32).eval()
+
+
+def _blank(config: TransformerConfig) -> Transformer:
+    """A model without memory and without values, for weights that replace its own at once.
+
+    On the meta device torch draws random numbers by a decomposition, for which it imports its
+    compiler, torch._dynamo: seconds to draw nothing. So the initialisers that draw are passed over.
+    """
+    import torch
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+
+    from light_llm.models.transformer.model import Transformer
+
+    drawing = (init.normal_, init.uniform_, init.kaiming_uniform_)
+
+    class WithoutDraws(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func in drawing:
+                return kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), WithoutDraws():
+        return Transformer(config)
