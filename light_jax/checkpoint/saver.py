@@ -255,7 +255,7 @@ def check_writable(directory: Path, resumed: Tag | None) -> None:
 
 def _is_of_another_run(prefix: Path, run: str) -> bool:
     try:
-        record = layout.read_record(prefix)
+        record = layout.read_checkpoint(prefix).record
     except UserError:  # damaged: nobody can say, and nobody can use it
         return False
     return record is None or record.run != run

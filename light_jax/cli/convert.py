@@ -23,8 +23,8 @@ def llm_convert() -> None:
     """Move a run between PyTorch and JAX."""
 
 
-@state.command()
-def from_torch(prefix: Prefix) -> None:
+@state.command("from-torch")
+def import_state(prefix: Prefix) -> None:
     """Make a checkpoint of the PyTorch trainer (PREFIX.state.pt) one that llm-train resumes."""
     _use_the_cpu()
     from light_jax.torch_runs.bridge import import_tag
@@ -32,8 +32,8 @@ def from_torch(prefix: Prefix) -> None:
     _tell(import_tag, prefix)
 
 
-@state.command()
-def to_torch(prefix: Prefix) -> None:
+@state.command("to-torch")
+def export_state(prefix: Prefix) -> None:
     """Write PREFIX.state.pt, from which the PyTorch trainer resumes a checkpoint of llm-train."""
     _use_the_cpu()
     from light_jax.torch_runs.bridge import export_tag

@@ -31,7 +31,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 KEYS = ("step", "epoch", "optimizer", "scheduler", "scaler", "best_val_loss")
 
 
-def from_torch(
+def state_from_torch(
     data: Any, cfg: TrainingConfig, windows_per_epoch: int, source: str | Path
 ) -> tuple[TrainState, float | None, list[str]]:
     """(the state, without weights; the best validation loss; what to tell the user).
@@ -76,7 +76,7 @@ def from_torch(
     return state, None if math.isinf(best) else float(best), notes
 
 
-def to_torch(
+def state_to_torch(
     state: TrainState, cfg: TrainingConfig, windows_per_epoch: int, best_val_loss: float | None
 ) -> dict[str, Any]:
     """What the PyTorch trainer would have saved, for `torch_file.write`."""

@@ -135,15 +135,16 @@ def _writer(
     prompt: str | None,
 ) -> Callable[[str], None]:
     """Loads all that is needed; what it returns prints a prompt and its continuation."""
-    from light_llm.checkpoint.layout import read_model_config
+    from light_llm.checkpoint.layout import model_config, read_checkpoint
     from light_llm.sampling import check_prompts
 
     if backend not in BACKEND:
         raise UserError(f"--backend={backend!r} must be {' or '.join(BACKEND)}")
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype!r} must be {', '.join(DTYPES)}")
-    cfg = read_model_config(checkpoint)
-    tokenizer = _tokenizer(checkpoint, tokenizer_path, cfg)
+    found = read_checkpoint(checkpoint)
+    cfg = model_config(found)
+    tokenizer = _tokenizer(checkpoint, found.snapshot.get("tokenizer_path"), tokenizer_path, cfg)
 
     def encode(text: str) -> list[int]:
         ids = _encode(tokenizer, text)
@@ -152,6 +153,7 @@ def _writer(
 
     if prompt is not None:
         encode(prompt)  # before a framework is imported and weights are read
+    # by name, to be looked up again: a run may save while the framework is imported
     generate = BACKEND[backend](checkpoint, device, dtype)
 
     def write(text: str) -> None:
@@ -266,16 +268,17 @@ def _split_device(name: str, *kinds: str) -> tuple[str, int]:
 BACKEND: dict[str, Callable[[str, str | None, str], Generate]] = {"torch": _torch, "jax": _jax}
 
 
-def _tokenizer(checkpoint: str, path: str | None, cfg: TransformerConfig) -> Tokenizer:
-    """The tokenizer of `path`, else of the checkpoint's config.
+def _tokenizer(
+    checkpoint: str, configured: object, path: str | None, cfg: TransformerConfig
+) -> Tokenizer:
+    """The tokenizer of `path`, else the one that the checkpoint's config names.
 
     Raises:
         UserError: neither names one, it cannot be loaded, or it has more ids than the model.
     """
-    from light_llm.checkpoint.layout import read_snapshot
     from light_llm.tokenizer import load_tokenizer
 
-    chosen = read_snapshot(checkpoint).get("tokenizer_path") if path is None else path
+    chosen = configured if path is None else path
     if not isinstance(chosen, str | None):
         raise UserError(
             f"{checkpoint}: tokenizer_path={chosen!r} of the checkpoint's config must be a string; "

@@ -217,7 +217,7 @@ def test_whatever_a_state_holds_it_is_taken_or_refused(tmp_path):
                 node = node[key]
             node[last] = junk
             try:
-                torch_tag.from_torch(data, cfg, 1000, "x")
+                torch_tag.state_from_torch(data, cfg, 1000, "x")
                 taken += 1
             except UserError:
                 refused += 1

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,26 @@ def test_a_model_can_be_built_without_memory_and_filled():
     assert model.lm_head.weight is model.tok_emb.weight
     tokens = tokens_for(model.cfg, 1, 5)
     torch.testing.assert_close(model(tokens), source(tokens), rtol=0, atol=0)
+
+
+def test_loading_and_writing_import_no_compiler():
+    """torch._dynamo takes seconds to import, and a model that is only run needs none of it."""
+    code = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from torch_cases import CASES, REFERENCE, reference_config
+from light_llm.checkpoint import load_transformer
+from light_llm.generate import generate
+from light_llm.sampling import Sampling
+for case in CASES:
+    cfg = reference_config(case)
+    model = load_transformer(REFERENCE / case / "weights.safetensors", cfg)
+    if cfg.attention.mask_type != "bidirectional":
+        list(generate(model, [1, 2], Sampling(max_tokens=2)))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("strict", [False, True])
