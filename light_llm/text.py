@@ -21,8 +21,8 @@ def generate_text(
     It ends before the token that ends a document, after max_tokens, or at the model's max_seq_len.
 
     Raises:
-        UserError: at the call: an empty prompt, one that leaves no room, or a tokenizer with other
-            ids than the model's.
+        UserError: at the call: an empty prompt, one that leaves no room, or one with an id outside
+            the model's vocabulary, as another model's tokenizer gives it.
     """
     from light_llm.generate import generate
 
