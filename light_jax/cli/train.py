@@ -34,12 +34,12 @@ def command(
     if replay is not None and resume is not None:
         raise UserError("--replay and --resume are two things to do; give one of them")
     initialize()  # before anything touches a device
-    from light_jax.training import nonfinite
     from light_jax.training.loop import run_config
+    from light_jax.training.replay import replay as run_again
 
     try:
         if replay is not None:
-            raise typer.Exit(nonfinite.replay(config, replay))
+            raise typer.Exit(run_again(config, replay))
         raise typer.Exit(run_config(config, resume))
     except NonFinite as error:
         print(f"llm-train: {error}", file=sys.stderr)

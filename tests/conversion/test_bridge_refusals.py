@@ -248,7 +248,7 @@ def test_pickles_are_opened_in_one_place():
         for path in files
     }
     assert loads.pop("encode.py")  # not of files: what a process and its own workers say
-    numpy = loads.pop("nonfinite.py")
+    numpy = loads.pop("replay.py")
     assert all("allow_pickle=False" in call for call in numpy)
     assert {name: len(found) for name, found in loads.items() if found} == {"torch_file.py": 1}
     assert "weights_only=True" in loads["torch_file.py"][0]
