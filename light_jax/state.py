@@ -46,6 +46,11 @@ class TrainState:
         """The float32 parameters, which a checkpoint's weights file holds."""
         return self.params if self.master is None else self.master
 
+    @property
+    def scale(self) -> jax.Array:
+        """What the loss is multiplied by before its gradient: 1 unless float16."""
+        return jnp.float32(1) if self.loss_scale is None else self.loss_scale.scale
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

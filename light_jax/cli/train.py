@@ -39,9 +39,9 @@ def command(
     from light_jax.parallel.hosts import initialize
 
     initialize()  # before anything touches a device
-    from light_jax.training import nonfinite
+    from light_jax.training.replay import replay as run_again
 
-    return nonfinite.replay(config, replay)
+    return run_again(config, replay)
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from light_jax.torch_runs.optimizer import (
     whole_number,
 )
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.step import LOSS_SCALE_GROWTH_INTERVAL, init_state
+from light_jax.training.step import init_state
+from light_jax.training.verdict import LOSS_SCALE_GROWTH_INTERVAL
 from light_llm.checkpoint import layout
 from light_llm.errors import UserError
 

@@ -60,8 +60,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     """
     tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
-    abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
-    shardings = state_shardings(abstract, cfg.model, mesh)
+    abstract, shardings = blank_state(cfg, mesh)
     if tag is not None:
         state = store.load(tag, cfg, abstract, shardings)
     elif cfg.init_from is not None:
@@ -83,6 +82,12 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
         changes=changes,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
     )
+
+
+def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """(shapes and dtypes, shardings) of a run's state; nothing of it is computed or held."""
+    abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    return abstract, state_shardings(abstract, cfg.model, mesh)
 
 
 def _inspect(
