@@ -9,13 +9,14 @@ import pytest
 from architectures import DIMENSIONS, choices, config_of, name_of, pairwise
 
 from conversion.mapping import table
-from light_jax.models.transformer.attention import ATTENTION, MASK
+from light_jax.models.transformer.attention import ATTENTION
 from light_jax.models.transformer.block import PLACEMENT
 from light_jax.models.transformer.ffn import ACTIVATION, FFN
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import POSITIONAL
 from light_jax.parallel.sharding import PARAMETER_AXES
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import MASK
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,8 +54,7 @@ def test_each_parameter_has_its_row_of_sharding_axes(row):
             assert len(axes) == len(entry.jax_shape), entry.key
 
 
-TWINS = ["norm", "positional", "ffn", "attention", "block", "model"]
-PYTORCH_ONLY = {"Span"}  # JAX's lives with its kernel
+TWINS = ["norm", "positional", "ffn", "cache", "attend", "attention", "block", "model"]
 METHODS = {"forward": "__call__"}
 
 
@@ -84,7 +84,7 @@ def outline(framework: str, name: str) -> tuple[list[str], list[str], dict[str, 
 def test_twin_files_have_the_same_order(name):
     jax_classes, jax_names, jax_methods = outline("light_jax", name)
     torch_classes, torch_names, torch_methods = outline("light_llm", name)
-    assert jax_classes == [name for name in torch_classes if name not in PYTORCH_ONLY]
+    assert jax_classes == torch_classes
     assert in_common(jax_names, torch_names) == in_common(torch_names, jax_names)
     for cls in jax_classes:
         ours, theirs = jax_methods[cls], torch_methods[cls]
