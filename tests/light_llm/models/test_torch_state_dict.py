@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch_cases import CASES, REFERENCE, lively, reference_config, tiny, tokens_for
 
 from light_llm.models.transformer import Transformer, TransformerConfig
-from light_llm.models.transformer.attention import ATTENTION, MASK
+from light_llm.models.transformer.attention import ATTENTION
 from light_llm.models.transformer.block import PLACEMENT
 from light_llm.models.transformer.ffn import ACTIVATION, FFN
+from light_llm.models.transformer.mask import MASK
 from light_llm.models.transformer.norm import NORM
 from light_llm.models.transformer.positional import POSITIONAL
 
