@@ -1,6 +1,7 @@
-"""The house: what imports what, what imports nothing heavy, which packages exist."""
+"""The house: what imports what, what imports nothing heavy, which files and folders there are."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,9 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("light_llm", "conversion", "light_jax")
+PAGE = ROOT / "docs/architecture.md"
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # The order in which a batch travels; a file imports from its own row or from those above it.
-# docs/architecture.md names the same rows in the same order.
+# docs/architecture.md tells the same rows in the same order.
 ORDER = [
     ("light_llm.errors",),
     ("light_llm.files",),
@@ -89,6 +92,47 @@ def test_pyproject_lists_every_package():
     assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(
         n for n, path in modules().items() if path.name == "__init__.py"
     )
+
+
+def test_the_page_tells_the_order_of_imports():
+    section = PAGE.read_text().partition("## The rule of imports\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\d+\. (.+?): ", section, re.MULTILINE)
+    assert [tuple(re.findall(r"`([\w.]+)`", row)) for row in rows] == ORDER
+
+
+def test_the_page_has_every_file_in_a_table():
+    """By its path, or by its name after a path of the same folder in the same row."""
+    files = {str(path.relative_to(ROOT)) for path in modules().values()}
+    told = set()
+    for row in re.findall(r"^\|.+\|$", PAGE.read_text(), re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([\w./]+)`", row):
+            if "/" in name:
+                folder = name.rpartition("/")[0]
+                assert name in files or (ROOT / name).is_dir(), f"{PAGE}: there is no {name}"
+                told.add(name)
+            else:
+                told.add(f"{folder}/{name.removesuffix('.py')}.py")
+    missing = {path for path in files - told if not path.endswith("__init__.py")}
+    assert not missing, f"{PAGE} has no row for {sorted(missing)}"
+
+
+def test_tests_stand_where_the_code_does():
+    """Each folder of tests has the name of a package or of a module."""
+    for folder in {path.parent for path in TESTS} - {ROOT / "tests"}:
+        name = ".".join(folder.relative_to(ROOT / "tests").parts)
+        assert name in modules(), f"{folder} is named after nothing"
+
+
+def test_no_test_imports_another():
+    names = {path.stem for path in TESTS if path.name.startswith("test_")} | {"conftest"}
+    assert len(names) == 1 + sum(path.name.startswith("test_") for path in TESTS), "not unique"
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            shared = {part for name in imported for part in name.split(".")} & names
+            assert not shared, f"{path} imports {shared}: what tests share stands in a helper"
 
 
 def loaded_after(code: str) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "tests/reference"
 BIN = Path(sys.executable).parent
 
 TINY = {
@@ -81,6 +83,28 @@ def train_command(config: Path, *args: str, **env: str) -> subprocess.CompletedP
     done = command("llm-train", config, *args, cwd=config.parent, env=env)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def start_processes(config: Path, *args: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """`llm-train CONFIG ARGS` as `count` processes of one run, in the config's folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            [BIN / "llm-train", config, *args],
+            cwd=config.parent,
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
 
 
 def metrics(folder: Path, *, timeless: bool = False) -> list[dict[str, Any]]:

@@ -63,11 +63,6 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 @contextlib.contextmanager
 def announce(name: str) -> Iterator[None]:
     """Let process 0 know how what is done inside ended. On any thread: no collective."""

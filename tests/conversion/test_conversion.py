@@ -1,6 +1,7 @@
 """Weights between the layouts: keys and their order, what is refused, files that either side reads.
 
-That a round trip is the identity and that both models compute the same is in tests/models.
+That a round trip is the identity and that both models compute the same is in
+tests/light_jax/models.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from light_jax.models.transformer import Transformer
 from light_llm.errors import UserError
 from light_llm.models.transformer import TransformerConfig
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "model"
+REFERENCE = Path(__file__).parents[1] / "reference/model"
 CASES = sorted(path.name for path in REFERENCE.iterdir())
 TIED = "default-gqa-rope-swiglu-rms-pre"
 UNTIED = "mha-learned-mlp-gelu-layernorm-post"

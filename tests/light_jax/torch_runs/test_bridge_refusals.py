@@ -27,9 +27,9 @@ from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")
-from test_bridge import foreign_tag  # noqa: E402
+from torch_trainer import foreign_tag  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TAG = "step0000002"
 
 
@@ -244,14 +244,19 @@ def test_pickles_are_opened_in_one_place():
         for path in (ROOT / name).rglob("*.py")
     ]
     loads = {
-        path.name: re.findall(r"\b(?:torch|pickle|np|numpy)\.load\(.*", path.read_text())
+        str(path.relative_to(ROOT)): re.findall(
+            r"\b(?:torch|pickle|np|numpy)\.load\(.*", path.read_text()
+        )
         for path in files
     }
-    assert loads.pop("encode.py")  # not of files: what a process and its own workers say
-    numpy = loads.pop("nonfinite.py")
+    assert loads.pop(
+        "light_llm/preprocess/encode.py"
+    )  # not of files: what a process and its own workers say
+    numpy = loads.pop("light_jax/training/nonfinite.py")
     assert all("allow_pickle=False" in call for call in numpy)
-    assert {name: len(found) for name, found in loads.items() if found} == {"torch_file.py": 1}
-    assert "weights_only=True" in loads["torch_file.py"][0]
+    pickles = "light_jax/torch_runs/file.py"
+    assert {name: len(found) for name, found in loads.items() if found} == {pickles: 1}
+    assert "weights_only=True" in loads[pickles][0]
 
 
 OUTSIDE = {

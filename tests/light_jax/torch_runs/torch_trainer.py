@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tiny_runs import TINY, merged
 from torch.nn.functional import cross_entropy
 
 from light_jax.config import TrainingConfig
@@ -109,3 +110,13 @@ def bits(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: bits(inner) for key, inner in value.items()}
     return [bits(inner) for inner in value] if isinstance(value, list) else value
+
+
+def foreign_tag(folder: Path, tag: str = "step0000002", updates: int = 2, **changes: Any) -> Path:
+    """A tag of a run in PyTorch; its state is replaced, key by key, by what `state` holds."""
+    state = changes.pop("state", {})
+    cfg = TrainingConfig.model_validate(merged(TINY, changes))
+    torch.manual_seed(0)
+    run = TorchRun(cfg, Transformer(cfg.model))
+    run.train_to(updates)
+    return run.save(folder, tag, **state)

@@ -17,7 +17,7 @@ from light_jax.models.transformer.positional import POSITIONAL
 from light_jax.parallel.sharding import PARAMETER_AXES
 from light_llm.models.transformer.config import TransformerConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from light_llm.checkpoint import load_transformer
 from light_llm.checkpoint.layout import read_model_config
 from light_llm.models.transformer import Transformer
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 SMALLER = {
     **{key: TINY[key] for key in ("train_data", "val_data", "checkpoint_dir", "seq_len")},

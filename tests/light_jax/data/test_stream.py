@@ -15,7 +15,7 @@ from light_jax.data import TokenStream
 from light_jax.data import stream as stream_module
 from light_llm.errors import UserError
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "training"
+REFERENCE = Path(__file__).parents[2] / "reference/training"
 
 
 def epoch_tokens(shards, seed):

@@ -15,11 +15,9 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 from tiny_runs import (
     REFERENCE,
-    TINY,
     assert_same_weights,
     column,
     command,
-    merged,
     train_command,
     write_config,
 )
@@ -33,11 +31,9 @@ from light_llm.checkpoint.layout import read_record
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")
-from torch_trainer import TorchRun, bits  # noqa: E402
+from torch_trainer import TorchRun, bits, foreign_tag  # noqa: E402
 
-from light_llm.models.transformer.model import Transformer  # noqa: E402
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TAGS = {"adamw-cosine": "step0000020", "adam-biases-epochs": "step0000290"}
 
 
@@ -188,16 +184,6 @@ def test_a_run_goes_to_pytorch_and_comes_back(tmp_path, monkeypatch):
 
 
 # Tags as a PyTorch trainer leaves them
-
-
-def foreign_tag(folder: Path, tag: str = "step0000002", updates: int = 2, **changes: Any) -> Path:
-    """A tag of a run in PyTorch; its state is replaced, key by key, by what `state` holds."""
-    state = changes.pop("state", {})
-    cfg = TrainingConfig.model_validate(merged(TINY, changes))
-    torch.manual_seed(0)
-    run = TorchRun(cfg, Transformer(cfg.model))
-    run.train_to(updates)
-    return run.save(folder, tag, **state)
 
 
 KINDS = {

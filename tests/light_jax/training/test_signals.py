@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_sharding import start_processes
-from tiny_runs import assert_same_weights, column, metrics, write_config
+from tiny_runs import assert_same_weights, column, metrics, start_processes, write_config
 
 from light_jax.checkpoint.saver import Saver
 from light_jax.data.loader import BatchLoader

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_runs import command
 
+from light_jax.cli import data as cli_module
 from light_jax.data import TokenStream
-from light_jax.data import cli as cli_module
 from light_jax.data import stats as stats_module
 from light_llm.errors import UserError
 from light_llm.tokenizer import train_char

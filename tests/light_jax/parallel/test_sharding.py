@@ -1,17 +1,13 @@
 """Results do not depend on the mesh, beyond the order of sums; nor on the number of processes."""
 
-import os
-import socket
-import subprocess
-
 import jax
 import pytest
 from tiny_runs import (
-    BIN,
     assert_same_weights,
     column,
     command,
     metrics,
+    start_processes,
     train_command,
     write_config,
 )
@@ -71,27 +67,6 @@ def test_resume_on_another_mesh_and_back(one_device, tmp_path):
     ours, whole = column(tmp_path / "out", "train/loss"), column(one_device, "train/loss")
     assert ours[0] == pytest.approx(whole[3], abs=1e-5)
     assert len(ours) == 3
-
-
-def start_processes(config, *args, count=2):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    return [
-        subprocess.Popen(
-            [BIN / "llm-train", config, *args],
-            cwd=config.parent,
-            env=os.environ
-            | {
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(number),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
 
 
 def finish(processes) -> list[str]:

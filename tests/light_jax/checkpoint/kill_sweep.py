@@ -1,6 +1,6 @@
 """SIGKILL at random moments of a running llm-train, until it has ended: again and again.
 
-    python tests/training/kill_sweep.py --kills 500
+    python tests/light_jax/checkpoint/kill_sweep.py --kills 500
 
 After each kill every tag that is there must be whole, before any recovery; the next start must
 resume; and the run that gets through must end with the files of one that nobody interrupted. Half
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_runs import BIN, metrics, write_config  # noqa: E402

@@ -25,7 +25,7 @@ from light_jax.reporting.console import count
 from light_jax.training.loop import run_config
 from light_llm.configfile import Config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -25,7 +25,7 @@ from light_llm.preprocess.config import (
 )
 from light_llm.preprocess.rows import fields_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_run_from_text_to_shards(corpus: Path, tmp_path: Path, run: Callable, rows: Callable):

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from architectures import CASES, configs, reference_config, tiny, tokens_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.architectures import CASES, configs, reference_config, tiny, tokens_for
 from safetensors.numpy import load_file
 from tiny_runs import REFERENCE
 

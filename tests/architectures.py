@@ -17,7 +17,7 @@ from conversion.mapping import table
 from light_jax.models.transformer import Transformer
 from light_llm.models.transformer.config import TransformerConfig
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "model"
+REFERENCE = Path(__file__).parent / "reference/model"
 CASES = sorted(path.name for path in REFERENCE.iterdir())
 
 Changes = dict[str, Any]

@@ -12,7 +12,7 @@ from light_llm.models.transformer import Transformer, TransformerConfig
 
 torch.set_num_threads(1)  # threads only slow models as small as these
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "model"
+REFERENCE = Path(__file__).parent / "reference/model"
 CASES = sorted(path.name for path in REFERENCE.iterdir())
 
 

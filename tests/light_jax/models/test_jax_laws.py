@@ -12,7 +12,7 @@ import pytest
 from architectures import DIMENSIONS, build, lively, lively_params, tiny, tokens_for
 from flax import nnx
 
-from light_jax.models import attend as kernel
+from light_jax.models.transformer import attend as kernel
 from light_jax.models.transformer.attend import Span, attend
 from light_jax.models.transformer.positional import (
     Rope,
