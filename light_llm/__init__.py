@@ -3,7 +3,7 @@
     import light_llm
 
     model = light_llm.load_transformer("checkpoints/small/best")
-    tokenizer = light_llm.load_tokenizer("data/small/tokenizer")
+    tokenizer = light_llm.load_tokenizer("data/my-corpus/tokenizer")
     sampling = light_llm.Sampling(max_tokens=100, temperature=0.8, seed=0)
     for piece in light_llm.generate_text(model, tokenizer, "Once upon a time", sampling):
         print(piece, end="", flush=True)

@@ -43,7 +43,7 @@ def test_the_docs_lines_write_what_llm_run_writes(trained, capsys):
     page = (Path(__file__).parents[2] / "docs/run.md").read_text()
     (recipe,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "generate_text" in b]
     recipe = recipe.replace("checkpoints/small/best", str(result.final))
-    recipe = recipe.replace("data/small/tokenizer", str(tokenizer))
+    recipe = recipe.replace("data/my-corpus/tokenizer", str(tokenizer))
     recipe = recipe.replace("Once upon a time", "the cat").replace("=100", "=5")
     exec(compile(ast.parse(recipe), "docs/run.md", "exec"), {})
     flags = ("--prompt", "the cat", "--tokenizer", tokenizer, "--seed", 0, "--max-tokens", 5)
