@@ -91,7 +91,7 @@ PYTORCH_ONLY = {
     "model.Transformer.reset_parameters": "the same",
     "model._tie": "tied weights are two names of one tensor; JAX's model has one name",
     "model._check_tied_head": "the same",
-    "generate._Callable": "`light_llm.generate(…)` and `from light_llm.generate import …` both work",
+    "generate._Callable": "`light_llm.generate(…)` works beside the import from the module",
     "generate._Callable.__call__": "the same",
     "generate._without_dropout": "dropout is a mode of the module; in JAX it needs a key",
 }
