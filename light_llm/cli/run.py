@@ -70,7 +70,14 @@ def run(
         raise UserError("standard input or output is closed; leave both open")
     if prompt is None and not interactive:
         raise UserError("there is nothing to continue; give --prompt TEXT or --interactive")
-    sampling = Sampling(max_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     write = _writer(checkpoint, sampling, backend, device, dtype, tokenizer, prompt)
     try:
         if interactive:
