@@ -17,7 +17,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # The order in which a batch travels; a file imports from its own row or from those above it.
 # docs/architecture.md tells the same rows in the same order.
 ORDER = [
-    ("light_llm.errors",),
+    ("light_llm.errors", "light_llm.printing"),
     ("light_llm.files",),
     ("light_llm.configfile",),
     ("light_llm.models",),

@@ -30,7 +30,7 @@ EXAMPLES = 3
 COMPRESSED = 4  # characters per byte of a compressed file, about
 
 
-def _check_number(number: Any) -> int:
+def check_number(number: Any) -> int:
     if type(number) is not int or not 0 <= number < 2**63:
         raise ValueError(f"{number!r} must be a number from 0 on")
     return number
@@ -55,7 +55,7 @@ class Skipped:
         """
         skipped = cls(**row)
         for number in (skipped.empty, skipped.short, skipped.binary):
-            _check_number(number)
+            check_number(number)
         some = skipped.examples
         if not isinstance(some, list) or not all(isinstance(path, str) for path in some):
             raise ValueError("the examples must be paths")
@@ -106,7 +106,7 @@ class Corpus(Protocol):
 
 
 @contextlib.contextmanager
-def _believable() -> Iterator[None]:
+def believable() -> Iterator[None]:
     """Around the reading of a place that a journal gives.
 
     Raises:
@@ -137,9 +137,9 @@ class FileCorpus:
         return self.documents()
 
     def documents(self, place: Any = None) -> Iterator[Document]:
-        with _believable():
+        with believable():
             self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
-            file, index = (0, 0) if place is None else map(_check_number, place["at"])
+            file, index = (0, 0) if place is None else map(check_number, place["at"])
         self._at = (file, index)
         return self._from(file, index)
 
@@ -229,7 +229,7 @@ class Position:
             ValueError: it is no position.
         """
         position = cls(**row)
-        _check_number(position.skip)
+        check_number(position.skip)
         return position
 
     def behind(self, documents: int) -> Position:

@@ -23,7 +23,7 @@ from light_llm.preprocess.manifest import (
     versions,
     write_manifest,
 )
-from light_llm.preprocess.notices import are, counted, notice, notice_skipped
+from light_llm.preprocess.notices import are, counted, notice, notice_links, notice_skipped
 from light_llm.preprocess.output import (
     check_copy,
     check_free,
@@ -98,6 +98,7 @@ def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:
     files, duplicates = find_files(config.input, config.include, config.exclude, without=own)
     if duplicates:
         notice(f"{are(duplicates, 'file')} given more than once and taken once")
+    notice_links({file.path: file.leads_to for file in files if file.leads_to is not None})
     for field in ("text_column", "adapter_module"):
         value = getattr(config, field)
         if value is not None and not any(has_rows(file.path) for file in files):
