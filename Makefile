@@ -16,7 +16,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $(INSTALLED)
 
-# Text -> shards -> JAX training -> PyTorch, on the Python standard library's own source.
+# Text -> shards -> JAX training -> loss curve -> PyTorch, on the Python standard library's source.
 quickstart: $(INSTALLED)
 	$(BIN)/llm-preprocess --input "$(STDLIB)" --include '*.py' \
 		--exclude site-packages --exclude 'test*' --exclude 'idle*' --exclude lib2to3 \

@@ -231,7 +231,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}", end=", ")
     print(f"pyarrow {pa.__version__}, numpy {np.__version__}, pandas {pd.__version__}")
     print(f"commit {commit.strip()}: python {' '.join(sys.argv)}")
-    print(f"int32, zstd, page check sums, page cache; medians of {args.runs} alternating runs")
+    print(f"int32, zstd, page checksums, page cache; medians of {args.runs} alternating runs")
     with tempfile.TemporaryDirectory() as name:
         against_a_bare_read(Path(name, "500"), args.runs)
         against_a_row_loop(Path(name, "100"), args.runs)

@@ -5,7 +5,7 @@ python benchmarks/preprocess.py [--megabytes 60] [--runs 3] [--workers N]
 python benchmarks/preprocess.py --memory [--megabytes 1000]
 
 The text is the Python sources of this environment, mixed line by line. `datasets.map` starts from
-a loaded data set and writes its Arrow cache; llm-preprocess starts from JSON lines, and splits,
+a loaded dataset and writes its Arrow cache; llm-preprocess starts from JSON lines, and splits,
 counts, checks and compresses. With --memory, nothing is compared: a whole run, a BPE trained in it
 included, and the most memory that its processes held together.
 """

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conversion.weights import from_torch, load_torch, to_torch
+    from light_jax.checkpoint.loading import load_jax
+    from light_llm import __version__
 
-__all__ = ["from_torch", "load_jax", "load_torch", "to_torch"]
+__all__ = ["__version__", "from_torch", "load_jax", "load_torch", "to_torch"]
 
 # load_jax is light_jax's, and is found here too: whoever converts looks for it beside the others.
 _HOMES = {
+    "__version__": "light_llm",
     "from_torch": "conversion.weights",
     "load_jax": "light_jax.checkpoint.loading",
     "load_torch": "conversion.weights",
@@ -21,3 +24,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

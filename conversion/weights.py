@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
+    from light_llm.checkpoint.layout import Checkpoint
     from light_llm.models.transformer import Transformer as TorchTransformer
 
 
@@ -130,7 +131,7 @@ def check_tied(tok_emb: np.ndarray, lm_head: np.ndarray, source: str | Path) -> 
 
 
 def load_torch(
-    path_or_prefix: str | Path, config: TransformerConfig | None = None
+    path_or_prefix: str | Path | Checkpoint, config: TransformerConfig | None = None
 ) -> TorchTransformer:
     """The light_llm (PyTorch) model with the weights of a .safetensors file or checkpoint prefix.
 

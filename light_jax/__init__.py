@@ -1,1 +1,53 @@
-"""Everything that trains (JAX)."""
+"""Everything that trains (JAX).
+
+    import light_jax
+
+    result = light_jax.train("configs/small.yaml", resume="auto")
+
+`python -m light_jax` is llm-train.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conversion import load_jax
+    from light_jax.config import TrainingConfig, load_config
+    from light_jax.models.transformer import Transformer
+    from light_jax.training.api import Result, train
+    from light_llm import __version__
+    from light_llm.errors import NonFinite, UserError
+
+__all__ = [
+    "NonFinite",
+    "Result",
+    "TrainingConfig",
+    "Transformer",
+    "UserError",
+    "__version__",
+    "load_config",
+    "load_jax",
+    "train",
+]
+
+_HOMES = {
+    "NonFinite": "light_llm.errors",
+    "Result": "light_jax.training.api",
+    "TrainingConfig": "light_jax.config",
+    "Transformer": "light_jax.models.transformer",
+    "UserError": "light_llm.errors",
+    "__version__": "light_llm",
+    "load_config": "light_jax.config",
+    "load_jax": "light_jax.checkpoint.loading",
+    "train": "light_jax.training.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -60,6 +60,8 @@ class MeshConfig(Config):
 
 
 class TrainingConfig(Config):
+    """A run, as its config file says it: data, model, update, devices, checkpoints, reports."""
+
     train_data: str | list[str]
     val_data: str | list[str] | None = None
     tokenizer_path: str | None = None

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.transformer import Transformer
-from light_jax.models.transformer.attention import Cache
+from light_jax.models.transformer.cache import Cache
 from light_llm.sampling import NextIds, Sampling, check_prompts, left_padded, until_done
 
 # Prompts and caches are padded to powers of two from here on, so that few shapes are compiled.

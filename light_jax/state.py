@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.data.stream import TokenStream
+from light_llm.checkpoint.layout import Checkpoint, Record
 
 Params = Any  # the nnx.State of nnx.Param, a pytree
 
@@ -45,6 +46,11 @@ class TrainState:
         """The float32 parameters, which a checkpoint's weights file holds."""
         return self.params if self.master is None else self.master
 
+    @property
+    def scale(self) -> jax.Array:
+        """What the loss is multiplied by before its gradient: 1 unless float16."""
+        return jnp.float32(1) if self.loss_scale is None else self.loss_scale.scale
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +75,26 @@ class HostState:
 
 @dataclasses.dataclass(frozen=True)
 class Tag:
-    """A complete tag and where it stands in the history of its directory."""
+    """A checkpoint to resume from, and where it stands in the history of its directory."""
 
-    prefix: Path
-    run: str
-    generation: int  # counts the starts of the run: 1, then one more with each resume
-    step: int
+    checkpoint: Checkpoint
+    record: Record  # the checkpoint's own
+
+    @property
+    def prefix(self) -> Path:
+        return self.checkpoint.files.prefix
+
+    @property
+    def run(self) -> str:
+        return self.record.run
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
+
+    @property
+    def step(self) -> int:
+        return self.record.step
 
     @property
     def order(self) -> tuple[int, int]:

@@ -1,12 +1,16 @@
 """Text from a trained model in PyTorch, token by token.
 
+The module itself can be called, as its function `generate`: `light_llm.generate(model, ids, …)`.
+
 Letters: B batch, T position, V vocab, D model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -116,3 +120,12 @@ def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
     before_BV = probs_BV.cumsum(dim=-1) - probs_BV
     kept_BV = descending_BV.masked_fill(before_BV >= p, -torch.inf)
     return torch.empty_like(logits_BV).scatter(-1, index_BV, kept_BV)
+
+
+class _Callable(ModuleType):
+    """Importing a submodule binds its name in the package, where users look for the function."""
+
+    __call__ = staticmethod(generate)
+
+
+sys.modules[__name__].__class__ = _Callable

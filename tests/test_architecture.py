@@ -26,6 +26,7 @@ ORDER = [
     ("light_llm.checkpoint",),
     ("light_llm.sampling",),
     ("light_llm.generate",),
+    ("light_llm.text",),
     ("conversion",),
     ("light_jax.config",),
     ("light_jax.models",),
@@ -69,7 +70,7 @@ def stage(name: str) -> int:
 
 
 def is_cli(name: str) -> bool:
-    return ".cli." in f"{name}."
+    return ".cli." in f"{name}." or name.endswith(".__main__")
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if n not in PACKAGES and not is_cli(n)])

@@ -24,6 +24,7 @@ from light_jax.config import TrainingConfig, load_config
 from light_jax.reporting.console import count
 from light_jax.training.loop import run_config
 from light_llm.configfile import Config
+from light_llm.tokenizer import train_char
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -100,6 +101,21 @@ def test_the_readmes_recipe_loads_a_checkpoint(run_folder):
     logits = names["model"](torch.zeros(1, 5, dtype=torch.int64))
     assert logits.shape == (1, 5, names["cfg"].vocab_size)
     assert torch.isfinite(logits).all()
+
+
+def test_the_readmes_five_lines_continue_a_text(run_folder, tmp_path, capsys):
+    """Word for word but for the paths: the tiny model has 131 ids, and so has this tokenizer."""
+    (lines,) = [b for b in blocks(ROOT / "README.md", "python") if "generate_text" in b]
+    assert len(lines.split("\n\n")[1].splitlines()) == 4  # and an import
+    train_char(map(chr, range(32, 161))).save(tmp_path / "tokenizer")
+    for path, here in [
+        ("checkpoints/quickstart/best", run_folder / "best"),
+        ("data/quickstart/tokenizer", tmp_path / "tokenizer"),
+    ]:
+        assert lines.count(path) == 1
+        lines = lines.replace(path, str(here))
+    exec(lines, {})
+    assert len(capsys.readouterr().out) > 1
 
 
 def test_every_logged_number_is_explained(run_folder):

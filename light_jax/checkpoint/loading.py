@@ -9,12 +9,14 @@ from safetensors.numpy import load_file
 
 from conversion.weights import from_torch
 from light_jax.models.transformer.model import Transformer
-from light_llm.checkpoint.layout import weights_file
-from light_llm.checkpoint.loading import read_state_dict
+from light_llm.checkpoint.layout import Checkpoint
+from light_llm.checkpoint.loading import read_weights
 from light_llm.models.transformer.config import TransformerConfig
 
 
-def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None) -> Transformer:
+def load_jax(
+    path_or_prefix: str | Path | Checkpoint, config: TransformerConfig | None = None
+) -> Transformer:
     """The light_jax model with the weights of a .safetensors file or a checkpoint prefix.
 
     Called on tokens [B, T] it gives logits [B, T, V]. `config` is read from the checkpoint's
@@ -23,6 +25,6 @@ def load_jax(path_or_prefix: str | Path, config: TransformerConfig | None = None
     Raises:
         UserError: no such file, damaged files, or weights that do not fit the config.
     """
-    state_dict, cfg = read_state_dict(path_or_prefix, config, load_file)
+    tensors, cfg, path = read_weights(path_or_prefix, config, load_file)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, from_torch(state_dict, cfg, weights_file(path_or_prefix)))
+    return nnx.merge(graphdef, from_torch(tensors, cfg, path))

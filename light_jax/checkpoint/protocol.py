@@ -1,7 +1,20 @@
 """The commit protocol: a tag is whole or not there, whatever happens in between.
 
-Written to DIR/.TAG.writing and flushed, committed by renaming that to DIR/.TAG.committed, published
-by moving its members to DIR. Each function can be repeated after a crash at any point.
+    state of the tag    in DIR                                 a crash here leaves
+
+    writing             .TAG.writing/ TAG.*                    the old tag; recover() discards this
+        commit()        flush; rename .TAG.writing -> .TAG.committed; sync
+    committed           .TAG.committed/ TAG.*                  the new tag; recover() publishes it
+        publish()       unlink DIR/TAG.config.json; sync       first out: the rest is no tag now
+                        move TAG.state, TAG.safetensors; sync
+                        move TAG.config.json; sync             last in: the three are whole
+                        rmdir .TAG.committed; sync
+    published           TAG.state/ TAG.safetensors TAG.config.json
+        delete()        TAG.config.json; sync; TAG.safetensors, TAG.state
+    gone
+
+Each function can be repeated after a crash at any point. The writer holds the directory's lock;
+readers do not, and look for each member in .TAG.committed first (light_llm.checkpoint.layout).
 """
 
 from __future__ import annotations

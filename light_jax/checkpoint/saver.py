@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -28,9 +28,10 @@ class Saver:
     """One run's writer. Every process makes one; process 0 commits.
 
     A save has two halves. On the main thread the state is copied to the host, which all processes
-    do together. A background thread then writes and commits; it runs no collective, and what goes
-    wrong there is raised by the next `save`, or by `wait`. One save is under way at a time, so
-    there is one copy of the state at most.
+    do together: the next step donates the state's buffers, and XLA writes over them while the old
+    values are still being saved. A background thread then writes and commits; it runs no
+    collective, and what goes wrong there is raised by the next `save`, or by `wait`. One save is
+    under way at a time, so there is one copy of the state at most.
     """
 
     def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
@@ -41,17 +42,27 @@ class Saver:
         self._saving: Future[None] | None = None
         self._saves = 0
 
-    def open(self, held: contextlib.ExitStack, config_path: Path) -> None:
-        """Make the directory and lock it for as long as `held` is, finish what a crash left, keep a
-        copy of the config file. Every process calls it.
+    @contextlib.contextmanager
+    def open(self, config_path: Path) -> Iterator[Saver]:
+        """The directory, made and locked while the context is open; what a crash left is finished
+        first, and a copy of the config file is kept. Every process enters and leaves it.
+
+        On leaving, the save under way is waited for. If an error is on its way out, a save that
+        fails as well is only told, not raised.
 
         Raises:
             UserError: another run writes there, or did so since this one was checked.
         """
-        together(lambda: self._open(held, config_path) if is_main() else None)
-        held.push(self._leave)  # before the lock is given back
+        with contextlib.ExitStack() as held:
+            together(lambda: self._prepare(held, config_path) if is_main() else None)
+            try:
+                yield self
+            except BaseException as error:
+                self._close(error)
+                raise
+            self._close(None)
 
-    def _open(self, held: contextlib.ExitStack, config_path: Path) -> None:
+    def _prepare(self, held: contextlib.ExitStack, config_path: Path) -> None:
         with _told(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(protocol.one_writer(self.directory))
@@ -75,7 +86,7 @@ class Saver:
     def save(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
         """Commit the state under each of these tags, in this order; every process calls it.
 
-        Returns when the state is copied to the host.
+        Returns when the state is copied to the host, so the next step may donate it.
 
         Raises:
             UserError: the save before failed, or this one cannot begin. Earlier tags are intact.
@@ -111,11 +122,11 @@ class Saver:
 
     @staticmethod
     def _guarded(prefix: Path, work: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
+        def guarded() -> None:
             with _told(prefix, "cannot be saved"):
                 work()
 
-        return run
+        return guarded
 
     def wait(self) -> None:
         """Return when all that was saved is committed; every process calls it.
@@ -127,8 +138,7 @@ class Saver:
         if saving is not None:
             together(saving.result)
 
-    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """The end of the run: on an error's way out, a save that fails as well is told too."""
+    def _close(self, error: BaseException | None) -> None:
         saving, self._saving = self._saving, None
         self._thread.shutdown(wait=True)
         failure = None if saving is None else saving.exception()
@@ -255,7 +265,7 @@ def check_writable(directory: Path, resumed: Tag | None) -> None:
 
 def _is_of_another_run(prefix: Path, run: str) -> bool:
     try:
-        record = layout.read_record(prefix)
+        record = layout.read_checkpoint(prefix).record
     except UserError:  # damaged: nobody can say, and nobody can use it
         return False
     return record is None or record.run != run

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,15 @@ def read_tag(prefix: str | Path) -> Tag:
     Raises:
         UserError: it is not there (lists those that are), or holds no state to resume from.
     """
-    directory, name = layout.split_prefix(prefix)
-    if not (layout.weights_there(prefix) and name):
+    if not layout.locate(prefix).complete:
         raise layout.missing(prefix)
-    record = layout.read_record(prefix)
-    if record is None or not layout.member(prefix, layout.STATE).is_dir():
+    checkpoint = layout.read_checkpoint(prefix)
+    if checkpoint.record is None or not checkpoint.files.state.is_dir():
         raise UserError(
             f"{prefix}: holds weights but no state of this trainer to resume from; "
             "start from its weights with init_from"
         )
-    return Tag(directory / name, record.run, record.generation, record.step)
+    return Tag(checkpoint, checkpoint.record)
 
 
 def own_tags(directory: Path) -> list[Tag]:
@@ -89,7 +89,8 @@ def find(resume: str, directory: Path) -> Tag | None:
     """The tag to resume from, its files verified; None where `auto` finds no tag at all.
 
     Every process calls it and verifies what it wrote. `auto` passes over damaged tags, with a
-    warning for each.
+    warning for each. It is called before the directory's lock is held: where another run writes
+    there, a tag may move or be replaced after this look, and opening the directory is refused.
 
     Raises:
         UserError: no such tag, or none whose files are those that were written.
@@ -97,7 +98,7 @@ def find(resume: str, directory: Path) -> Tag | None:
     damage: UserError | None = None
     for tag in together(lambda: candidates(resume, directory)):
         try:
-            together(lambda tag=tag: layout.verify(tag.prefix, is_mine))  # type: ignore[misc]
+            together(lambda tag=tag: layout.verify(tag.checkpoint, is_mine))  # type: ignore[misc]
         except UserError as error:
             damage = damage or error
             if resume == "auto" and is_main():
@@ -140,42 +141,47 @@ def check_resumable(
     Raises:
         UserError: changes that would make it another run.
     """
-    host = load_host_state(layout.member(tag.prefix, layout.STATE))
-    changes = changed_settings(tag, cfg)
-    refused = [line for key, line in changes if must_match(key)]
-    shards = describe_change(host.fingerprint, fingerprint)
-    if shards is not None:
-        refused.append(f"train_data: {shards}")
+    host, changes, refused = compare(tag, cfg, fingerprint)
     if refused:
         raise UserError(
             f"{tag.prefix}: cannot be resumed with this config; undo these changes, or start a "
             "new run from its weights with init_from:\n  " + "\n  ".join(refused)
         )
-    if {"val_data", "eval_steps", "checkpoint_dir"} & {key for key, _ in changes}:
+    if {"val_data", "eval_steps", "checkpoint_dir"} & changes.keys():
         host.best_val_loss = None  # of other tokens, or in another directory
-    return host, [line for _, line in changes]
+    return host, list(changes.values())
 
 
-def must_match(key: str) -> bool:
-    """Whether a change of that setting would make it another run."""
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in MUST_MATCH)
+def compare(
+    tag: Tag, cfg: TrainingConfig, fingerprint: list[dict[str, Any]]
+) -> tuple[HostState, dict[str, str], list[str]]:
+    """(the tag's state on the host, each setting that changed, what makes it another run).
+
+    Settings are `key: old -> new` by their key, changes that make another run lines as well.
+    """
+    host = load_host_state(tag.checkpoint.files.state)
+    changes = dict(_changes(tag.checkpoint.snapshot, cfg.model_dump(mode="json")))
+    refused = [
+        line
+        for key, line in changes.items()
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in MUST_MATCH)
+    ]
+    shards = describe_change(host.fingerprint, fingerprint)
+    if shards is not None:
+        refused.append(f"train_data: {shards}")
+    return host, changes, refused
 
 
-def changed_settings(tag: Tag, cfg: TrainingConfig) -> list[tuple[str, str]]:
-    """(key, `key: old -> new`) of every setting in which the tag's config and `cfg` differ."""
-    return _changes(layout.read_snapshot(tag.prefix), cfg.model_dump(mode="json"))
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
+def _changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], at: str = ""
+) -> Iterator[tuple[str, str]]:
     """(key, `key: old -> new`) of every setting that differs."""
-    lines = []
     for name in [*old, *(name for name in new if name not in old)]:
         key, before, after = f"{at}{name}", old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += _changes(before, after, f"{key}.")
+            yield from _changes(before, after, f"{key}.")
         elif before != after:
-            lines.append((key, f"{key}: {json.dumps(before)} -> {json.dumps(after)}"))
-    return lines
+            yield key, f"{key}: {json.dumps(before)} -> {json.dumps(after)}"
 
 
 def load(tag: Tag, cfg: TrainingConfig, abstract: TrainState, shardings: TrainState) -> TrainState:
@@ -184,14 +190,15 @@ def load(tag: Tag, cfg: TrainingConfig, abstract: TrainState, shardings: TrainSt
     Raises:
         UserError: the files do not hold what this config needs.
     """
-    path = layout.member(tag.prefix, layout.WEIGHTS)
-    weights = together(lambda: load_weights(path, cfg.model, shardings.weights, verified=True))
+    files = tag.checkpoint.files
+    weights = together(
+        lambda: load_weights(files.weights, cfg.model, shardings.weights, verified=True)
+    )
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
         shardings,
     )
-    state = layout.member(tag.prefix, layout.STATE)
-    arrays = together(lambda: load_arrays(state, placed))
+    arrays = together(lambda: load_arrays(files.state, placed))
     params, master = params_of(cfg, weights)
     return dataclasses.replace(with_arrays(placed, arrays), params=params, master=master)

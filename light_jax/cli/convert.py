@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from light_llm.errors import UserError
+from light_llm.cli import runner
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-state = typer.Typer(help="The optimizer state of a checkpoint, between PyTorch and JAX.")
-app.add_typer(state, name="state")
+app = runner.new_app()
+state = runner.new_app()
+app.add_typer(
+    state, name="state", help="The optimizer state of a checkpoint, between PyTorch and JAX."
+)
 
 Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="checkpoints/my-run/step0005000")]
 
 
 @app.callback()
-def llm_convert() -> None:
+def llm_convert(version: Annotated[bool, runner.version_option()] = False) -> None:
     """Move a run between PyTorch and JAX."""
 
 
-@state.command()
-def from_torch(prefix: Prefix) -> None:
+@state.command("from-torch")
+def import_state(prefix: Prefix) -> None:
     """Make a checkpoint of the PyTorch trainer (PREFIX.state.pt) one that llm-train resumes."""
     _use_the_cpu()
     from light_jax.torch_runs.bridge import import_tag
@@ -32,8 +33,8 @@ def from_torch(prefix: Prefix) -> None:
     _tell(import_tag, prefix)
 
 
-@state.command()
-def to_torch(prefix: Prefix) -> None:
+@state.command("to-torch")
+def export_state(prefix: Prefix) -> None:
     """Write PREFIX.state.pt, from which the PyTorch trainer resumes a checkpoint of llm-train."""
     _use_the_cpu()
     from light_jax.torch_runs.bridge import export_tag
@@ -54,15 +55,5 @@ def _tell(convert: Callable[[str], list[str]], prefix: str) -> None:
 
 
 def main() -> None:
-    """Exit code 0; 2 with one message on stderr; 128 + n on signal n, with the files as before."""
-
-    def stop(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    try:
-        app()
-    except UserError as error:
-        print(f"llm-convert: {error}", file=sys.stderr)
-        sys.exit(2)
+    # on a signal the files are left as they were
+    runner.run("llm-convert", app, unwound_by=[signal.SIGTERM, signal.SIGINT])

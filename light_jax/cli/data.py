@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from light_llm.errors import UserError
+from light_llm.cli import runner
 from light_llm.printing import printable, shown
 
 if TYPE_CHECKING:
     from light_jax.data.stats import Stats
     from light_llm.tokenizer import Tokenizer
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Look at parquet token shards.",
-)
+app = runner.new_app()
 
 PATH = Annotated[
     list[str], typer.Argument(metavar="PATH...", help="Folders, files or globs, as in train_data.")
@@ -35,6 +28,11 @@ TOKENIZER = Annotated[
         help="Folder, file or Hugging Face name.  [default: `tokenizer` beside the shards]",
     ),
 ]
+
+
+@app.callback()
+def llm_data(version: Annotated[bool, runner.version_option()] = False) -> None:
+    """Look at parquet token shards."""
 
 
 @app.command()
@@ -147,10 +145,4 @@ def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | Non
 
 
 def main() -> None:
-    """Exit code 0; 2 with one message on stderr; 130 on Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        app()
-    except UserError as error:
-        print(f"llm-data: {error}", file=sys.stderr)
-        sys.exit(2)
+    runner.run("llm-data", app, ended_by=[signal.SIGINT])

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from light_llm.cli import runner
 from light_llm.errors import UserError
 
 if TYPE_CHECKING:
     from light_jax.parity.lockstep import Row
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = runner.new_app()
 
 CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 PNG = Path("parity.png")
@@ -54,7 +55,8 @@ def command(
         Path | None, typer.Option(help=f"CONFIG: where to draw it; {PNG} by default.")
     ] = None,
     no_png: Annotated[bool, typer.Option("--no-png", help="CONFIG: do not draw it.")] = False,
-) -> None:
+    version: Annotated[bool, runner.version_option(devices=True)] = False,
+) -> int:
     """Compare the JAX and the PyTorch model: the layers of a checkpoint, or N steps of training.
 
     Exits with 0 if they are the same within a tolerance that is printed, with 1 if not.
@@ -67,26 +69,18 @@ def command(
         "--all": everything,
     }
     of_config = {"--png": png, "--no-png": no_png}
-    try:
-        _check(target, steps, tolerance, of_prefix, of_config)
-        if steps is None:
-            same = _compare_checkpoint(
-                target, dtype or "float32", sequences, length, random, everything, tolerance
-            )
-            raise typer.Exit(0 if same else 1)
-        raise typer.Exit(
-            _compare_training(target, steps, tolerance, None if no_png else png or PNG)
-        )
-    except UserError as error:
-        typer.echo(f"llm-parity: {error}", err=True)
-        raise typer.Exit(2) from None
+    _check(target, steps, tolerance, of_prefix, of_config)
+    if steps is not None:
+        return _compare_training(target, steps, tolerance, None if no_png else png or PNG)
+    same = _compare_checkpoint(
+        target, dtype or "float32", sequences, length, random, everything, tolerance
+    )
+    return 0 if same else 1
 
 
 def main() -> None:
     # nothing to save: Ctrl-C, or an output that nobody reads, just ends the process
-    for number in (signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
-    app()
+    runner.run("llm-parity", app, ended_by=[signal.SIGINT, signal.SIGPIPE])
 
 
 def _check(

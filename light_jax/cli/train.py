@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from light_llm.errors import NonFinite, UserError
+from light_llm.cli import runner
+from light_llm.errors import UserError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = runner.new_app()
 
 
 @app.command()
 def command(
-    config: Annotated[Path, typer.Argument(help="Config file, .yaml or .json.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Config file, .yaml or .json.")],
     resume: Annotated[
         str | None,
         typer.Option(help="Checkpoint prefix (checkpoints/my-run/step0005000), or 'auto'."),
@@ -27,37 +26,26 @@ def command(
         Path | None,
         typer.Option(help="Run the step of a folder nonfinite-stepN once more; train nothing."),
     ] = None,
-) -> None:
+    version: Annotated[bool, runner.version_option(devices=True)] = False,
+) -> int:
     """Train a language model as CONFIG says. Every hyperparameter is in the file."""
+    if replay is None:
+        from light_jax.training.api import train
+
+        stopped_by = train(config, resume).stopped_by
+        return 0 if stopped_by is None else 128 + stopped_by
+    if resume is not None:
+        raise UserError("--replay and --resume are two things to do; give one of them")
     from light_jax.parallel.hosts import initialize
 
-    if replay is not None and resume is not None:
-        raise UserError("--replay and --resume are two things to do; give one of them")
     initialize()  # before anything touches a device
-    from light_jax.training import nonfinite
-    from light_jax.training.loop import run_config
+    from light_jax.training.replay import replay as run_again
 
-    try:
-        if replay is not None:
-            raise typer.Exit(nonfinite.replay(config, replay))
-        raise typer.Exit(run_config(config, resume))
-    except NonFinite as error:
-        print(f"llm-train: {error}", file=sys.stderr)
-        raise typer.Exit(3) from None
+    return run_again(config, replay)
 
 
 def main() -> None:
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with traces
     # Until training listens for it (Stopper), Ctrl-C just ends the process: a KeyboardInterrupt in
     # the midst of an import or a compilation is lost, or crashes.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    warnings.showwarning = _show_warning
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with traces
-    try:
-        app()
-    except UserError as error:
-        print(f"llm-train: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
-    print(f"warning: {message}", file=sys.stderr)
+    runner.run("llm-train", app, ended_by=[signal.SIGINT])

@@ -30,7 +30,7 @@ def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
         warnings.warn(
             f"val_data and train_data overlap in {len(found)} of val_data's {len(val)} "
             f"shard{'' if len(val) == 1 else 's'}: "
-            f"{printable(', '.join(found[:3]))}{more}; the validation loss will be of text that was "
-            "trained on, so give val_data shards of its own",
+            f"{printable(', '.join(found[:3]))}{more}; the validation loss will be of text that "
+            "was trained on, so give val_data shards of its own",
             stacklevel=2,
         )

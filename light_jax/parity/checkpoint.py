@@ -11,7 +11,7 @@ from flax import nnx
 from conversion import load_jax, load_torch, to_torch
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
-from light_llm.checkpoint.layout import CONFIG, member, read_model_config, read_snapshot
+from light_llm.checkpoint.layout import model_config, read_checkpoint, steadily
 from light_llm.configfile import validate
 from light_llm.errors import UserError
 
@@ -28,9 +28,9 @@ def read_training_config(prefix: str | Path) -> TrainingConfig:
     Raises:
         UserError: there is no such checkpoint, or its config is not one.
     """
-    model = read_model_config(prefix)
-    known = {"train_data": "unknown", "seq_len": model.max_seq_len}
-    return validate(TrainingConfig, known | read_snapshot(prefix), member(prefix, CONFIG))
+    checkpoint = read_checkpoint(prefix)
+    known = {"train_data": "unknown", "seq_len": model_config(checkpoint).max_seq_len}
+    return validate(TrainingConfig, {**known, **checkpoint.snapshot}, checkpoint.files.config)
 
 
 def load_pair(prefix: str | Path) -> tuple[nnx.State, TorchTransformer]:
@@ -39,7 +39,13 @@ def load_pair(prefix: str | Path) -> tuple[nnx.State, TorchTransformer]:
     Raises:
         UserError: damaged files, or weights that do not fit the config.
     """
-    return nnx.split(load_jax(prefix), nnx.Param)[1], load_torch(prefix)
+    return steadily(
+        lambda: read_checkpoint(prefix),  # one for both, or a save in between would look like a bug
+        lambda checkpoint: (
+            nnx.split(load_jax(checkpoint), nnx.Param)[1],
+            load_torch(checkpoint),
+        ),
+    )
 
 
 def unequal_weights(params: nnx.State, torch_model: TorchTransformer) -> list[str]:

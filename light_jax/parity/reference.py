@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from light_jax.config import OptimizerConfig, TrainingConfig
-from light_jax.training.step import MAX_SKIPS
+from light_jax.training.verdict import MAX_SKIPS
 from light_llm.models.transformer import Transformer
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from flax import nnx
 from safetensors import SafetensorError
 
 from light_jax.checkpoint import protocol, store
@@ -28,8 +29,7 @@ from light_jax.checkpoint.state import (
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
-from light_jax.data.index import describe_change
-from light_jax.state import HostState, TrainState
+from light_jax.state import HostState, Tag, TrainState
 from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
@@ -50,45 +50,50 @@ def import_tag(prefix: str | Path) -> list[str]:
     Raises:
         UserError: a member is missing, damaged or does not fit the others. Nothing was changed.
     """
-    directory, tag = layout.split_prefix(prefix)
-    layout.weights_file(prefix)  # that it is there
-    record = layout.read_record(prefix)
-    cfg = load_config(layout.member(prefix, layout.CONFIG))
-    path = directory / f"{tag}{layout.TORCH_STATE}"
-    if not path.is_file():
+    found = layout.read_checkpoint(prefix)
+    files, cfg = found.files, load_config(found.files.config)
+    if not files.torch_state.is_file():
         raise UserError(
-            f"{path}: there is no optimizer state of a PyTorch trainer; copy it there, or start "
-            "from the weights alone with init_from"
+            f"{files.torch_state}: there is no optimizer state of a PyTorch trainer; copy it "
+            "there, or start from the weights alone with init_from"
         )
-    _check_name(directory / tag)
-    _check_links(directory, tag)
+    _check_name(files.prefix)
+    _check_links(files)
     stream = TokenStream(
         cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size
     )
-    data = torch_file.read(path)
-    state, best, notes = torch_tag.from_torch(data, cfg, len(stream), path)
-    step = int(state.step)
-    _check_step(directory / tag, step, record)
-    abstract = _abstract(cfg)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.weights)
-    weights = load_weights(layout.member(prefix, layout.WEIGHTS), cfg.model, shardings)
-    with _writing(directory / tag), protocol.one_writer(directory):
+    data = torch_file.read(files.torch_state)
+    state, best, notes = torch_tag.state_from_torch(data, cfg, len(stream), files.torch_state)
+    _check_step(found, int(state.step))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(cfg).weights)
+    weights = load_weights(files.weights, cfg.model, shardings)
+    with _writing(files.prefix), protocol.one_writer(files.directory):
         host = HostState("", stream.fingerprint, best)
-        host, generation = _place(directory / tag, cfg, record, host)
-        staging = protocol.start(directory, tag)
-        try:
-            save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
-            save_state(staging / f"{tag}{layout.STATE}", state, host)
-            own = layout.Record(run=host.run, generation=generation, step=step)
-            write_config(staging, tag, cfg, own)
-            protocol.commit(directory, tag)
-        except BaseException:
-            _discard(staging)
-            raise
-    return [
-        f"{directory / tag}: step {step} of a PyTorch run can be resumed now",
-        *notes,
-    ]
+        host, generation = _place(found, cfg, host)
+        record = layout.Record(run=host.run, generation=generation, step=int(state.step))
+        _commit(files, cfg, record, weights, state, host)
+    return [f"{files.prefix}: step {record.step} of a PyTorch run can be resumed now", *notes]
+
+
+def _commit(
+    files: layout.Files,
+    cfg: TrainingConfig,
+    record: layout.Record,
+    weights: nnx.State,
+    state: TrainState,
+    host: HostState,
+) -> None:
+    """Put the tag in its place, whole, or leave what is there; the directory is locked."""
+    directory, tag = files.directory, files.tag
+    staging = protocol.start(directory, tag)
+    try:
+        save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
+        save_state(staging / f"{tag}{layout.STATE}", state, host)
+        write_config(staging, tag, cfg, record)
+        protocol.commit(directory, tag)
+    except BaseException:
+        _discard(staging)
+        raise
 
 
 def export_tag(prefix: str | Path) -> list[str]:
@@ -100,17 +105,11 @@ def export_tag(prefix: str | Path) -> list[str]:
     Raises:
         UserError: no such tag, damaged files, or it cannot be written. The tag is left as it is.
     """
-    tag = store.read_tag(prefix)
-    _check_name(tag.prefix)
-    layout.verify(tag.prefix)
-    cfg = load_config(layout.member(tag.prefix, layout.CONFIG))
-    folder = layout.member(tag.prefix, layout.STATE)
-    host = load_host_state(folder)
-    abstract = _abstract(cfg)
-    state = with_arrays(abstract, load_arrays(folder, abstract))
+    _check_name(store.read_tag(prefix).prefix)
+    tag, cfg, state, host = layout.steadily(lambda: store.read_tag(prefix), _verified)
     tokens = sum(shard["tokens"] for shard in host.fingerprint)
-    data = torch_tag.to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
-    path = tag.prefix.with_name(f"{tag.prefix.name}{layout.TORCH_STATE}")
+    data = torch_tag.state_to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
+    path = tag.checkpoint.files.torch_state
     temporary = path.with_name(f".{path.name}.tmp")
     with _writing(path):
         try:
@@ -122,6 +121,16 @@ def export_tag(prefix: str | Path) -> list[str]:
         finally:
             temporary.unlink(missing_ok=True)
     return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
+
+
+def _verified(tag: Tag) -> tuple[Tag, TrainingConfig, TrainState, HostState]:
+    """The tag, and what its verified files hold; the state without weights."""
+    layout.verify(tag.checkpoint)
+    files = tag.checkpoint.files
+    cfg = load_config(files.config)
+    host = load_host_state(files.state)
+    abstract = _abstract(cfg)
+    return tag, cfg, with_arrays(abstract, load_arrays(files.state, abstract)), host
 
 
 def _abstract(cfg: TrainingConfig) -> TrainState:
@@ -165,8 +174,9 @@ def _check_name(prefix: Path) -> None:
         )
 
 
-def _check_links(directory: Path, tag: str) -> None:
+def _check_links(files: layout.Files) -> None:
     """Refuse links where folders are made and deleted."""
+    directory, tag = files.directory, files.tag
     places = [
         directory / f"{tag}{layout.STATE}",
         protocol.writing_dir(directory, tag),
@@ -178,16 +188,16 @@ def _check_links(directory: Path, tag: str) -> None:
             raise UserError(f"{place}: is a link to {os.readlink(place)}; put the real one there")
 
 
-def _check_step(prefix: Path, step: int, record: layout.Record | None) -> None:
+def _check_step(found: layout.Checkpoint, step: int) -> None:
     """Compare the step of the state with what else names one."""
-    path = f"{prefix}{layout.TORCH_STATE}"
-    named = protocol.STEP_TAG.fullmatch(prefix.name)
+    path, tag, record = found.files.torch_state, found.files.tag, found.record
+    named = protocol.STEP_TAG.fullmatch(tag)
     if named and int(named[1]) != step:
-        raise UserError(f"{path}: is of step {step}; put back the one of {prefix.name}")
+        raise UserError(f"{path}: is of step {step}; put back the one of {tag}")
     if record is None:
         return
     try:
-        layout.verify(prefix, lambda name: name == layout.WEIGHTS)
+        layout.verify(found, lambda name: name == layout.WEIGHTS)
     except UserError as error:
         raise UserError(
             f"{error}\n(if PyTorch wrote these weights after {layout.CONFIG}, take the key "
@@ -200,27 +210,22 @@ def _check_step(prefix: Path, step: int, record: layout.Record | None) -> None:
         )
 
 
-def _place(
-    prefix: Path, cfg: TrainingConfig, record: layout.Record | None, host: HostState
-) -> tuple[HostState, int]:
+def _place(found: layout.Checkpoint, cfg: TrainingConfig, host: HostState) -> tuple[HostState, int]:
     """`host` as a tag of the run in that directory, if there is one, and the tag's generation.
 
     Raises:
         UserError: that is another run.
     """
-    own = store.own_tags(prefix.parent)
+    directory = found.files.directory
+    own = store.own_tags(directory)
     if not own:
         return dataclasses.replace(host, run=uuid.uuid4().hex), 1
     newest = max(own, key=lambda tag: tag.order)
-    there = load_host_state(layout.member(newest.prefix, layout.STATE))
-    changed = store.changed_settings(newest, cfg)
-    refused = [line for key, line in changed if store.must_match(key)]
-    if shards := describe_change(there.fingerprint, host.fingerprint):
-        refused.append(f"train_data: {shards}")
+    there, _, refused = store.compare(newest, cfg, host.fingerprint)
     if refused:
         raise UserError(
-            f"{prefix}: the folder holds another run, that of {newest.prefix.name}; move the files "
-            "of one of them to a folder of its own:\n  " + "\n  ".join(refused)
+            f"{found.files.prefix}: the folder holds another run, that of {newest.prefix.name}; "
+            "move the files of one of them to a folder of its own:\n  " + "\n  ".join(refused)
         )
     host = dataclasses.replace(host, run=newest.run, wandb_run_id=there.wandb_run_id)
-    return host, store.starts(prefix.parent) if record is None else record.generation
+    return host, store.starts(directory) if found.record is None else found.record.generation

@@ -23,7 +23,8 @@ from light_jax.torch_runs.optimizer import (
     whole_number,
 )
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.step import LOSS_SCALE_GROWTH_INTERVAL, init_state
+from light_jax.training.step import init_state
+from light_jax.training.verdict import LOSS_SCALE_GROWTH_INTERVAL
 from light_llm.checkpoint import layout
 from light_llm.errors import UserError
 
@@ -31,7 +32,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 KEYS = ("step", "epoch", "optimizer", "scheduler", "scaler", "best_val_loss")
 
 
-def from_torch(
+def state_from_torch(
     data: Any, cfg: TrainingConfig, windows_per_epoch: int, source: str | Path
 ) -> tuple[TrainState, float | None, list[str]]:
     """(the state, without weights; the best validation loss; what to tell the user).
@@ -76,7 +77,7 @@ def from_torch(
     return state, None if math.isinf(best) else float(best), notes
 
 
-def to_torch(
+def state_to_torch(
     state: TrainState, cfg: TrainingConfig, windows_per_epoch: int, best_val_loss: float | None
 ) -> dict[str, Any]:
     """What the PyTorch trainer would have saved, for `torch_file.write`."""

@@ -1,5 +1,14 @@
 """Cross-entropy from final hidden states and the head's weight: [B, T, V] logits never exist whole.
 
+Why chunks: logits would be the largest array of a step by far (for 8 × 1024 tokens and 50257 words
+1.6 GB in float32), and their gradient takes the same again. A chunk of positions takes a part.
+
+Why the gradient is computed in the forward pass: it needs the softmax of the logits. Autodiff would
+keep the logits of every chunk until the backward pass, which is the whole array again, or compute
+them a second time, a fourth large matmul beside three. But a loss's gradient is known up to the one
+factor that comes into the backward pass. So it is computed while the chunk's logits are there, and
+the backward pass multiplies by that factor.
+
 Letters: X shards of the batch, B batch (of one shard), C positions of a chunk, D model, V vocab.
 """
 
@@ -31,13 +40,10 @@ def cross_entropy_sum(
 ) -> jax.Array:
     """Sum over tokens of weight · -log p(target), float32.
 
-    The forward pass of a gradient computes the gradient too, chunk by chunk, while the chunk's
-    logits are there; so no logits are kept or computed twice.
-
     Args:
         dtype: of the matmuls' inputs; logits and what follows are float32.
         shards: the number of devices that the batch is laid over. Each sums its own gradient of
-            the head, and they are added up once, at the end.
+            the head, and they are added up once, at the end, not by an all-reduce per chunk.
         row_multiple: the head's rows are padded to a multiple of this, and masked out.
     """
     return _scan(hidden_BTD, head_VD, targets_BT, weights_BT, dtype, shards, row_multiple, False)[0]
@@ -84,21 +90,12 @@ def _scan(
         jnp.einsum, precision=matmul_precision(dtype), preferred_element_type=jnp.float32
     )
 
-    def chunked(x_BT: jax.Array) -> jax.Array:
-        """[X·B, T, ...] -> [T/C, X, B, C, ...], padded with zeros (of weight 0)."""
-        pad = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x_BT.ndim - 2)
-        x = jnp.pad(x_BT, pad).reshape(shards, batch // shards, -1, chunk, *x_BT.shape[2:])
-        return jnp.moveaxis(x, 2, 0)
-
     def body(carry, inputs):  # type: ignore[no-untyped-def]
         loss, grad_head_XVD = carry
         hidden_XBCD, targets_XBC, weights_XBC = inputs
-        logits_XBCV = dot("xbcd,vd->xbcv", hidden_XBCD, head_VD)
-        column_V = jnp.arange(head_VD.shape[0])
-        if head_VD.shape[0] != vocab:
-            logits_XBCV = jnp.where(column_V < vocab, logits_XBCV, -jnp.inf)
+        logits_XBCV = _without_padding(dot("xbcd,vd->xbcv", hidden_XBCD, head_VD), vocab)
         lse_XBC = jax.nn.logsumexp(logits_XBCV, axis=-1)
-        is_target = column_V == targets_XBC[..., None]
+        is_target = jnp.arange(head_VD.shape[0]) == targets_XBC[..., None]
         target_XBC = jnp.sum(jnp.where(is_target, logits_XBCV, 0.0), axis=-1)
         loss += jnp.sum(weights_XBC * (lse_XBC - target_XBC))
         if not with_grads:
@@ -110,12 +107,28 @@ def _scan(
         grad_head_XVD += dot("xbcv,xbcd->xvd", error_XBCV, hidden_XBCD)
         return (loss, grad_head_XVD), grad_hidden_XBCD
 
-    zero = jnp.zeros((), jnp.float32)
+    inputs = tuple(
+        _chunked(x, shards, chunk) for x in (hidden_BTD.astype(dtype), targets_BT, weights_BT)
+    )
     grad_zero_XVD = jnp.zeros((shards, *head_VD.shape), jnp.float32) if with_grads else None
-    inputs = (chunked(hidden_BTD.astype(dtype)), chunked(targets_BT), chunked(weights_BT))
-    (loss, grad_head_XVD), grad_hidden = jax.lax.scan(body, (zero, grad_zero_XVD), inputs)
+    (loss, grad_head_XVD), grad_hidden = jax.lax.scan(body, (jnp.float32(0), grad_zero_XVD), inputs)
     if grad_head_XVD is None:
         return loss, None, None
     grad_hidden_BTD = jnp.moveaxis(grad_hidden, 0, 2).reshape(batch, -1, hidden_BTD.shape[-1])
     grad_head_VD = jnp.sum(grad_head_XVD, axis=0)[:vocab]
     return loss, grad_hidden_BTD[:, :length] / boost, grad_head_VD / boost
+
+
+def _chunked(x_BT: jax.Array, shards: int, chunk: int) -> jax.Array:
+    """[X·B, T, ...] -> [T/C, X, B, C, ...], padded with zeros (of weight 0)."""
+    rows, length, *rest = x_BT.shape
+    pad = [(0, 0), (0, -length % chunk)] + [(0, 0)] * len(rest)
+    x = jnp.pad(x_BT, pad).reshape(shards, rows // shards, -1, chunk, *rest)
+    return jnp.moveaxis(x, 2, 0)
+
+
+def _without_padding(logits_XBCV: jax.Array, vocab: int) -> jax.Array:
+    """Logits of the head's padding are -inf: they add nothing to a softmax."""
+    if logits_XBCV.shape[-1] == vocab:
+        return logits_XBCV
+    return jnp.where(jnp.arange(logits_XBCV.shape[-1]) < vocab, logits_XBCV, -jnp.inf)

@@ -31,7 +31,13 @@ from light_jax.parallel.sharding import (
 from light_jax.reporting.wandb_run import check_wandb
 from light_jax.state import HostState, Run, Tag, TrainState
 from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
-from light_llm.checkpoint.layout import CONFIG, WEIGHTS, member, verify, weights_file
+from light_llm.checkpoint.layout import (
+    WEIGHTS,
+    locate_weights,
+    read_checkpoint,
+    steadily,
+    verify,
+)
 from light_llm.errors import UserError
 from light_llm.preprocess.manifest import check_vocabulary
 
@@ -57,8 +63,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     """
     tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
-    abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
-    shardings = state_shardings(abstract, cfg.model, mesh)
+    abstract, shardings = blank_state(cfg, mesh)
     _check_memory(abstract, shardings, mesh)
     with out_of_memory("the state of the run"):
         state = jax.block_until_ready(_first_state(cfg, tag, abstract, shardings))
@@ -84,8 +89,7 @@ def _first_state(
     if tag is not None:
         return store.load(tag, cfg, abstract, shardings)
     if cfg.init_from is not None:
-        path = weights_file(cfg.init_from)
-        weights = together(lambda: load_weights(path, cfg.model, shardings.weights))
+        weights = together(lambda: _initial_weights(cfg, shardings.weights))
         return jax.jit(lambda w: init_state(cfg, w), out_shardings=shardings)(weights)
     return jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)()
 
@@ -114,6 +118,12 @@ def _check_memory(abstract: TrainState, shardings: TrainState, mesh: Mesh) -> No
         )
 
 
+def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """(shapes and dtypes, shardings) of a run's state; nothing of it is computed or held."""
+    abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    return abstract, state_shardings(abstract, cfg.model, mesh)
+
+
 def _inspect(
     cfg: TrainingConfig, tag: Tag | None
 ) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], HostState, list[str]]:
@@ -129,14 +139,31 @@ def _inspect(
     if val_stream is not None and is_main():
         warn_of_overlap(train_stream.shards, val_stream.shards)
     if tag is None and cfg.init_from is not None:
-        weights_file(cfg.init_from)  # that it is there
-        if member(cfg.init_from, CONFIG).is_file():
-            verify(cfg.init_from, lambda name: name == WEIGHTS)
+        _verify_weights(cfg.init_from)
     if tag is None:
         host = HostState(uuid.uuid4().hex, train_stream.fingerprint)
         return mesh, (train_stream, val_stream), host, []
     host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
     return mesh, (train_stream, val_stream), host, changes
+
+
+def _verify_weights(path_or_prefix: str) -> None:
+    """That weights are there, and those that were written where a config.json tells."""
+    if locate_weights(path_or_prefix).config.is_file():
+        steadily(
+            lambda: read_checkpoint(path_or_prefix),
+            lambda checkpoint: verify(checkpoint, lambda name: name == WEIGHTS),
+        )
+
+
+def _initial_weights(cfg: TrainingConfig, shardings: Any) -> Any:
+    """The weights that init_from names, laid out by `shardings`."""
+    assert cfg.init_from is not None
+    source = cfg.init_from
+    return steadily(
+        lambda: locate_weights(source),
+        lambda files: load_weights(files.weights, cfg.model, shardings),
+    )
 
 
 def _stream(cfg: TrainingConfig, paths: str | list[str], field: str) -> TokenStream:

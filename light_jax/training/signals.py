@@ -17,8 +17,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stopper:
     """Listens while the context is open; `requested(step)` is asked after each step.
 
-    Python runs a signal's handler between two lines of Python, so not while XLA compiles or a
-    device is waited for. So a thread counts the signals, which the interpreter's C handler wakes.
+    Why a thread: Python runs a handler in the main thread between two lines of Python, so not while
+    XLA compiles or a device is waited for, which can take minutes. But the interpreter's handler in
+    C writes the signal's number to a pipe at once (`signal.set_wakeup_fd`). The thread reads the
+    pipe, counts, and exits the process at the second one, whatever the main thread is doing.
+
+    Why JAX's handler: with several processes, JAX's preemption service makes all hosts agree on the
+    step after which they stop. It listens to SIGTERM alone, by a handler of its own in C, which
+    Python's displaces. So that one is kept, and called by the thread for either signal.
     """
 
     def __init__(self) -> None:
@@ -29,7 +35,7 @@ class Stopper:
     def __enter__(self) -> Stopper:
         self._jax_handler = _take_c_handler() if jax.process_count() > 1 else None
         self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
+        os.set_blocking(self._write, False)  # a handler must not wait, and Python insists on it
         self._previous_fd = signal.set_wakeup_fd(self._write)
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
@@ -45,12 +51,13 @@ class Stopper:
             signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]
         if self._jax_handler is not None:
             _libc_signal()(signal.SIGTERM, self._jax_handler)
-        os.write(self._write, b"\0")  # no signal has this number
+        os.write(self._write, b"\0")  # ends the thread: no signal has this number
         self._thread.join()
         os.close(self._read)
         os.close(self._write)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Without a handler the signal would end the process; the thread does the rest."""
         self.signal = self.signal or number
 
     def _listen(self) -> None:
@@ -60,9 +67,9 @@ class Stopper:
                 continue
             count += 1
             if count > 1:
-                os._exit(128 + number)
+                os._exit(128 + number)  # sys.exit would end this thread alone
             self.signal = self.signal or number
-            if self._jax_handler is not None:  # and all hosts will agree on a step
+            if self._jax_handler is not None:  # the other hosts hear of it by this
                 ctypes.CFUNCTYPE(None, ctypes.c_int)(self._jax_handler)(signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
@@ -76,7 +83,7 @@ class Stopper:
 
 
 def _take_c_handler() -> int | None:
-    """JAX's preemption service listens to SIGTERM in C++, where Python's `signal` cannot see it."""
+    """Remove JAX's handler of SIGTERM, and return its address, which Python's `signal` cannot."""
     return _libc_signal()(signal.SIGTERM, ctypes.c_void_p(0))
 
 

@@ -1,11 +1,14 @@
 """One training step: loss and gradients over micro-batches, clip, update. Pure, jitted, donated.
 
+Donated: XLA writes the state after a step into the buffers of the state before it, so that there is
+one state on the device and not two. The old one can be read no more, also where a step changes
+nothing; so what a step must not touch is selected here, in the step, not kept aside by the loop.
+
 Letters: A micro-batches, B batch, S = T + 1 tokens of a window, D model, V vocab.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +24,9 @@ from light_jax.parallel.sharding import batch_sharding, batch_shards, gather_row
 from light_jax.state import LossScale, Params, StepMetrics, TrainState, params_of, to_bfloat16
 from light_jax.training.loss import cross_entropy_sum
 from light_jax.training.optimizer import clip_scale, make_optimizer
+from light_jax.training.verdict import INITIAL_LOSS_SCALE, Verdict, judge, next_loss_scale
 
-INITIAL_LOSS_SCALE = 2.0**16
-LOSS_SCALE_GROWTH_INTERVAL = 2000
 DROPOUT_STREAM = 0x64726F70  # keeps the masks' keys apart from those of the initial weights
-MAX_SKIPS = 50  # float16 overflows in a row that end the run
 
 
 def init_params(cfg: TrainingConfig) -> Params:
@@ -62,14 +63,19 @@ def dropout_key(cfg: TrainingConfig, step: jax.Array) -> jax.Array | None:
     return jax.random.fold_in(run_key, step)
 
 
-def summed_loss(
-    cfg: TrainingConfig, mesh: Mesh, watch: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD
-) -> Callable[..., jax.Array]:
-    """(params, tokens_BS, weights_BT, key) -> the weighted sum of the tokens' losses, float32.
+Watch = Callable[[jax.Array], jax.Array]
 
-    Args:
-        watch: is given the token embeddings, and the residual stream before and after each layer.
-    """
+
+def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
+    """(params, tokens_BS, weights_BT, key) -> the weighted sum of the tokens' losses, float32."""
+    loss_sum = _watched_loss(cfg, mesh, None)
+    return lambda *args: loss_sum(*args)[0]
+
+
+def _watched_loss(
+    cfg: TrainingConfig, mesh: Mesh, watch: Watch | None
+) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
+    """The function of `summed_loss`; it also returns what `watch` made of each activation."""
     abstract = nnx.eval_shape(
         lambda: Transformer(cfg.model, dtype=jnp.dtype(cfg.dtype), rngs=nnx.Rngs(0))
     )
@@ -81,12 +87,18 @@ def summed_loss(
 
     def loss_sum(
         params: Params, tokens_BS: jax.Array, weights_BT: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, list[jax.Array]]:
         model = nnx.merge(graphdef, gather_rows(params, shardings, mesh))
-        hidden_BTD = model.hidden(
-            tokens_BS[:, :-1], key, lambda x: watch(jax.lax.with_sharding_constraint(x, by_rows))
-        )
-        return cross_entropy_sum(
+        watched = []  # a new one in each call: the function stays pure
+
+        def constrain(x_BTD: jax.Array) -> jax.Array:
+            x_BTD = jax.lax.with_sharding_constraint(x_BTD, by_rows)
+            if watch is not None:
+                watched.append(watch(x_BTD))
+            return x_BTD
+
+        hidden_BTD = model.hidden(tokens_BS[:, :-1], key, constrain)
+        loss = cross_entropy_sum(
             hidden_BTD,
             model.head_VD,
             tokens_BS[:, 1:],
@@ -95,93 +107,121 @@ def summed_loss(
             batch_shards(mesh),
             row_multiple,
         )
+        return loss, watched
 
     return loss_sum
+
+
+def micro_batch_grads(
+    cfg: TrainingConfig, mesh: Mesh, watch: Watch | None = None
+) -> Callable[..., tuple[jax.Array, Params, list[jax.Array]]]:
+    """(state, a, tokens_BS) -> (loss, gradients, watched) of the step's micro-batch number a.
+
+    The loss is a mean over tokens. The gradients are float32 and still times `state.scale`.
+
+    Args:
+        watch: is given the token embeddings, and the residual stream [B, T, D] before and after
+            each layer; `watched` lists what it returned, in that order.
+    """
+    loss_sum = _watched_loss(cfg, mesh, watch)
+
+    def scaled_loss(
+        params: Params, tokens_BS: jax.Array, key: jax.Array | None, scale: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, list[jax.Array]]]:
+        ones_BT = jnp.ones((tokens_BS.shape[0], tokens_BS.shape[1] - 1), jnp.float32)
+        total, watched = loss_sum(params, tokens_BS, ones_BT, key)
+        loss = total / ones_BT.size
+        return loss * scale, (loss, watched)
+
+    def grads_of(
+        state: TrainState, a: jax.Array, tokens_BS: jax.Array
+    ) -> tuple[jax.Array, Params, list[jax.Array]]:
+        step_key = dropout_key(cfg, state.step)
+        key = None if step_key is None else jax.random.fold_in(step_key, a)
+        grad = jax.grad(scaled_loss, has_aux=True)
+        grads, (loss, watched) = grad(state.params, tokens_BS, key, state.scale)
+        return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads), watched
+
+    return grads_of
 
 
 def make_train_step(
     cfg: TrainingConfig, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, StepMetrics]]:
     """(state, tokens_ABS int32, learning rate) -> (state after the update, metrics)."""
-    loss_sum = summed_loss(cfg, mesh)
+    grads_of = micro_batch_grads(cfg, mesh)
     optimizer = make_optimizer(cfg.optimizer)
-
-    def scaled_loss(
-        params: Params, tokens_BS: jax.Array, key: jax.Array | None, scale: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        ones_BT = jnp.ones((tokens_BS.shape[0], tokens_BS.shape[1] - 1), jnp.float32)
-        loss = loss_sum(params, tokens_BS, ones_BT, key) / ones_BT.size
-        return loss * scale, loss
-
-    def loss_and_grads(
-        params: Params, tokens_ABS: jax.Array, step_key: jax.Array | None, scale: jax.Array
-    ) -> tuple[jax.Array, Params]:
-        """Mean loss and the sum of the scaled gradients over micro-batches, float32."""
-
-        def micro_batch(a: jax.Array, tokens_BS: jax.Array) -> tuple[jax.Array, Params]:
-            key = None if step_key is None else jax.random.fold_in(step_key, a)
-            grad = jax.grad(scaled_loss, has_aux=True)
-            grads, loss = grad(params, tokens_BS, key, scale)
-            return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-
-        A = tokens_ABS.shape[0]
-        if A == 1:  # saves a second set of gradients
-            return micro_batch(jnp.int32(0), tokens_ABS[0])
-
-        def add(total: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, micro_batch(*inputs)), None
-
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        total, _ = jax.lax.scan(add, (jnp.float32(0), zeros), (jnp.arange(A), tokens_ABS))
-        loss, grads = total
-        return loss / A, jax.tree.map(lambda g: g / A, grads)
 
     def train_step(
         state: TrainState, tokens_ABS: jax.Array, lr: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        step_key = dropout_key(cfg, state.step)
-        scale = jnp.float32(1) if state.loss_scale is None else state.loss_scale.scale
-        loss, grads = loss_and_grads(state.params, tokens_ABS, step_key, scale)
-        grads = jax.tree.map(lambda g: g / scale, grads)
+        loss, grads = _mean_grads(grads_of, state, tokens_ABS)
+        grads = jax.tree.map(lambda g: g / state.scale, grads)
         norm = optax.tree.norm(grads)
         clip = clip_scale(norm, cfg.optimizer.grad_clip)
         grads = jax.tree.map(lambda g: g * clip, grads)
-
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        skipped = jnp.isfinite(loss) & ~jnp.isfinite(norm) & (state.loss_scale is not None)
-        loss_scale = _next_loss_scale(state.loss_scale, finite)
-        hopeless = False if loss_scale is None else loss_scale.skipped_steps >= MAX_SKIPS
-        good = (state.bad_step < 0) & (finite | skipped) & ~jnp.asarray(hopeless)
-        bad_step = jnp.where(good | (state.bad_step >= 0), state.bad_step, state.step)
-
         direction, opt_state = optimizer.update(grads, state.opt_state, state.weights)
         weights = jax.tree.map(lambda w, d: w - lr * d, state.weights, direction)
-        update = good & finite
-        weights = _select(update, weights, state.weights)
+
+        verdict = judge(state, loss, norm)
         mean_loss = (state.loss_sum + loss) / (state.loss_count + 1)
-        logged = (state.step + 1) % cfg.log_every == 0
-        after = TrainState(
-            step=state.step + 1,
-            params=weights if state.master is None else to_bfloat16(weights),
-            master=None if state.master is None else weights,
-            opt_state=_select(update, opt_state, state.opt_state),
-            loss_scale=loss_scale,
-            loss_sum=jnp.where(logged, 0.0, state.loss_sum + loss),
-            loss_count=jnp.where(logged, 0, state.loss_count + 1),
-            bad_step=bad_step,
-        )
-        # Once a step was bad, nothing moves any more: the host learns of it a step late.
-        frozen = dataclasses.replace(
-            state,
-            params=after.params,
-            master=after.master,
-            opt_state=after.opt_state,
-            bad_step=bad_step,
-        )
-        metrics = StepMetrics(loss, mean_loss, norm, scale, skipped, bad_step)
-        return _select(good, after, frozen), metrics
+        metrics = StepMetrics(loss, mean_loss, norm, state.scale, verdict.skipped, verdict.bad_step)
+        return _next_state(state, verdict, weights, opt_state, loss, cfg.log_every), metrics
 
     return train_step
+
+
+def _mean_grads(
+    grads_of: Callable[..., tuple[jax.Array, Params, list[jax.Array]]],
+    state: TrainState,
+    tokens_ABS: jax.Array,
+) -> tuple[jax.Array, Params]:
+    """The loss and the gradients, float32 and still scaled, each a mean over micro-batches."""
+    A = tokens_ABS.shape[0]
+    if A == 1:  # no sum: it would be a second set of gradients, beside those of the micro-batch
+        return grads_of(state, jnp.int32(0), tokens_ABS[0])[:2]
+
+    def add(total: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grads_of(state, *inputs)[:2]), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+    total, _ = jax.lax.scan(add, (jnp.float32(0), zeros), (jnp.arange(A), tokens_ABS))
+    loss, grads = total
+    return loss / A, jax.tree.map(lambda g: g / A, grads)
+
+
+def _next_state(
+    state: TrainState,
+    verdict: Verdict,
+    weights: Params,
+    opt_state: Any,
+    loss: jax.Array,
+    log_every: int,
+) -> TrainState:
+    """The state after the step. Once a step was bad nothing moves any more, in this step or later:
+    the host learns of it a step late, and finds the weights that the bad step began with."""
+    weights = _select(verdict.update, weights, state.weights)
+    logged = (state.step + 1) % log_every == 0
+    step, loss_scale, loss_sum, loss_count = _select(
+        verdict.counts,
+        (
+            state.step + 1,
+            next_loss_scale(state.loss_scale, verdict.finite),
+            jnp.where(logged, 0.0, state.loss_sum + loss),
+            jnp.where(logged, 0, state.loss_count + 1),
+        ),
+        (state.step, state.loss_scale, state.loss_sum, state.loss_count),
+    )
+    return TrainState(
+        step=step,
+        params=weights if state.master is None else to_bfloat16(weights),
+        master=None if state.master is None else weights,
+        opt_state=_select(verdict.update, opt_state, state.opt_state),
+        loss_scale=loss_scale,
+        loss_sum=loss_sum,
+        loss_count=loss_count,
+        bad_step=verdict.bad_step,
+    )
 
 
 def make_eval_step(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -197,19 +237,6 @@ def make_eval_step(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., tuple[jax.A
         return loss_sum(params, tokens_BS, weights_BT), jnp.sum(weights_BT)
 
     return eval_step
-
-
-def _next_loss_scale(loss_scale: LossScale | None, finite: jax.Array) -> LossScale | None:
-    if loss_scale is None:
-        return None
-    finite_steps = jnp.where(finite, loss_scale.finite_steps + 1, 0)
-    grown = finite_steps == LOSS_SCALE_GROWTH_INTERVAL
-    scale = jnp.where(grown, loss_scale.scale * 2, loss_scale.scale)
-    return LossScale(
-        scale=jnp.where(finite, scale, jnp.maximum(loss_scale.scale / 2, 1.0)),
-        finite_steps=jnp.where(grown, 0, finite_steps),
-        skipped_steps=jnp.where(finite, 0, loss_scale.skipped_steps + 1),
-    )
 
 
 def _select(condition: jax.Array, yes: Any, no: Any) -> Any:

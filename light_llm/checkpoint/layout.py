@@ -6,16 +6,18 @@
     DIR/.TAG.committed/     the three on their way there, after a crash in between
     DIR/TAG.state.pt        the PyTorch trainer's optimizer state; `llm-convert` alone opens it
 
-A prefix is DIR/TAG, with or without one of the endings.
+A prefix is DIR/TAG, with or without one of the endings. Whoever reads turns it once into a value,
+`Files` or `Checkpoint`, and passes that on.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +28,9 @@ from light_llm.models.transformer.config import TransformerConfig
 WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
 TORCH_STATE = ".state.pt"
 FORMAT = 1
+
+Seen = TypeVar("Seen")
+Result = TypeVar("Result")
 
 
 class Member(NamedTuple):
@@ -45,25 +50,79 @@ class Record(Config):
     files: dict[str, Member] = Field(default_factory=dict)  # by name relative to the tag
 
 
-def split_prefix(prefix: str | Path) -> tuple[Path, str]:
-    """DIR/TAG, with or without one of the endings -> (DIR, TAG)."""
+@dataclass(frozen=True)
+class Files:
+    """Where the members of a tag are, as one look found them; each may be there or not."""
+
+    prefix: Path  # DIR/TAG
+    weights: Path
+    state: Path
+    config: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.prefix.parent
+
+    @property
+    def tag(self) -> str:
+        return self.prefix.name
+
+    @property
+    def torch_state(self) -> Path:
+        """Always beside the others, never in a staging folder."""
+        return self.prefix.with_name(f"{self.tag}{TORCH_STATE}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether weights and config are there."""
+        return bool(self.tag) and self.weights.is_file() and self.config.is_file()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A tag whose config.json was read, once.
+
+    Nothing holds its files in place: before they are read, a run may publish the tag (they move out
+    of the staging folder), replace it or delete it. A reader beside a run goes through `steadily`,
+    which looks again. A writer looks while it holds the directory's lock.
+    """
+
+    files: Files
+    snapshot: Mapping[str, Any]  # the config that it was trained with
+    record: Record | None  # None where another trainer wrote it
+
+
+def locate(prefix: str | Path) -> Files:
+    """The files of DIR/TAG, with or without one of the endings; a committed copy goes first."""
     text = str(prefix).rstrip("/")
     for ending in (WEIGHTS, STATE, CONFIG, TORCH_STATE):
         text = text.removesuffix(ending)
     path = Path(text)
-    return path.parent, path.name
+    directory, tag = path.parent, path.name
+    staging = committed_dir(directory, tag)
+
+    def member(ending: str) -> Path:
+        staged = staging / f"{tag}{ending}"
+        return staged if staged.exists() else directory / f"{tag}{ending}"
+
+    return Files(path, member(WEIGHTS), member(STATE), member(CONFIG))
+
+
+def locate_weights(prefix: str | Path) -> Files:
+    """The files of a prefix or a .safetensors file, which need have no config.json beside it.
+
+    Raises:
+        UserError: there are no weights; lists the tags that are there.
+    """
+    files = locate(prefix)
+    if not files.weights.is_file():
+        raise missing(prefix)
+    return files
 
 
 def committed_dir(directory: Path, tag: str) -> Path:
     """Where a committed tag lies until it is published."""
     return directory / f".{tag}.committed"
-
-
-def member(prefix: str | Path, ending: str) -> Path:
-    """The file or folder of `prefix` with that ending, a committed staging copy first."""
-    directory, tag = split_prefix(prefix)
-    staged = committed_dir(directory, tag) / f"{tag}{ending}"
-    return staged if staged.exists() else directory / f"{tag}{ending}"
 
 
 def tags(directory: Path) -> list[str]:
@@ -75,31 +134,16 @@ def tags(directory: Path) -> list[str]:
         path.name.removeprefix(".").removesuffix(".committed")
         for path in directory.glob(".*.committed")
     }
-    return sorted(tag for tag in published | staged if weights_there(directory / tag))
-
-
-def weights_there(prefix: str | Path) -> bool:
-    return member(prefix, WEIGHTS).is_file() and member(prefix, CONFIG).is_file()
-
-
-def weights_file(path_or_prefix: str | Path) -> Path:
-    """The .safetensors file of a path or prefix.
-
-    Raises:
-        UserError: there is none; lists the tags that are there.
-    """
-    path = member(path_or_prefix, WEIGHTS)
-    if not path.is_file():
-        raise missing(path_or_prefix)
-    return path
+    return sorted(tag for tag in published | staged if locate(directory / tag).complete)
 
 
 def missing(prefix: str | Path) -> UserError:
     """The error for a checkpoint that is not there, naming those that are."""
-    directory, tag = split_prefix(prefix)
+    files = locate(prefix)
+    directory, tag = files.directory, files.tag
     there = tags(directory)
-    if tag and member(prefix, CONFIG).is_file():
-        remedy = f"{member(prefix, WEIGHTS)} is missing beside its {CONFIG}"
+    if tag and files.config.is_file():
+        remedy = f"{files.weights} is missing beside its {CONFIG}"
     elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
     elif not directory.is_dir():
@@ -111,35 +155,30 @@ def missing(prefix: str | Path) -> UserError:
     return UserError(f"{prefix}: there is no checkpoint {tag!r} ({remedy})")
 
 
-def read_config(prefix: str | Path) -> dict[str, Any]:
-    """The whole of the prefix's config.json, with the reserved key `checkpoint` if it is there."""
-    path = member(prefix, CONFIG)
-    if not path.is_file():
-        if member(prefix, WEIGHTS).is_file():
-            raise UserError(
-                f"{path}: the weights have no config beside them; copy the checkpoint's "
-                f"{CONFIG} there"
-            )
-        raise missing(prefix)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable config: {error}; use another tag") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a JSON object; use another tag")
-    return data
-
-
-def read_record(prefix: str | Path) -> Record | None:
-    """What config.json says of the checkpoint itself; None where another trainer wrote it.
+def read_checkpoint(prefix: str | Path) -> Checkpoint:
+    """Find the files of a prefix and read its config.json.
 
     Raises:
-        UserError: the record is not one, or of another format.
+        UserError: no such checkpoint, no config.json, or one that is damaged or of another format.
     """
-    record = read_config(prefix).get("checkpoint")
+    files = locate_weights(prefix)
+    if not files.config.is_file():
+        raise UserError(
+            f"{files.config}: the weights have no config beside them; copy the checkpoint's "
+            f"{CONFIG} there"
+        )
+    try:
+        config = json.loads(files.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{files.config}: not a readable config: {error}; use another tag"
+        ) from None
+    if not isinstance(config, dict):
+        raise UserError(f"{files.config}: must hold a JSON object; use another tag")
+    record = config.pop("checkpoint", None)
     if record is None:
-        return None
-    source = f"{member(prefix, CONFIG)}: checkpoint"
+        return Checkpoint(files, config, None)
+    source = f"{files.config}: checkpoint"
     if not isinstance(record, dict):
         raise UserError(f"{source} must be an object; use another tag")
     valid = validate(Record, record, source)
@@ -148,18 +187,28 @@ def read_record(prefix: str | Path) -> Record | None:
             f"{prefix}: is of checkpoint format {valid.format}, and this version reads {FORMAT}; "
             "use the version that wrote it"
         )
-    return valid
+    return Checkpoint(files, config, valid)
 
 
-def read_snapshot(prefix: str | Path) -> dict[str, Any]:
-    """The config that the checkpoint was trained with, as its config.json holds it."""
-    return {key: value for key, value in read_config(prefix).items() if key != "checkpoint"}
+def steadily(look: Callable[[], Seen], read: Callable[[Seen], Result]) -> Result:
+    """`read` what `look` sees; where that fails and another look sees a change, read again.
+
+    For readers without the directory's lock, beside a run that goes on saving.
+    """
+    seen = look()
+    while True:
+        try:
+            return read(seen)
+        except (OSError, UserError):
+            again = look()
+            if again == seen:
+                raise
+            seen = again
 
 
-def read_model_config(prefix: str | Path) -> TransformerConfig:
+def model_config(checkpoint: Checkpoint) -> TransformerConfig:
     """The `model` section of the checkpoint's config snapshot."""
-    model = read_snapshot(prefix).get("model")
-    path = member(prefix, CONFIG)
+    model, path = checkpoint.snapshot.get("model"), checkpoint.files.config
     if not isinstance(model, dict):
         raise UserError(f"{path}: has no section 'model'; it is no config of a checkpoint")
     return validate(TransformerConfig, model, f"{path}: model")
@@ -174,7 +223,7 @@ def digest(path: Path) -> Member:
     return Member(size, crc)
 
 
-def verify(prefix: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Compare files with the digests of config.json, before anything is parsed.
 
     Args:
@@ -184,21 +233,21 @@ def verify(prefix: str | Path, wanted: Callable[[str], bool] = lambda name: True
         UserError: a file is missing, cut short or changed. A config without digests (as the
             PyTorch trainer writes it) has nothing to compare with and passes.
     """
-    record = read_record(prefix)
-    for name, member_ in record.files.items() if record else ():
+    record = checkpoint.record
+    for name, recorded in record.files.items() if record else ():
         if wanted(name):
-            _verify_file(_path_of(prefix, name), member_)
+            _verify_file(_path_of(checkpoint.files, name), recorded)
 
 
-def _path_of(prefix: str | Path, name: str) -> Path:
+def _path_of(files: Files, name: str) -> Path:
     ending, _, inner = name.partition("/")
-    if ending not in (WEIGHTS, STATE) or ".." in Path(inner).parts or Path(inner).is_absolute():
+    place = {WEIGHTS: files.weights, STATE: files.state}.get(ending)
+    if place is None or ".." in Path(inner).parts or Path(inner).is_absolute():
         raise UserError(
-            f"{member(prefix, CONFIG)}: checkpoint.files names {name!r}, which is no file of a "
+            f"{files.config}: checkpoint.files names {name!r}, which is no file of a "
             "checkpoint; use another tag"
         )
-    path = member(prefix, ending)
-    return path / inner if inner else path
+    return place / inner if inner else place
 
 
 def _verify_file(path: Path, recorded: Member) -> None:

@@ -2,128 +2,120 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
-import sys
+import typing
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from light_llm.errors import UserError
+from light_llm.cli import runner
+from light_llm.configfile import read_mapping, validate
+from light_llm.preprocess.config import (
+    DEFAULT_MIN_FREQUENCY,
+    DEFAULT_TRAIN_CHARACTERS,
+    DEFAULT_VOCAB_SIZE,
+    PreprocessConfig,
+)
 
 if TYPE_CHECKING:
     from light_llm.preprocess.summary import Side, Summary
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = runner.new_app()
+
+# What each field of PreprocessConfig is called in --help: its value's name, and a line.
+FLAGS = {
+    "input": (
+        "PATH",
+        "Text, .jsonl[.gz|.zst] or .parquet file, folder (deep) or glob. Repeatable.",
+    ),
+    "hf_dataset": ("NAME", "Instead: a Hugging Face data set, streamed, or a folder of one."),
+    "hf_config": ("NAME", "Its configuration, such as 20231101.en."),
+    "hf_configs": ("NAME", "Several configurations, each into a subfolder. Repeatable."),
+    "hf_split": ("NAME", "Its split."),
+    "hf_revision": ("NAME", "Its branch, tag or commit on the hub."),
+    "output": ("DIR", "Where train/, val/, tokenizer/ and manifest.json are written."),
+    "include": ("PATTERN", "Of folders and globs, take these. Repeatable."),
+    "exclude": ("PATTERN", "Of folders and globs, leave these. Repeatable."),
+    "text_column": ("NAME", "Column of the text."),
+    "adapter_module": ("MODULE", "Python file or module whose adapt(row) gives a row's text."),
+    "min_length": ("CHARS", "Skip shorter documents."),
+    "tokenizer": ("bpe|char|hf", "The kind to train; hf is loaded from --tokenizer-path."),
+    "tokenizer_path": ("PATH", "Train none, load this: saved, or a Hugging Face name."),
+    "vocab_size": ("N", "Of the BPE to train."),
+    "min_frequency": ("N", "BPE merges no rarer pair than this."),
+    "train_characters": ("N", "BPE is trained on so much text at most."),
+    "save_tokenizer": ("DIR", "Save the tokenizer there too."),
+    "add_special_tokens": ("", "Let the tokenizer's own template add its tokens to each document."),
+    "val_fraction": ("X", "Share of the texts to hold out."),
+    "shuffle_seed": ("N", "Mix the documents' order."),
+    "shard_size": ("TOKENS", "Of a shard, at most."),
+    "workers": ("N", "Processes that tokenize."),
+    "overwrite": ("", "Replace what a former run wrote to DIR."),
+}
+# What None means in a field, where it is a default to tell.
+MEANING_OF_NONE = {
+    "hf_split": "train",
+    "text_column": "the first of text, content, body",
+    "tokenizer": "bpe",
+    "vocab_size": DEFAULT_VOCAB_SIZE,
+    "min_frequency": DEFAULT_MIN_FREQUENCY,
+    "train_characters": DEFAULT_TRAIN_CHARACTERS,
+    "shuffle_seed": "as sorted",
+    "workers": "one per core",
+}
 
 
-def _flag(metavar: str, help: str) -> Any:
-    return typer.Option(metavar=metavar, help=help)
-
-
-@app.command()
-def llm_preprocess(
-    config: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[CONFIG]",
-            help="YAML or JSON file whose keys are the flags, with underscores. Flags override it.",
-        ),
-    ] = None,
-    input: Annotated[
-        list[str] | None,
-        _flag(
-            "PATH", "Text, .jsonl[.gz|.zst] or .parquet file, folder (deep) or glob. Repeatable."
-        ),
-    ] = None,
-    hf_dataset: Annotated[
-        str | None, _flag("NAME", "Instead: a Hugging Face data set, streamed, or a folder of one.")
-    ] = None,
-    hf_config: Annotated[
-        str | None, _flag("NAME", "Its configuration, such as 20231101.en.")
-    ] = None,
-    hf_configs: Annotated[
-        list[str] | None,
-        _flag("NAME", "Several configurations, each into a subfolder. Repeatable."),
-    ] = None,
-    hf_split: Annotated[str | None, _flag("NAME", "Its split.  [default: train]")] = None,
-    hf_revision: Annotated[
-        str | None, _flag("NAME", "Its branch, tag or commit on the hub.")
-    ] = None,
-    output: Annotated[
-        str | None, _flag("DIR", "Where train/, val/, tokenizer/ and manifest.json are written.")
-    ] = None,
-    include: Annotated[
-        list[str] | None, _flag("PATTERN", "Of folders and globs, take these. Repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, _flag("PATTERN", "Of folders and globs, leave these. Repeatable.")
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        _flag("NAME", "Column of the text.  [default: the first of text, content, body]"),
-    ] = None,
-    adapter_module: Annotated[
-        str | None,
-        _flag("MODULE", "Python file or module whose adapt(row) gives a row's text."),
-    ] = None,
-    min_length: Annotated[
-        int | None, _flag("CHARS", "Skip shorter documents.  [default: 1]")
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        _flag(
-            "bpe|char|hf",
-            "The kind to train; hf is loaded from --tokenizer-path.  [default: bpe]",
-        ),
-    ] = None,
-    tokenizer_path: Annotated[
-        str | None, _flag("PATH", "Train none, load this: saved, or a Hugging Face name.")
-    ] = None,
-    vocab_size: Annotated[int | None, _flag("N", "Of the BPE to train.  [default: 8192]")] = None,
-    min_frequency: Annotated[
-        int | None, _flag("N", "BPE merges no rarer pair than this.  [default: 2]")
-    ] = None,
-    train_characters: Annotated[
-        int | None, _flag("N", "BPE is trained on so much text at most.  [default: 200000000]")
-    ] = None,
-    save_tokenizer: Annotated[str | None, _flag("DIR", "Save the tokenizer there too.")] = None,
-    add_special_tokens: Annotated[
-        bool | None,
-        typer.Option(
-            "--add-special-tokens/--no-add-special-tokens",
-            help="Let the tokenizer's own template add its tokens to each document.",
-        ),
-    ] = None,
-    val_fraction: Annotated[
-        float | None, _flag("X", "Share of the texts to hold out.  [default: 0.01]")
-    ] = None,
-    shuffle_seed: Annotated[
-        int | None, _flag("N", "Mix the documents' order.  [default: as sorted]")
-    ] = None,
-    shard_size: Annotated[
-        int | None, _flag("TOKENS", "Of a shard, at most.  [default: 50000000]")
-    ] = None,
-    workers: Annotated[
-        int | None, _flag("N", "Processes that tokenize.  [default: one per core]")
-    ] = None,
-    overwrite: Annotated[
-        bool | None,
-        typer.Option("--overwrite/--no-overwrite", help="Replace what a former run wrote to DIR."),
-    ] = None,
-) -> None:
+def llm_preprocess(config: str | None, version: bool, **flags: Any) -> None:
     """Turn text into parquet token shards for llm-train, and train their tokenizer.
 
     A run that is stopped is continued by the same command.
     """
-    flags = {name: value for name, value in locals().items() if value is not None}
-    path = flags.pop("config", None)
-    from light_llm.configfile import read_mapping, validate
-    from light_llm.preprocess.config import PreprocessConfig
     from light_llm.preprocess.pipeline import preprocess
 
-    given = {} if path is None else read_mapping(path)
-    source = "flags" if path is None else f"{path} and flags" if flags else path
-    print_summary(preprocess(validate(PreprocessConfig, given | flags, source)))
+    set_flags = {name: value for name, value in flags.items() if value is not None}
+    given = {} if config is None else read_mapping(config)
+    source = "flags" if config is None else f"{config} and flags" if set_flags else config
+    print_summary(preprocess(validate(PreprocessConfig, given | set_flags, source)))
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """Of the command line: the config file, a flag for each field of PreprocessConfig, --version.
+
+    A flag that is not given is None, so that it leaves the config file's value.
+    """
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    help = "YAML or JSON file whose keys are the flags, with underscores. Flags override it."
+    path = typer.Argument(metavar="[CONFIG]", help=help)
+    yield inspect.Parameter("config", keyword, default=None, annotation=Annotated[str | None, path])
+    for name, field in PreprocessConfig.model_fields.items():
+        metavar, help = FLAGS[name]
+        default = MEANING_OF_NONE.get(name) if field.default is None else field.default
+        if type(default) in (int, float, str):
+            help += f"  [default: {default}]"
+        kind = _type_of_flag(field.annotation)
+        if kind == bool | None:
+            dashed = name.replace("_", "-")
+            option = typer.Option(f"--{dashed}/--no-{dashed}", help=help)
+        else:
+            option = typer.Option(metavar=metavar, help=help)
+        yield inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])
+    version = Annotated[bool, runner.version_option()]
+    yield inspect.Parameter("version", keyword, default=False, annotation=version)
+
+
+def _type_of_flag(field: Any) -> Any:
+    """What typer checks of a field's value: a number, a switch, or else text."""
+    kinds = {field, *typing.get_args(field)}
+    for kind in (bool, int, float):
+        if kind in kinds:
+            return kind | None
+    return list[str] | None if typing.get_origin(field) is tuple else str | None
+
+
+llm_preprocess.__signature__ = inspect.Signature([*_parameters()])  # type: ignore[attr-defined]
+app.command()(llm_preprocess)
 
 
 def print_summary(summary: Summary) -> None:
@@ -159,22 +151,6 @@ def _describe(side: Side) -> str:
     )
 
 
-class Terminated(BaseException):
-    """By SIGTERM. Not SystemExit, which the code of an adapter may raise too."""
-
-
 def main() -> None:
-    """Exit code 0; 2 with one message on stderr; 128 + n on signal n, to be continued."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
-    try:
-        app()
-    except (UserError, OSError) as error:
-        print(f"llm-preprocess: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Terminated:
-        sys.exit(128 + signal.SIGTERM)
+    # on a signal the run is left in a state from which the same command continues it
+    runner.run("llm-preprocess", app, unwound_by=[signal.SIGTERM])

@@ -1,25 +1,20 @@
 """The attention kernel: the fastest one that the device and the variant allow.
 
-Letters: B batch, T query, S key, R row of a cache, N heads, K kv-heads, G = N/K, H head_dim.
+Letters: B batch, T query, S key, R row of a cache, N heads, K kv-heads, G = N/K, H head_dim,
+X queries of all heads that share a kv head.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from light_jax.models.layers import dropout, matmul_precision
+from light_llm.models.transformer.mask import Span
 
+# Queries are taken in blocks. Few, since each is compiled on its own; and none so small that its
+# matmuls leave a matrix unit idle (a TPU's takes 128 rows).
 MIN_BLOCK, MAX_BLOCKS = 128, 8
-
-
-class Span(NamedTuple):
-    """Query t sees the keys t - left <= s <= t + right; None is unbounded."""
-
-    left: int | None
-    right: int | None
 
 
 def attend(
@@ -40,7 +35,7 @@ def attend(
     first `pad_B` keys of its row, except that of its own position: a softmax over nothing is NaN.
     """
     plain = slopes_N is None and pad_B is None and (key is None or dropout_rate == 0.0)
-    if plain and _cudnn_takes(q_BTNH, v_BSKH, span):
+    if plain and _cudnn_takes(q_BTNH, v_BSKH):
         return jax.nn.dot_product_attention(
             q_BTNH,
             k_BSKH,
@@ -51,7 +46,15 @@ def attend(
             implementation="cudnn",
         )
     return _attend_in_blocks(
-        q_BTNH, k_BSKH, v_BSKH, scale, span, slopes_N, pad_B, dropout_rate, key
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        scale=scale,
+        span=span,
+        slopes_N=slopes_N,
+        pad_B=pad_B,
+        dropout_rate=dropout_rate,
+        key=key,
     )
 
 
@@ -83,7 +86,7 @@ def attend_one(
     return out_BKGH.reshape(B, 1, N, -1)
 
 
-def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array, span: Span) -> bool:
+def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array) -> bool:
     """cuDNN's flash attention: NVIDIA from Ampere on, 16 bits, head_dim a multiple of 8 to 128."""
     head_dim = q_BTNH.shape[-1]
     device = jax.devices()[0]
@@ -136,6 +139,7 @@ def _attend_in_blocks(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
+    *,
     scale: float,
     span: Span,
     slopes_N: jax.Array | None,
@@ -143,46 +147,69 @@ def _attend_in_blocks(
     dropout_rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Blocks of queries, each against the keys it may see: skips the masked part of the scores.
+    """`attend` in blocks of queries, each against the keys that any of them may see.
 
-    The G query heads of a kv head lie side by side, so that a block is one matmul per kv head.
+    The masked part of the scores is thus mostly skipped: eight blocks compute 9/16 of a causal
+    mask's square.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     G = N // K
+    # The G query heads of a kv head lie side by side, so that a block is one matmul per kv head.
     q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     precision = matmul_precision(q_BTNH.dtype)
-    block = max(MIN_BLOCK, -(-T // MAX_BLOCKS))  # few blocks: each is traced on its own
+    block = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
     outs = []
-    for start in range(0, T, block):
+    for start in range(0, T, block):  # unrolled: blocks differ in how many keys they see
         stop = min(start + block, T)
         first = 0 if span.left is None else max(0, start - span.left)
         last = T if span.right is None else min(T, stop + span.right)
         q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * (stop - start), H)
         scores_BKXS = _scores(q_BKXH, k_BKSH[:, :, first:last])
         scores_BKGTS = scores_BKXS.reshape(B, K, G, stop - start, last - first) * scale
-        distance_TS = jnp.arange(start, stop)[:, None] - jnp.arange(first, last)
-        if slopes_N is not None:
-            slopes_KG11 = slopes_N.reshape(K, G, 1, 1)
-            scores_BKGTS -= slopes_KG11 * jnp.abs(distance_TS).astype(jnp.float32)
-        if span.left is not None:
-            scores_BKGTS = jnp.where(distance_TS > span.left, -jnp.inf, scores_BKGTS)
-        if span.right is not None:
-            scores_BKGTS = jnp.where(distance_TS < -span.right, -jnp.inf, scores_BKGTS)
-        if pad_B is not None:
-            empty_B1S = jnp.arange(first, last) < pad_B[:, None, None]
-            hidden_BTS = empty_B1S & (distance_TS != 0)
-            scores_BKGTS = jnp.where(hidden_BTS[:, None, None], -jnp.inf, scores_BKGTS)
+        scores_BKGTS = _masked(
+            scores_BKGTS, range(start, stop), range(first, last), span, slopes_N, pad_B
+        )
+        # softmax in float32, then the compute dtype for the matmul
         probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+        # with one key for all, blocks of one shape would drop the same elements
         block_key = None if key is None else jax.random.fold_in(key, start)
         probs_BKGTS = dropout(probs_BKGTS, dropout_rate, block_key)
-        out_BKXH = jnp.einsum(
-            "bkxs,bksh->bkxh",
-            probs_BKGTS.reshape(B, K, G * (stop - start), last - first),
-            v_BKSH[:, :, first:last],
-            precision=precision,
-        )
+        probs_BKXS = probs_BKGTS.reshape(scores_BKXS.shape)
+        v_visible = v_BKSH[:, :, first:last]
+        out_BKXH = jnp.einsum("bkxs,bksh->bkxh", probs_BKXS, v_visible, precision=precision)
         outs.append(out_BKXH.reshape(B, K, G, stop - start, -1))
     out_BKGTH = jnp.concatenate(outs, axis=3)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
+
+
+def _masked(
+    scores_BKGTS: jax.Array,
+    queries: range,
+    keys: range,
+    span: Span,
+    slopes_N: jax.Array | None,
+    pad_B: jax.Array | None,
+) -> jax.Array:
+    """The scores with alibi's bias, and -inf where a query does not see a key.
+
+    Args:
+        queries, keys: the positions of the T queries and of the S keys.
+    """
+    query_T1 = jnp.arange(queries.start, queries.stop)[:, None]
+    key_S = jnp.arange(keys.start, keys.stop)
+    distance_TS = query_T1 - key_S
+    if slopes_N is not None:
+        slopes_KG11 = slopes_N.reshape(*scores_BKGTS.shape[1:3], 1, 1)
+        # in float32: bfloat16 cannot hold most distances above 256
+        scores_BKGTS -= slopes_KG11 * jnp.abs(distance_TS).astype(jnp.float32)
+    if span.left is not None:
+        scores_BKGTS = jnp.where(distance_TS > span.left, -jnp.inf, scores_BKGTS)
+    if span.right is not None:
+        scores_BKGTS = jnp.where(distance_TS < -span.right, -jnp.inf, scores_BKGTS)
+    if pad_B is not None:
+        empty_B1S = key_S < pad_B[:, None, None]
+        hidden_BTS = empty_B1S & (distance_TS != 0)
+        scores_BKGTS = jnp.where(hidden_BTS[:, None, None], -jnp.inf, scores_BKGTS)
+    return scores_BKGTS

@@ -1,85 +1,22 @@
-"""Attention layers, and the cache that lets them run a token at a time.
-
-Letters: B batch, T query, S key, R row of the cache, N heads, K kv-heads, G = N/K, H head_dim,
-D model.
+"""Attention layers. Letters: B batch, T query, S key, R row of a cache, N heads, K kv-heads,
+G = N/K, H head_dim, D model.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import Linear
-from light_jax.models.transformer.attend import Span, attend, attend_one
+from light_jax.models.transformer.attend import attend, attend_one
+from light_jax.models.transformer.cache import Cache
 from light_jax.models.transformer.positional import Geometry, apply_complex_rope, apply_rope
-from light_llm.models.transformer.config import AttentionConfig, TransformerConfig
-
-MASK = {
-    "causal": lambda cfg: Span(left=None, right=0),
-    "bidirectional": lambda cfg: Span(left=None, right=None),
-    "sliding_window": lambda cfg: Span(left=cfg.window_size, right=0),
-}
-
-
-def span_of(cfg: AttentionConfig) -> Span:
-    """The keys that a query sees under cfg.mask_type."""
-    return MASK[cfg.mask_type](cfg)
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Cache:
-    """One layer's keys (rotated) and values so far: first a prompt's, then those of one token each.
-
-    The column c of a batch lies in row c mod R of the buffers; R is at most what a window shows.
-    A function under jit takes and returns it; in between, its fields change as PyTorch's do.
-    """
-
-    span: Span = field(metadata={"static": True})
-    size: int = field(metadata={"static": True})  # columns that there will be at most
-    pad_B: jax.Array  # columns that stand empty before each row's first token
-    length: jax.Array | int = 0  # columns so far
-    k_BKRH: jax.Array | None = None
-    v_BKRH: jax.Array | None = None
-
-    def positions(self, T: int) -> jax.Array:
-        """Of the next T columns [B, T]; 0 where a row stands empty."""
-        return jnp.maximum(self.length + jnp.arange(T) - self.pad_B[:, None], 0)
-
-    def empty(self, back_R: jax.Array) -> jax.Array:
-        """Which columns [B, R], so far back, stand empty or are not there yet."""
-        return self.length - 1 - back_R < self.pad_B[:, None]
-
-    def fill(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> None:
-        """Begin with the T columns of a prompt."""
-        T, left = k_BTKH.shape[1], self.span.left
-        R = self.size if left is None else min(self.size, left + 1)
-        column_R = (T - 1) - (T - 1 - np.arange(R)) % R  # the last that belongs into each row
-        self.k_BKRH, self.v_BKRH = (
-            jnp.where((column_R >= 0)[:, None], x.transpose(0, 2, 1, 3)[:, :, column_R], 0)
-            for x in (k_BTKH, v_BTKH)
-        )
-        self.length = jnp.int32(T)
-
-    def extend(
-        self, k_B1KH: jax.Array, v_B1KH: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Append one column; returns all keys and values, and how far back [R] each row lies."""
-        assert self.k_BKRH is not None
-        assert self.v_BKRH is not None
-        R = self.k_BKRH.shape[2]
-        row = self.length % R
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=2)
-        self.k_BKRH = put(self.k_BKRH, k_B1KH.transpose(0, 2, 1, 3))
-        self.v_BKRH = put(self.v_BKRH, v_B1KH.transpose(0, 2, 1, 3))
-        self.length = self.length + 1
-        return self.k_BKRH, self.v_BKRH, (row - jnp.arange(R)) % R
+from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import span_of
 
 
 class Attention(nnx.Module):
@@ -136,7 +73,10 @@ class ComplexAttention(nnx.Module):
         cache: Cache | None = None,
     ) -> jax.Array:
         B, T, _ = x_BTD.shape
-        heads = lambda proj: proj(x_BTD).reshape(B, T, -1, self.head_dim)  # noqa: E731
+
+        def heads(proj: Linear) -> jax.Array:
+            return proj(x_BTD).reshape(B, T, -1, self.head_dim)
+
         # q_re·k_re + q_im·k_im is one dot product over both parts laid side by side.
         q_BTNH = jnp.concatenate(
             apply_complex_rope(heads(self.q_re), heads(self.q_im), geometry), axis=-1
@@ -158,7 +98,7 @@ def attend_through(
     key: jax.Array | None,
     cache: Cache | None,
 ) -> jax.Array:
-    """What the queries of a layer gather, from these keys and values and from those cached."""
+    """`attend` over these keys and values and those in the cache, which they join."""
     scale, slopes_N = layer.head_dim**-0.5, geometry.slopes_N
     if cache is not None and cache.k_BKRH is not None:
         k_BKRH, v_BKRH, back_R = cache.extend(k_BTKH, v_BTKH)

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import dropout, split_key
-from light_jax.models.transformer.attention import ATTENTION, Cache
+from light_jax.models.transformer.attention import ATTENTION
+from light_jax.models.transformer.cache import Cache
 from light_jax.models.transformer.ffn import FFN
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import Geometry

@@ -12,9 +12,11 @@ from jax.typing import DTypeLike
 from light_jax.models.layers import Linear, dropout
 from light_llm.models.transformer.config import TransformerConfig
 
-ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
+Activation = Callable[[jax.Array], jax.Array]
+
+ACTIVATION: dict[str, Activation] = {
     "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # erf, as PyTorch's default
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # erf
     "relu": jax.nn.relu,
 }
 

@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 
 from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
 from light_jax.models.remat import rematerialized
-from light_jax.models.transformer.attention import Cache, span_of
 from light_jax.models.transformer.block import Block
+from light_jax.models.transformer.cache import Cache
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import POSITIONAL, Geometry
-from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import past_span_of
 
 
 def _as_is(x: jax.Array) -> jax.Array:
@@ -118,10 +118,5 @@ class Transformer(nnx.Module):
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
         """
-        span = span_of(self.cfg.attention)
-        if span.right != 0:
-            raise UserError(
-                f"model.attention.mask_type={self.cfg.attention.mask_type!r} sees the future, so "
-                f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
-            )
+        span = past_span_of(self.cfg.attention)
         return [Cache(span, size, pad_B) for _ in self.layers]

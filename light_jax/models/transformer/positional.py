@@ -7,7 +7,7 @@ rows of a batch differ, and tables then begin with B, too.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,9 @@ class NoPositions(nnx.Module):
         return Geometry()
 
 
-POSITIONAL: dict[str, Any] = {
+Encoding = Rope | Alibi | Sinusoidal | Learned | NoPositions
+
+POSITIONAL: dict[str, type[Encoding]] = {
     "rope": Rope,
     "alibi": Alibi,
     "sinusoidal": Sinusoidal,

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from light_llm.models.transformer.attention import ATTENTION, Cache
+from light_llm.models.transformer.attention import ATTENTION
+from light_llm.models.transformer.cache import Cache
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.ffn import FFN
 from light_llm.models.transformer.norm import NORM

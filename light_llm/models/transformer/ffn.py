@@ -13,9 +13,11 @@ from light_llm.models.transformer.config import TransformerConfig
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-gelu_erf = functools.partial(F.gelu, approximate="none")
-
-ACTIVATION: dict[str, Activation] = {"silu": F.silu, "gelu": gelu_erf, "relu": F.relu}
+ACTIVATION: dict[str, Activation] = {
+    "silu": F.silu,
+    "gelu": functools.partial(F.gelu, approximate="none"),  # erf
+    "relu": F.relu,
+}
 
 
 class GatedFFN(nn.Module):

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from light_llm.errors import UserError
-from light_llm.models.transformer.attention import Cache, span_of
 from light_llm.models.transformer.block import Block
+from light_llm.models.transformer.cache import Cache
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import past_span_of
 from light_llm.models.transformer.norm import NORM
 from light_llm.models.transformer.positional import POSITIONAL, Geometry
 
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
     def _run(
         self, layer: nn.Module, x_BTD: torch.Tensor, geometry: Geometry, cache: Cache | None
     ) -> torch.Tensor:
-        if not (self.cfg.gradient_checkpointing and self.training and cache is None):
+        if cache is not None or not (self.cfg.gradient_checkpointing and self.training):
             return layer(x_BTD, geometry, cache)
         return checkpoint(layer, x_BTD, geometry, use_reentrant=False)
 
@@ -106,12 +106,7 @@ class Transformer(nn.Module):
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
         """
-        span = span_of(self.cfg.attention)
-        if span.right != 0:
-            raise UserError(
-                f"model.attention.mask_type={self.cfg.attention.mask_type!r} sees the future, so "
-                f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
-            )
+        span = past_span_of(self.cfg.attention)
         return [Cache(span, pad_B) for _ in self.layers]
 
 

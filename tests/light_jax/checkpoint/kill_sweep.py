@@ -132,7 +132,7 @@ def sweep(folder: Path, kills: int, seed: int, fork: bool = True) -> Iterator[st
         if code == -signal.SIGKILL:
             done += 1
             for tag in layout.tags(out):
-                layout.verify(out / tag)
+                layout.verify(layout.read_checkpoint(out / tag))
             yield where
         else:
             assert code == 0, process.log.read_text()
@@ -152,8 +152,10 @@ def _compare(whole: Path, killed: Path) -> None:
     for tag in layout.tags(whole):
         left, right = (folder / f"{tag}.safetensors" for folder in (whole, killed))
         assert left.read_bytes() == right.read_bytes(), tag
-        assert layout.read_record(whole / tag).step == layout.read_record(killed / tag).step
-        layout.verify(killed / tag)
+        expected = layout.read_checkpoint(whole / tag)
+        found = layout.read_checkpoint(killed / tag)
+        assert expected.record.step == found.record.step
+        layout.verify(found)
     assert metrics(killed, timeless=True) == metrics(whole, timeless=True)
     assert not list(killed.glob(".*.writing")) + list(killed.glob(".*.committed"))
 

@@ -48,10 +48,10 @@ def stopped_run(tmp_path_factory):
         config = write_config(folder / "c.yaml", checkpoint_dir=str(folder / "out"), **CHANGES)
         for stop in [*stops, STEPS]:
 
-            def step(log, number, values, stop=stop):
+            def step(log, number, rate, values, stop=stop):
                 if number == stop < STEPS:
                     os.kill(os.getpid(), signal.SIGTERM)
-                real_step(log, number, values)
+                real_step(log, number, rate, values)
 
             with pytest.MonkeyPatch.context() as inner:
                 inner.setattr(Log, "step", step)

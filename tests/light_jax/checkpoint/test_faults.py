@@ -80,9 +80,10 @@ def save(directory: Path, step: int) -> None:
 def newest(directory: Path) -> int:
     """The step of the newest tag; every tag that can be seen is whole, and of one step."""
     for tag in layout.tags(directory):
-        layout.verify(directory / tag)
-        step = layout.read_record(directory / tag).step
-        assert layout.weights_file(directory / tag).read_bytes() == b"weights %d" % step
+        checkpoint = layout.read_checkpoint(directory / tag)
+        layout.verify(checkpoint)
+        step = checkpoint.record.step
+        assert checkpoint.files.weights.read_bytes() == b"weights %d" % step
     return max(tag.step for tag in store.own_tags(directory))
 
 
@@ -177,6 +178,37 @@ def test_a_failing_call_is_an_error_and_leaves_the_tag_before(tmp_path, monkeypa
     assert at > 60
 
 
+def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
+    """Between its look and its reading a tag is published, then replaced, then deleted."""
+    best = tmp_path / "best"
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "publish", lambda directory, tag: None)
+        save(tmp_path, 2)  # committed, as if the process had ended before it was published
+    seen: list[layout.Checkpoint] = []
+
+    def step_read(meanwhile):
+        def read(checkpoint: layout.Checkpoint) -> bytes:
+            seen.append(checkpoint)
+            if len(seen) == 1:
+                meanwhile()
+            layout.verify(checkpoint)
+            return checkpoint.files.weights.read_bytes()
+
+        seen.clear()
+        return layout.steadily(lambda: layout.read_checkpoint(best), read)
+
+    assert step_read(lambda: protocol.recover(tmp_path)) == b"weights 2"
+    assert [checkpoint.record.step for checkpoint in seen] == [2, 2]
+    assert step_read(lambda: save(tmp_path, 3)) == b"weights 3"
+    assert [checkpoint.record.step for checkpoint in seen] == [2, 3]
+    with pytest.raises(UserError, match="CRC-32"):  # nobody wrote: the damage is told
+        step_read(lambda: seen[0].files.weights.write_bytes(b"weights 4"))
+    assert len(seen) == 1
+    with pytest.raises(UserError, match="there is no checkpoint 'best'"):
+        step_read(lambda: protocol.delete(tmp_path, "best"))
+
+
 def test_symlinks_lead_nowhere(tmp_path):
     """A folder of traps: what they point to is neither written nor deleted."""
     out, outside = tmp_path / "out", tmp_path / "outside"
@@ -206,7 +238,7 @@ def test_symlinks_lead_nowhere(tmp_path):
         record["checkpoint"]["files"] = {name: [2, 0]}
         (out / "best.config.json").write_text(json.dumps(record))
         with pytest.raises(UserError, match="which is no file of a checkpoint"):
-            layout.verify(out / "best")
+            layout.verify(layout.read_checkpoint(out / "best"))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +263,7 @@ def test_every_damage_of_every_file_is_told_by_name(trained, tmp_path, monkeypat
     for tag in ("best", "final"):
         for path in list(out.glob(f"{tag}.*")):
             disk.remove(path)
-    recorded = layout.read_record(out / "step0000003").files
+    recorded = layout.read_checkpoint(out / "step0000003").record.files
     paths = {f"step0000003{name}": out / f"step0000003{name}" for name in recorded}
     assert len(paths) > 8
     damages = 0
@@ -265,7 +297,7 @@ def test_every_damage_of_every_file_is_told_by_name(trained, tmp_path, monkeypat
         store.find("out/step0000003", out)
     assert run_config("c.yaml", "auto") == 0  # trains the third step again
     for tag in ("best", "final", "step0000003"):
-        layout.verify(out / tag)
+        layout.verify(layout.read_checkpoint(out / tag))
         assert_same_weights(out / f"{tag}.safetensors", trained / f"out/{tag}.safetensors")
     assert metrics(out, timeless=True) == metrics(trained / "out", timeless=True)
 
@@ -327,7 +359,7 @@ def test_a_full_disk_fails_the_next_save_or_the_end(saver, cut_off):
         tags = set(layout.tags(made.directory))
         assert tags == {"step0000001"} if told else tags >= {"step0000001", "step0000002"}
         for tag in tags:
-            layout.verify(made.directory / tag)
+            layout.verify(layout.read_checkpoint(made.directory / tag))
             protocol.delete(made.directory, tag)
 
 
@@ -360,7 +392,7 @@ def test_the_loop_goes_on_while_a_save_is_under_way(saver, monkeypatch):
         jax.tree.map(lambda x: x.sharding, state.weights),
     )
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), saved, expected))
-    one, two = (layout.member(made.directory / t, ".safetensors") for t in ("best", "step0000001"))
+    one, two = (layout.locate(made.directory / t).weights for t in ("best", "step0000001"))
     assert one.samefile(two)
 
 

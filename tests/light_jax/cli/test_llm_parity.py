@@ -8,14 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from in_process import call
 from safetensors.numpy import load_file, save_file
 from tiny_runs import REFERENCE, command, write_config
-from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from light_jax.cli.parity import app
+from light_jax.cli.parity import main
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def folder(reference_run, monkeypatch):
 
 
 def parity(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+    return call(main, *args)
 
 
 def test_a_checkpoint(folder):

@@ -13,7 +13,8 @@ from architectures import build, lively_params, tiny, tokens_for
 from flax import nnx
 
 from light_jax.models.layers import dropout
-from light_jax.models.transformer.attend import Span, attend
+from light_jax.models.transformer.attend import attend
+from light_llm.models.transformer.mask import Span
 
 SILU_2, GELU_2 = 2 / (1 + math.exp(-2)), 1 + math.erf(2**0.5)  # of 2
 

@@ -13,7 +13,7 @@ from architectures import DIMENSIONS, build, lively, lively_params, tiny, tokens
 from flax import nnx
 
 from light_jax.models.transformer import attend as kernel
-from light_jax.models.transformer.attend import Span, attend
+from light_jax.models.transformer.attend import attend
 from light_jax.models.transformer.positional import (
     Rope,
     alibi_slopes,
@@ -21,6 +21,7 @@ from light_jax.models.transformer.positional import (
     apply_rope,
 )
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import Span
 
 WINDOWED = {"mask_type": "sliding_window", "window_size": 3}
 

@@ -27,7 +27,7 @@ from light_jax.config import TrainingConfig, load_config
 from light_jax.torch_runs.bridge import export_tag, import_tag
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
-from light_llm.checkpoint.layout import read_record
+from light_llm.checkpoint.layout import read_checkpoint
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")
@@ -170,14 +170,14 @@ def test_a_run_goes_to_pytorch_and_comes_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = write_config(tmp_path / "c.yaml", num_steps=3)
     assert run_config(config) == 0
-    run = read_record("out/final").run
+    run = read_checkpoint("out/final").record.run
     export_tag("out/final")
     torch_run = TorchRun(load_config(config), load_transformer("out/final"))
     torch_run.load(torch_load(tmp_path / "out/final.state.pt"))
     torch_run.train_to(5)
     torch_run.save(tmp_path / "out", "step0000005")
     import_tag("out/step0000005")
-    assert read_record("out/step0000005").run == run
+    assert read_checkpoint("out/step0000005").record.run == run
     write_config(config, num_steps=6)
     assert run_config("c.yaml", "auto") == 0
     assert len(column(tmp_path / "out", "train/loss")) == 3 + 1
@@ -225,7 +225,9 @@ def test_tags_of_one_folder_are_one_run_and_another_run_is_refused(tmp_path, mon
     for tag, updates in [("step0000002", 2), ("step0000001", 1), ("best", 1)]:
         foreign_tag(tmp_path / "out", tag, updates)
         import_tag(f"out/{tag}")
-    records = [read_record(f"out/{tag}") for tag in ("step0000001", "step0000002", "best")]
+    records = [
+        read_checkpoint(f"out/{tag}").record for tag in ("step0000001", "step0000002", "best")
+    ]
     assert len({record.run for record in records}) == 1
     foreign_tag(tmp_path / "out", "step0000003", 3, seed=1)
     with pytest.raises(UserError, match=r"another run, that of step0000002.*\n  seed: 42 -> 1"):

@@ -217,7 +217,7 @@ def test_whatever_a_state_holds_it_is_taken_or_refused(tmp_path):
                 node = node[key]
             node[last] = junk
             try:
-                torch_tag.from_torch(data, cfg, 1000, "x")
+                torch_tag.state_from_torch(data, cfg, 1000, "x")
                 taken += 1
             except UserError:
                 refused += 1
@@ -249,10 +249,9 @@ def test_pickles_are_opened_in_one_place():
         )
         for path in files
     }
-    assert loads.pop(
-        "light_llm/preprocess/encode.py"
-    )  # not of files: what a process and its own workers say
-    numpy = loads.pop("light_jax/training/nonfinite.py")
+    # not of files: what a process and its own workers say
+    assert loads.pop("light_llm/preprocess/encode.py")
+    numpy = loads.pop("light_jax/training/replay.py")
     assert all("allow_pickle=False" in call for call in numpy)
     pickles = "light_jax/torch_runs/file.py"
     assert {name: len(found) for name, found in loads.items() if found} == {pickles: 1}

@@ -13,8 +13,8 @@ from tiny_runs import REFERENCE, TINY, command, metrics, write_config
 
 from light_jax.data import TokenStream
 from light_jax.training.loop import run_config
-from light_jax.training.nonfinite import NonFinite, replay
-from light_llm.errors import UserError
+from light_jax.training.replay import replay
+from light_llm.errors import NonFinite, UserError
 
 
 def shard(folder, name="s.parquet", column="tokens", ids=(1, 2, 3) * 40):

@@ -10,7 +10,7 @@ from tiny_runs import TINY, column, merged
 
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
-from light_llm.checkpoint.layout import read_model_config
+from light_llm.checkpoint.layout import model_config, read_checkpoint
 from light_llm.models.transformer import Transformer
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -34,7 +34,7 @@ def test_trains_and_loads_in_pytorch(path, tmp_path, monkeypatch):
     assert run_config("c.yaml") == 0
     assert len(column(Path("out"), "train/loss")) == 2
 
-    cfg = read_model_config("out/best")
+    cfg = model_config(read_checkpoint("out/best"))
     model = Transformer(cfg)
     model.load_state_dict(load_file("out/best.safetensors"), strict=True)
     tokens = torch.arange(10)[None]

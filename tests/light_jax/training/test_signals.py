@@ -115,5 +115,5 @@ def test_two_processes_commit_the_same_step(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], told
     (tag,) = layout.tags(tmp_path / "out")
     assert f"step={int(tag.removeprefix('step'))}" in told[0]
-    layout.verify(tmp_path / "out" / tag)
+    layout.verify(layout.read_checkpoint(tmp_path / "out" / tag))
     assert column(tmp_path / "out", "step")[-1] <= int(tag.removeprefix("step"))

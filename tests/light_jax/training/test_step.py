@@ -20,9 +20,6 @@ from light_jax.parallel.sharding import make_mesh
 from light_jax.training.loss import cross_entropy_sum
 from light_jax.training.optimizer import clip_scale, learning_rate, make_optimizer
 from light_jax.training.step import (
-    INITIAL_LOSS_SCALE,
-    LOSS_SCALE_GROWTH_INTERVAL,
-    MAX_SKIPS,
     init_params,
     init_state,
     make_eval_step,
@@ -30,6 +27,7 @@ from light_jax.training.step import (
     params_of,
     summed_loss,
 )
+from light_jax.training.verdict import INITIAL_LOSS_SCALE, LOSS_SCALE_GROWTH_INTERVAL, MAX_SKIPS
 
 
 def config(**changes) -> TrainingConfig:

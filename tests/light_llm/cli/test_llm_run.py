@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from in_process import Ended, call
 from safetensors.torch import save_file
 from torch_cases import lively, tiny
-from typer.testing import CliRunner, Result
 
-from light_llm.cli.run import app
+from light_llm.cli.run import main
 from light_llm.generate import generate
 from light_llm.sampling import Sampling
 from light_llm.tokenizer import load_tokenizer, train_bpe, train_char
@@ -36,9 +36,9 @@ def console_script(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
 
 
-def llm_run(*arguments: object) -> Result:
+def llm_run(*arguments: object, input: str = "") -> Ended:
     """The same command line in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return call(main, *arguments, input=input)
 
 
 def save_checkpoint(folder: Path, **config: Any) -> Path:
@@ -102,7 +102,7 @@ def test_jax_writes_the_same_text(checkpoint):
 def test_interactive_continues_each_line_and_survives_a_bad_one(checkpoint):
     lines = f"the cat\n\n{'the' * 17}\nthe dog\n"
     flags = ["--checkpoint", str(checkpoint), "--interactive", "--seed", "3", "--max-tokens", "5"]
-    done = CliRunner().invoke(app, flags, input=lines)
+    done = llm_run(*flags, input=lines)
     assert done.exit_code == 0, done.stderr
     alone = [
         llm_run(*flags[:2], *flags[3:], "--prompt", prompt).stdout

@@ -7,7 +7,8 @@ import torch
 from torch_cases import DECODABLE, lively, tiny, tokens_for
 
 from light_llm.errors import UserError
-from light_llm.models.transformer.attention import Cache, Span
+from light_llm.models.transformer.cache import Cache
+from light_llm.models.transformer.mask import Span
 
 
 @pytest.mark.parametrize("chunks", [[1] * 24, [9, 1, 1, 5, 8], [24]], ids=["ones", "uneven", "all"])

@@ -10,7 +10,8 @@ from torch import nn
 from torch_cases import CASES, DECODABLE, REFERENCE, lively, reference_config, tiny, tokens_for
 
 from light_llm.models.transformer import Transformer
-from light_llm.models.transformer.attention import Span, attend
+from light_llm.models.transformer.attend import attend
+from light_llm.models.transformer.mask import Span
 from light_llm.models.transformer.positional import (
     Geometry,
     Rope,

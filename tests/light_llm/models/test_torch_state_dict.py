@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 from torch_cases import CASES, REFERENCE, lively, reference_config, tiny, tokens_for
 
 from light_llm.models.transformer import Transformer, TransformerConfig
-from light_llm.models.transformer.attention import ATTENTION, MASK
+from light_llm.models.transformer.attention import ATTENTION
 from light_llm.models.transformer.block import PLACEMENT
 from light_llm.models.transformer.ffn import ACTIVATION, FFN
+from light_llm.models.transformer.mask import MASK
 from light_llm.models.transformer.norm import NORM
 from light_llm.models.transformer.positional import POSITIONAL
 
@@ -96,6 +98,26 @@ def test_a_model_can_be_built_without_memory_and_filled():
     assert model.lm_head.weight is model.tok_emb.weight
     tokens = tokens_for(model.cfg, 1, 5)
     torch.testing.assert_close(model(tokens), source(tokens), rtol=0, atol=0)
+
+
+def test_loading_and_writing_import_no_compiler():
+    """torch._dynamo takes seconds to import, and a model that is only run needs none of it."""
+    code = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from torch_cases import CASES, REFERENCE, reference_config
+from light_llm.checkpoint import load_transformer
+from light_llm.generate import generate
+from light_llm.sampling import Sampling
+for case in CASES:
+    cfg = reference_config(case)
+    model = load_transformer(REFERENCE / case / "weights.safetensors", cfg)
+    if cfg.attention.mask_type != "bidirectional":
+        list(generate(model, [1, 2], Sampling(max_tokens=2)))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("strict", [False, True])

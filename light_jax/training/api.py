@@ -1,0 +1,62 @@
+"""`light_jax.train`: a training run, started from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from light_jax.config import TrainingConfig, load_config
+from light_jax.parallel.hosts import initialize
+from light_llm.checkpoint import layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run of `train` ended."""
+
+    config: TrainingConfig
+    stopped_by: int | None
+    """The signal that stopped it, None if it reached num_steps. `resume="auto"` continues it."""
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.config.checkpoint_dir)
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the least validation loss, as `load_transformer` takes it."""
+        return self._tag("best")
+
+    @property
+    def final(self) -> Path | None:
+        """The checkpoint after the last step; None before it."""
+        return self._tag("final")
+
+    def _tag(self, name: str) -> Path | None:
+        return self.directory / name if name in layout.tags(self.directory) else None
+
+
+def train(config: str | Path, resume: str | None = None) -> Result:
+    """Train as `llm-train CONFIG [--resume …]` does, and print what it prints.
+
+    To be called from the main thread: SIGTERM and Ctrl-C commit a checkpoint and end the run.
+
+    Args:
+        config: a config file. Not a TrainingConfig: the run keeps a copy of the file, and names
+            it in the commands that it tells.
+        resume: a checkpoint (checkpoints/my-run/step0005000), or "auto" for the newest complete
+            one of the config's checkpoint_dir, if there is any.
+
+    Raises:
+        UserError: the config, its data or the checkpoint cannot be used.
+        NonFinite: the loss or the gradients stopped being finite; the last checkpoint is intact.
+    """
+    if not jax.distributed.is_initialized():
+        initialize()  # before anything touches a device
+    from light_jax.training.loop import run_config
+
+    cfg = load_config(config)
+    code = run_config(config, resume)
+    return Result(cfg, code - 128 if code else None)

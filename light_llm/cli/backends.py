@@ -1,0 +1,99 @@
+"""The two frameworks in which llm-run writes. Each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from light_llm.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+    import torch
+
+    from light_llm.sampling import Sampling
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+Generate = Callable[["list[int]", "Sampling", "int | None"], Iterator[int]]
+
+
+def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
+            "--backend jax"
+        ) from None
+
+    from light_llm.checkpoint.loading import load_transformer
+    from light_llm.generate import generate
+
+    chosen = str(_torch_device(device))
+    model = load_transformer(checkpoint, device=chosen, dtype=getattr(torch, dtype))
+    return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
+
+
+def _torch_device(name: str | None) -> torch.device:
+    """The device of that name, else the fastest there is.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["cpu"] = True
+    if name is None:
+        return torch.device(next(kind for kind, available in there.items() if available))
+    legal = ", ".join(kind for kind, available in there.items() if available)
+    kind, index = _split_device(name, "cpu", "cuda", "mps")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there[kind] or index >= count:
+        raise UserError(f"--device={name!r} is not available to PyTorch here; use {legal}")
+    return torch.device(kind, index)
+
+
+def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
+    import jax
+
+    from conversion import load_jax
+    from light_jax.generate import generate, moved
+
+    chosen = _jax_device(device)
+    with jax.default_device(jax.devices("cpu")[0]):
+        model = moved(load_jax(checkpoint), dtype, chosen)
+    return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
+
+
+def _jax_device(name: str | None) -> jax.Device:
+    """The device of that name, else JAX's own choice.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import jax
+
+    if name is None:
+        return jax.devices()[0]
+    kind, index = _split_device(name, "cpu", "cuda", "tpu")
+    try:
+        return jax.devices(kind)[index]
+    except (RuntimeError, IndexError):
+        here = ", ".join(sorted({jax.default_backend(), "cpu"}))
+        raise UserError(f"--device={name!r} is not available to JAX here; use {here}") from None
+
+
+def _split_device(name: str, *kinds: str) -> tuple[str, int]:
+    """`cuda:1` -> ("cuda", 1); without a number, the first."""
+    match = re.fullmatch(rf"({'|'.join(kinds)})(?::([0-9]{{1,4}}))?", name)
+    if match is None:
+        raise UserError(
+            f"--device={name!r} must be {', '.join(kinds)}, or one with a number: cuda:1"
+        )
+    return match[1], int(match[2] or 0)
+
+
+BACKEND: dict[str, Callable[[str, str | None, str], Generate]] = {"torch": _torch, "jax": _jax}

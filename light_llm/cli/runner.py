@@ -1,0 +1,164 @@
+"""How every command starts and ends: its signals, its one message on stderr, its exit code.
+
+0 done, 2 what was asked cannot be done, 3 training is not finite, 128 + n ended by signal n.
+Imports nothing heavy, so that `--help` and a mistyped flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable
+from importlib import metadata
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from light_llm import __version__
+from light_llm.errors import NonFinite, UserError
+
+# The base of what typer raises for a wrong command line; it exports BadParameter alone.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+DEVICES = "import jax; all = jax.devices(); print(len(all), all[0].device_kind)"
+DEVICES_TIMEOUT = 20  # seconds: an accelerator that others hold may never answer
+
+
+class Stopped(BaseException):
+    """By a signal. Not SystemExit, which a user's own code, as an adapter, may raise too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def new_app() -> typer.Typer:
+    """An app in the family's look: plain help, plain tracebacks of what is a bug."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def version_option(*, devices: bool = False) -> Any:
+    """`--version`; with the devices that JAX sees, for a command that needs it anyway."""
+
+    def show(context: typer.Context, wanted: bool) -> None:
+        if wanted:
+            print(f"{context.find_root().info_name} of light-llm-jax {__version__}")
+            print(f"python {platform.python_version()}")
+            for package in ("jax", "torch"):
+                print(f"{package} {_installed(package)}")
+            if devices:
+                sys.stdout.flush()  # the devices can take seconds
+                print(f"devices {_devices()}")
+            raise typer.Exit
+
+    return typer.Option(
+        "--version", callback=show, is_eager=True, help="Show the versions in use and exit."
+    )
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "is not installed"
+
+
+def _devices() -> str:
+    """How many and which. A process of its own asks, since it can be given up."""
+    command = [sys.executable, "-P", "-c", DEVICES]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEVICES_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"do not answer within {DEVICES_TIMEOUT} s"
+    lines = (done.stderr if done.returncode else done.stdout).splitlines()
+    return lines[-1] if lines else "unknown"
+
+
+def run(
+    name: str,
+    app: typer.Typer,
+    *,
+    ended_by: Iterable[signal.Signals] = (),
+    unwound_by: Iterable[signal.Signals] = (),
+) -> NoReturn:
+    """Run the command of `app` on sys.argv, and exit.
+
+    Args:
+        ended_by: signals that end the process at once, as if it did not know them. For a command
+            that has nothing to put in order, or does not yet.
+        unwound_by: signals that raise `Stopped`, so that `finally` and `with` put things in order.
+    """
+    for number in ended_by:
+        signal.signal(number, signal.SIG_DFL)
+    for number in unwound_by:
+        signal.signal(number, _unwind)
+    warnings.showwarning = _show_warning
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
+    sys.exit(_exit_code(name, app))
+
+
+def _exit_code(name: str, app: typer.Typer) -> int:
+    try:
+        code = _invoke(name, app)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is told here, and not as the interpreter ends
+        return code
+    except UsageError as error:
+        problem = " ".join(error.format_message().split()).rstrip(".")
+        command = name if error.ctx is None else error.ctx.command_path
+        return _told(name, f"{problem} (see {command} --help)", 2)
+    except UserError as error:
+        return _told(name, error, 2)
+    except NonFinite as error:
+        return _told(name, error, 3)
+    except Stopped as stop:
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # what reads the output, as `| head`, has ended
+        _flush_or_drop()
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # a name too long for the file system, a full disk behind `>`
+        where = "" if error.filename is None else f"{str(error.filename)[:80]}: "
+        return _told(name, f"{where}{error.strerror or error}", 2)
+
+
+def _invoke(name: str, app: typer.Typer) -> int:
+    """What typer's own `main` does, without its ways to end."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context(name, sys.argv[1:]) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:  # of --help and --version
+        return end.exit_code
+
+
+def _told(name: str, message: object, code: int) -> int:
+    _flush_or_drop()
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"{name}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _flush_or_drop() -> None:
+    """Write what was printed, and drop what cannot be: at its end Python would try once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,42 @@
+"""Masks: which keys a query sees. The same numbers for both models; imports neither framework."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from light_llm.errors import UserError
+from light_llm.models.transformer.config import AttentionConfig
+
+
+class Span(NamedTuple):
+    """Query t sees the keys t - left <= s <= t + right; None is unbounded."""
+
+    left: int | None
+    right: int | None
+
+
+MASK = {
+    "causal": lambda cfg: Span(left=None, right=0),
+    "bidirectional": lambda cfg: Span(left=None, right=None),
+    "sliding_window": lambda cfg: Span(left=cfg.window_size, right=0),
+}
+
+
+def span_of(cfg: AttentionConfig) -> Span:
+    """The keys that a query sees under cfg.mask_type."""
+    return MASK[cfg.mask_type](cfg)
+
+
+def past_span_of(cfg: AttentionConfig) -> Span:
+    """`span_of` for a model that writes text token by token.
+
+    Raises:
+        UserError: the mask shows the future, so that each new token would change all earlier ones.
+    """
+    span = span_of(cfg)
+    if span.right != 0:
+        raise UserError(
+            f"model.attention.mask_type={cfg.mask_type!r} sees the future, so "
+            f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
+        )
+    return span
