@@ -113,5 +113,5 @@ def _check_number(number: int, length: int, claims: str, what: str) -> None:
         raise UserError(
             f"{claims} {number:,} {what} in {length:,} bytes; more than {MANY:,} must not be more "
             f"than {PER_BYTE} a byte, or a few bytes would take all memory. If they are honest, "
-            "write them in smaller row groups"
+            "write them in smaller row groups, and several files"
         )
