@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.pages import PER_BYTE, check_pages
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MANY = 2**26
 """Values of a column in a row group, and rows of a file, that are taken without a question."""
-PER_BYTE = 256
-"""Beyond that, so many for each byte that they take in the file. Text takes about one byte a token;
-what exceeds this is one value repeated, as in padding."""
+# Beyond that, PER_BYTE for each byte that they take in the file. Text takes about one byte a token;
+# what exceeds PER_BYTE is one value repeated, as in padding.
 
 
 def footer_fits(length: int, size: int) -> bool:
@@ -34,12 +35,19 @@ def footer_fits(length: int, size: int) -> bool:
     return length + 12 <= size and length <= max(given.SMALL, size // 8)
 
 
+@dataclass(frozen=True)
+class Opened:
+    file: pq.ParquetFile
+    longest: int
+    """Bytes of a value that a dictionary holds, at most: rows of it can repeat it for nothing."""
+
+
 @contextlib.contextmanager
-def opened(path: Path, columns: str | None = None) -> Iterator[pq.ParquetFile]:
+def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
     """A parquet file to read `columns` of, the name of one or None for all, once its claims hold.
 
     Raises:
-        UserError: as `given.open_regular` and `check_claims`.
+        UserError: as `given.open_regular`, `check_claims` and `check_pages`.
         pa.ArrowException, OSError: it is no parquet file.
     """
     import pyarrow.parquet as pq
@@ -52,8 +60,19 @@ def opened(path: Path, columns: str | None = None) -> Iterator[pq.ParquetFile]:
             raise UserError(f"{path}: claims a footer of {length:,} bytes in a file of {size:,}")
         stream.seek(0)
         with pq.ParquetFile(stream) as file:
-            check_claims(file.metadata, size, path, leaves(file.metadata, columns))
-            yield file
+            metadata, read = file.metadata, leaves(file.metadata, columns)
+            check_claims(metadata, size, path, read)
+            longest = 0
+            for number in range(metadata.num_row_groups):
+                for leaf in read:
+                    column = metadata.row_group(number).column(leaf)
+                    try:
+                        longest = max(longest, check_pages(stream.fileno(), column))
+                    except ValueError as error:
+                        raise UserError(
+                            f"{path}: row group {number} is corrupt ({error}); write it again"
+                        ) from None
+            yield Opened(file, longest)
 
 
 def leaves(metadata: pq.FileMetaData, column: str | None) -> list[int]:

@@ -53,5 +53,5 @@ def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np
             if not file.is_file():
                 raise UserError(f"{file}: there is no such shard (looked from {Path.cwd()})")
             with opened(file, TOKENS) as shard:
-                for batch in shard.iter_batches(columns=[TOKENS]):
+                for batch in shard.file.iter_batches(columns=[TOKENS]):
                     yield batch.column(0).flatten().to_numpy()

@@ -71,9 +71,9 @@ def counts(path: Path) -> tuple[int, int]:
     import pyarrow.compute as pc
 
     try:
-        with opened(path, LENGTH) as file:
+        with opened(path, LENGTH) as shard:
             documents, tokens = 0, 0
-            for batch in file.iter_batches(columns=[LENGTH]):
+            for batch in shard.file.iter_batches(columns=[LENGTH]):
                 documents += batch.num_rows
                 tokens += pc.sum(batch.column(0)).as_py() or 0
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -23,6 +23,8 @@ PIECE_CHARS = 2**20
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read whole."""
 BATCH = 256
+BATCH_BYTES = 2**28
+"""Rows of parquet that are read at once, and what values that are repeated may come to."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
 
     source = printable(path)
     try:
-        with opened(path) as file:
-            schema = file.schema_arrow
+        with opened(path) as parquet:
+            schema = parquet.file.schema_arrow
             column = rows.field(schema.names, source)
             if column is not None:
                 if schema.names.count(column) > 1:
@@ -161,7 +163,8 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
             row = 0
-            for batch in file.iter_batches(batch_size=BATCH, columns=column and [column]):
+            size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
+            for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
                 values = batch.to_pylist() if column is None else batch.column(0).to_pylist()
                 for value in values:
                     where = f"{source}:{row}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import resource
 import shutil
 import stat
 import subprocess
@@ -393,19 +392,15 @@ def test_a_manifest_tells_paths_from_the_working_directory(
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
 
 
-def limited(*flags: object, cwd: Path, file_size: int) -> subprocess.CompletedProcess[str]:
+def limited(*flags: object, cwd: Path, kilobytes: int) -> subprocess.CompletedProcess[str]:
     """The command where no file can grow beyond a size, as on a full disk."""
-
-    def limit() -> None:
-        os.umask(0o027)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
+    limit = f'umask 027; ulimit -f {kilobytes}; exec "$@"'
+    command = [str(BIN / "llm-preprocess"), *map(str, flags)]
     return subprocess.run(
-        [str(BIN / "llm-preprocess"), *map(str, flags)],
+        ["bash", "-c", limit, "bash", *command],
         cwd=cwd,
         capture_output=True,
         text=True,
-        preexec_fn=limit,
         timeout=120,
     )
 
@@ -413,13 +408,13 @@ def limited(*flags: object, cwd: Path, file_size: int) -> subprocess.CompletedPr
 def test_a_full_disk_is_a_message_and_what_was_done_is_continued(text: Path, tmp_path: Path):
     flags = ("--input", text, "--output", "out", "--tokenizer", "char", "--workers", 1)
     flags += ("--shard-size", 2_000_000, "--save-tokenizer", "copy")
-    for size in (0, 300, 4_000, 20_000):
-        done = limited(*flags, cwd=tmp_path, file_size=size)
+    for kilobytes in (0, 1, 4, 20):
+        done = limited(*flags, cwd=tmp_path, kilobytes=kilobytes)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         assert "Exception ignored" not in done.stderr
         assert done.stderr.splitlines()[-1].startswith("llm-preprocess: ")
-    done = limited(*flags, cwd=tmp_path, file_size=2**30)
+    done = limited(*flags, cwd=tmp_path, kilobytes=2**20)
     assert done.returncode == 0, done.stderr
     for folder in (tmp_path / "out", tmp_path / "copy"):
         for path in [folder, *folder.rglob("*")]:
