@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from light_llm.cli import runner
+from light_llm.printing import printable, shown
 
 if TYPE_CHECKING:
     from light_jax.data.stats import Stats
@@ -53,16 +54,16 @@ def stats(
     counted = count(path, "PATH")
     for name, value in describe(counted):
         print(f"{name:<12} {value}")
-    print(f"{'tokenizer':<12} {note}")
+    print(f"{'tokenizer':<12} {printable(note)}")
     _doubt(known, counted.ids[0].tolist()[-1:])
     if top:
         print(f"\nthe {min(top, len(counted.ids[0]))} most common tokens")
         for token, times in counted.most_common(top):
             text = "" if known is None else f"  {known.decode([token], False)!r}"
-            print(f"{token:>12} {times:>16,} {times / counted.tokens:8.3%}{text}")
+            print(printable(f"{token:>12} {times:>16,} {times / counted.tokens:8.3%}{text}"))
     if not no_png:
         draw(counted, " ".join(path), png)
-        print(f"\ndrawn in {png}")
+        print(f"\ndrawn in {printable(str(png))}")
 
 
 @app.command()
@@ -87,11 +88,11 @@ def show(
     print(f" (seq_len {seq_len}, seed {seed})")
     for shard, first, last in stream.locate(window):
         rows = f"row {first}" if first == last else f"rows {first} to {last}"
-        print(f"shard     {shard}: {rows}")
-    print(f"tokenizer {note}")
+        print(f"shard     {printable(shard)}: {rows}")
+    print(f"tokenizer {printable(note)}")
     _doubt(known, tokens)
     print()
-    print(*tokens) if known is None else print(known.decode(tokens, False))
+    print(*tokens) if known is None else print(shown(known.decode(tokens, False)))
 
 
 def _doubt(known: Tokenizer | None, ids: list[int]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
+from light_llm.files import given
 
 TEXT_FIELDS = {
     "wikimedia/wikipedia": "text",
@@ -34,6 +35,9 @@ TEXT_FIELDS = {
 """Where the text of well-known data sets is, by the name on the hub in lower case."""
 
 USUAL_FIELDS = ("text", "content", "body")
+
+LONGEST_DOCUMENT = 64 * 2**20
+"""Characters of a row's text."""
 
 Adapt = Callable[[dict[str, Any]], "str | None"]
 
@@ -84,7 +88,21 @@ class RowText:
             raise UserError(
                 f"{where}: {what} is of type {type(text).__name__}; it must be a string"
             )
-        return whole_characters(text or "")
+        return bounded(whole_characters(text or ""), where)
+
+
+def bounded(text: str, where: str) -> str:
+    """The text, if it is short enough for a document: a tokenizer needs hundreds of bytes a token.
+
+    Raises:
+        UserError: it is longer.
+    """
+    if len(text) > LONGEST_DOCUMENT:
+        raise UserError(
+            f"{where}: the document has {len(text):,} characters, and {LONGEST_DOCUMENT:,} are the "
+            "limit for one; cut it into several"
+        )
+    return text
 
 
 def whole_characters(text: str) -> str:
@@ -113,7 +131,7 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
             loaded = types.ModuleType(Path(module).stem)
             loaded.__file__ = module
             # not by an import, which would leave a __pycache__ beside the user's file
-            exec(compile(Path(module).read_bytes(), module, "exec"), vars(loaded))
+            exec(compile(given.read_bytes(module), module, "exec"), vars(loaded))
         else:
             sys.path.insert(0, str(Path.cwd()))
             try:
@@ -131,5 +149,5 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
             f"adapter_module={module!r}: has no function adapt(row); define one that takes a row, "
             "a dict, and returns its text or None"
         )
-    source = Path(loaded.__file__ or "").read_bytes()
+    source = given.read_bytes(loaded.__file__ or "")
     return adapt, hashlib.sha256(source).hexdigest()
