@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import uuid
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def _inspect(
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if val_stream is not None and is_main():
         warn_of_overlap(train_stream.shards, val_stream.shards)
+    if is_main():
+        _warn_of_positions(cfg)
     if tag is None and cfg.init_from is not None:
         _verify_weights(cfg.init_from)
     if tag is None:
@@ -145,6 +148,18 @@ def _inspect(
         return mesh, (train_stream, val_stream), host, []
     host, changes = store.check_resumable(tag, cfg, train_stream.fingerprint)
     return mesh, (train_stream, val_stream), host, changes
+
+
+def _warn_of_positions(cfg: TrainingConfig) -> None:
+    """Of rows of learned positions that no window reaches."""
+    trained, rows = cfg.seq_len, cfg.model.max_seq_len
+    if cfg.model.positional.encoding == "learned" and trained < rows:
+        warnings.warn(
+            f"seq_len={trained} trains positions 0 to {trained - 1} alone; the other "
+            f"{rows - trained} learned ones get no gradient and stay noise: raise seq_len, or "
+            f"lower model.max_seq_len={rows} to it",
+            stacklevel=2,
+        )
 
 
 def _verify_weights(path_or_prefix: str) -> None:
@@ -183,6 +198,7 @@ class Steps:
     memory: int | None  # bytes that the training step takes on one device
 
 
+@out_of_memory("compiling the step")
 def compile_steps(run: Run) -> Steps:
     """Compile the training and the evaluation step ahead of the loop."""
     cfg, mesh = run.cfg, run.mesh

@@ -146,6 +146,7 @@ def _writer(
         check_prompts(cfg, [ids], sampling)
         return ids
 
+    note = _PastTraining(found.snapshot.get("seq_len"))
     if prompt is not None:
         encode(prompt)  # before a framework is imported and weights are read
     # by name, to be looked up again: a run may save while the framework is imported
@@ -162,9 +163,26 @@ def _writer(
         count = len(times) - 1
         if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
             typer.echo(f"stopped at the model's max_seq_len={cfg.max_seq_len}", err=True)
+        note.of(len(prompt_ids) + count)
         typer.echo(_speed(times), err=True)
 
     return write
+
+
+class _PastTraining:
+    """Tells once that a text goes past the windows that the model was trained on."""
+
+    def __init__(self, seq_len: object) -> None:
+        self._seq_len = seq_len if isinstance(seq_len, int) else None  # another trainer's: unknown
+
+    def of(self, length: int) -> None:
+        if self._seq_len is not None and length > self._seq_len:
+            typer.echo(
+                f"the model was trained on windows of seq_len={self._seq_len} tokens; what it "
+                "writes after that many may make less sense",
+                err=True,
+            )
+            self._seq_len = None
 
 
 def _timed(ids: Iterator[int], times: list[float]) -> Iterator[int]:
