@@ -80,7 +80,7 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
                 return _loop(run, steps, loader, log, saver, stopper)
         except NonFinite as bad:
             saver.wait()
-            raise explained(run, bad, config_path) from None
+            raise explained(run, bad, config_path, saver.check) from None
 
 
 def _loop(
