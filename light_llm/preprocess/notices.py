@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 from light_llm.preprocess.corpus import Skipped
+from light_llm.printing import tell
 
 
 def notice(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    tell(f"note: {text}")
 
 
 def counted(number: int, noun: str) -> str:
