@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from light_llm.cli import runner
-from light_llm.printing import say
+from light_llm.printing import say, shown
 
 if TYPE_CHECKING:
     from light_jax.data.stats import Stats
@@ -92,7 +92,7 @@ def show(
     say(f"tokenizer {note}")
     _doubt(known, tokens)
     print()
-    print(*tokens) if known is None else print(known.decode(tokens, False))
+    print(*tokens) if known is None else print(shown(known.decode(tokens, False)))
 
 
 def _doubt(known: Tokenizer | None, ids: list[int]) -> None:
