@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
 from light_llm.errors import UserError
 from light_llm.files import disk, given
-from light_llm.printing import message
+from light_llm.printing import tell
 
 
 class Saver:
@@ -166,7 +165,7 @@ class Saver:
         if failure is not None:
             if error is None:
                 raise failure
-            print(message(f"llm-train: {failure}"), file=sys.stderr)
+            tell(f"llm-train: {failure}")
 
     def commit(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -68,22 +70,71 @@ def _bind_address(address: str) -> str:
     """
     if given := os.environ.get(_BIND):
         return given
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"{_VARIABLES[0]}={address!r} must be HOST:PORT")
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host.strip("[]"), 0, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(place)
-    except OSError as error:
+    host, port = _host_and_port(address)
+    found, failure = _local_addresses(host)
+    if not found:
         raise UserError(
-            f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({error}); name an "
+            f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({failure}); name an "
             f"address of this machine, or the one to listen on with {_BIND}"
-        ) from None
-    numeric = place[0]
-    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
+        )
+    reached = [place for place in found if not _only_here(host, place)]
+    if not reached:
+        raise UserError(
+            f"{_VARIABLES[0]}={address!r}: is {found[0]} on this machine, where no other one "
+            f"reaches it; give the IP address, or the one to listen on with {_BIND}"
+        )
+    return f"[{reached[0]}]:{port}" if ":" in reached[0] else f"{reached[0]}:{port}"
+
+
+def _local_addresses(host: str) -> tuple[list[str], Exception | None]:
+    """The addresses of a name on which this machine can listen; or why on none of them."""
+    found: list[str] = []
+    failure: Exception | None = None
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            host, 0, type=socket.SOCK_STREAM
+        ):
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.bind(place)
+                found.append(str(place[0]))
+            except OSError as error:
+                failure = error
+    except (OSError, UnicodeError) as error:  # the latter: no name that DNS could know
+        failure = error
+    return found, failure
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    """The two parts of `HOST:PORT` or `[IPV6]:PORT`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""  # of a bare IPv6 address the port cannot be told
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"{_VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
+        )
+    return host, port
+
+
+def _only_here(host: str, numeric: str) -> bool:
+    """Whether /etc/hosts gives this machine's own name as loopback, as Debian does.
+
+    To the other machines the name means an interface that process 0 would not listen on. Who
+    writes localhost or an address means it.
+    """
+    if not ipaddress.ip_address(numeric.partition("%")[0]).is_loopback:
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return False
+    return host.rstrip(".").rpartition(".")[2] != "localhost" and host != "localhost.localdomain"
 
 
 def _in_cluster() -> bool:

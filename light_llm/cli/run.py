@@ -13,6 +13,7 @@ import typer
 
 from light_llm.cli import runner
 from light_llm.errors import UserError
+from light_llm.printing import shown, tell
 
 # torch and jax take seconds to import, and `--help` and a mistyped flag need neither.
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _converse(write: Callable[[str], None], line: str | None) -> None:
             try:
                 write(line)
             except UserError as error:
-                typer.echo(f"llm-run: {error}", err=True)
+                tell(f"llm-run: {error}")
             except KeyboardInterrupt:
                 typer.echo()
         try:
@@ -156,15 +157,15 @@ def _writer(
         prompt_ids = encode(text)
         times = [time.perf_counter()]
         ids = generate(prompt_ids, sampling, tokenizer.eos_id)
-        typer.echo(text, nl=False)
+        _write(text)
         for piece in decoded(tokenizer, prompt_ids, _timed(ids, times)):
-            typer.echo(piece, nl=False)
+            _write(piece)
         typer.echo()
         count = len(times) - 1
         if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
-            typer.echo(f"stopped at the model's max_seq_len={cfg.max_seq_len}", err=True)
+            tell(f"stopped at the model's max_seq_len={cfg.max_seq_len}")
         note.of(len(prompt_ids) + count)
-        typer.echo(_speed(times), err=True)
+        tell(_speed(times))
 
     return write
 
@@ -177,12 +178,17 @@ class _PastTraining:
 
     def of(self, length: int) -> None:
         if self._seq_len is not None and length > self._seq_len:
-            typer.echo(
+            tell(
                 f"the model was trained on windows of seq_len={self._seq_len} tokens; what it "
-                "writes after that many may make less sense",
-                err=True,
+                "writes after that many may make less sense"
             )
             self._seq_len = None
+
+
+def _write(text: str) -> None:
+    """Data, so it goes as it is into a file or a pipe; typer's echo would strip colours there."""
+    sys.stdout.write(shown(text))
+    sys.stdout.flush()
 
 
 def _timed(ids: Iterator[int], times: list[float]) -> Iterator[int]:

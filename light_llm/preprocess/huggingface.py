@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
 from light_llm.preprocess.corpus import Skipped, believable, check_number
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import Document
-from light_llm.tokenizer.hub import reachable
+from light_llm.tokenizer.hub import offline, reachable
 
 if TYPE_CHECKING:
     import datasets
@@ -125,9 +127,19 @@ def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: Ro
     import datasets
 
     split = DEFAULT_HF_SPLIT if config.hf_split is None else config.hf_split
+    folder = Path(dataset) if Path(dataset).is_dir() else None
     try:
-        builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
-        stream = builder.as_streaming_dataset(split=split)
+        with contextlib.nullcontext() if folder is None else offline():
+            if folder is not None:
+                check_card(folder)
+            builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
+            files = [
+                str(at) for found in (builder.config.data_files or {}).values() for at in found
+            ]
+            check_files(dataset, folder, files)
+            stream = builder.as_streaming_dataset(split=split)
+    except UserError:
+        raise
     except Exception as error:  # no such name, configuration or split; a loader's or the net's own
         chosen = "" if name is None else f" with the configuration {name!r}"
         raise UserError(
@@ -145,6 +157,68 @@ def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: Ro
     return HubCorpus(
         stream, label, rows, _identity(builder, split), subset or "", config.min_length
     )
+
+
+def check_card(folder: Path) -> None:
+    """Refuse a data set's card that names files elsewhere, before they are looked for.
+
+    Raises:
+        UserError: as said, or the card cannot be read.
+    """
+    for path in (folder / "README.md", folder / ".huggingface.yaml"):
+        if not os.path.lexists(path):
+            continue
+        configs = _read_card(path).get("configs") or []
+        named = [config.get(key) for config in configs for key in ("data_files", "data_dir")]
+        for place in _strings(named):
+            last = place.rpartition("::")[2]  # zip://member::archive
+            if "://" in last or os.path.isabs(last) or ".." in Path(last).parts:
+                raise UserError(
+                    f"{path}: names files outside of its folder ({place}), which may be private; "
+                    "put them into the folder, or give them with --input"
+                )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    import yaml
+    from huggingface_hub import metadata_load
+
+    given.check_regular(path, "the data set's card")
+    with given.foreign(lambda reason: f"{path}: is no card of a data set: {reason}"):
+        if path.suffix == ".md":
+            return dict(metadata_load(path) or {})
+        return dict(yaml.safe_load(path.read_text("utf-8")) or {})
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def check_files(dataset: str, folder: Path | None, files: Iterable[str]) -> None:
+    """Refuse files that are not the data set's: its card may name yours, or another server's.
+
+    Args:
+        folder: of a data set that is here, else None.
+        files: what `datasets` made of the card.
+
+    Raises:
+        UserError: as said.
+    """
+    for file in files:
+        last = file.rpartition("::")[2]
+        if folder is None:
+            inside = last.startswith("hf://")
+        else:
+            inside = Path(os.path.normpath(last)).is_relative_to(folder.resolve())
+        if not inside:
+            raise UserError(
+                f"hf_dataset={dataset!r}: names a file that is not part of it ({file}); "
+                "give such a file with --input, if you trust it"
+            )
 
 
 def _identity(builder: datasets.DatasetBuilder, split: str) -> dict[str, Any]:

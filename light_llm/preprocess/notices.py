@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from light_llm import printing
 from light_llm.preprocess.corpus import EXAMPLES, Skipped
+from light_llm.printing import tell
 
 
 def notice(text: str) -> None:
-    print(printing.message(f"note: {text}"), file=sys.stderr)
+    tell(f"note: {text}")
 
 
 def counted(number: int, noun: str) -> str:

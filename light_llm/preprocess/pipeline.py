@@ -146,7 +146,7 @@ def _settle_tokenizer(
         journal.save_tokenizer(tokenizer_fingerprint(folder))
     elif journal.shards:
         notice(f"continuing a run that was stopped after {counted(len(journal.shards), 'shard')}")
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, fetch=False)
 
 
 def _write_parts(

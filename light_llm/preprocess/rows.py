@@ -14,6 +14,7 @@ from typing import Any
 
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.printing import tell
 
 TEXT_FIELDS = {
     "wikimedia/wikipedia": "text",
@@ -126,28 +127,31 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
     Raises:
         UserError: it cannot be imported, or has no such function.
     """
+    failure = f"adapter_module={module!r}: cannot be imported (looked from {Path.cwd()})"
     try:
-        if module.endswith(".py"):
+        source = given.read_bytes(module) if module.endswith(".py") else None
+    except UserError as error:
+        raise UserError(f"{failure}: {error}") from None
+    tell(f"note: runs the code of {module} (adapter_module)")
+    try:
+        if source is not None:
             loaded = types.ModuleType(Path(module).stem)
             loaded.__file__ = module
             # not by an import, which would leave a __pycache__ beside the user's file
-            exec(compile(given.read_bytes(module), module, "exec"), vars(loaded))
+            exec(compile(source, module, "exec"), vars(loaded))
         else:
             sys.path.insert(0, str(Path.cwd()))
             try:
                 loaded = importlib.import_module(module)
             finally:
                 sys.path.pop(0)
+            source = Path(loaded.__file__ or "").read_bytes()
     except (Exception, SystemExit) as error:  # it is the user's code, which can raise anything
-        raise UserError(
-            f"adapter_module={module!r}: cannot be imported (looked from {Path.cwd()}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"{failure}: {type(error).__name__}: {error}") from error
     adapt = getattr(loaded, "adapt", None)
     if not callable(adapt):
         raise UserError(
             f"adapter_module={module!r}: has no function adapt(row); define one that takes a row, "
             "a dict, and returns its text or None"
         )
-    source = given.read_bytes(loaded.__file__ or "")
     return adapt, hashlib.sha256(source).hexdigest()
