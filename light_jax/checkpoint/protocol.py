@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir
-from light_llm.files.disk import flush, locked, remove, sync
+from light_llm.files.disk import Lock, flush, locked, remove, sync
 
 STEP_TAG = re.compile(r"step(\d{7,})")
 
@@ -45,7 +45,7 @@ def is_own_name(tag: str) -> bool:
     return tag in ("best", "final") or STEP_TAG.fullmatch(tag) is not None
 
 
-def one_writer(directory: Path) -> AbstractContextManager[None]:
+def one_writer(directory: Path) -> AbstractContextManager[Lock]:
     """Lock `directory` for one run.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
-from light_llm.preprocess.corpus import Skipped
+from light_llm.preprocess.corpus import Skipped, believable, check_number
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import Document
 from light_llm.tokenizer.hub import offline, reachable
@@ -42,9 +42,11 @@ class HubCorpus:
     _row: int = field(default=0, init=False)
 
     def documents(self, place: Any = None) -> Iterator[Document]:
-        self.skipped = Skipped() if place is None else Skipped(**place["skipped"])
-        self._row = 0 if place is None else place["row"]
-        self.stream.load_state_dict(self._first if place is None else place["stream"])
+        with believable():
+            self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
+            self._row = 0 if place is None else check_number(place["row"])
+        with given.foreign(lambda reason: f"{self.label}: cannot be continued: {reason}"):
+            self.stream.load_state_dict(self._first if place is None else place["stream"])
         return self._from_here()
 
     def __post_init__(self) -> None:

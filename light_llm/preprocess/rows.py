@@ -37,6 +37,9 @@ TEXT_FIELDS = {
 
 USUAL_FIELDS = ("text", "content", "body")
 
+LONGEST_DOCUMENT = 64 * 2**20
+"""Characters of a row's text."""
+
 Adapt = Callable[[dict[str, Any]], "str | None"]
 
 
@@ -86,7 +89,21 @@ class RowText:
             raise UserError(
                 f"{where}: {what} is of type {type(text).__name__}; it must be a string"
             )
-        return whole_characters(text or "")
+        return bounded(whole_characters(text or ""), where)
+
+
+def bounded(text: str, where: str) -> str:
+    """The text, if it is short enough for a document: a tokenizer needs hundreds of bytes a token.
+
+    Raises:
+        UserError: it is longer.
+    """
+    if len(text) > LONGEST_DOCUMENT:
+        raise UserError(
+            f"{where}: the document has {len(text):,} characters, and {LONGEST_DOCUMENT:,} are the "
+            "limit for one; cut it into several"
+        )
+    return text
 
 
 def whole_characters(text: str) -> str:
@@ -128,7 +145,7 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
                 loaded = importlib.import_module(module)
             finally:
                 sys.path.pop(0)
-            source = Path(loaded.__file__ or "").read_bytes()
+            source = given.read_bytes(loaded.__file__ or "")
     except (Exception, SystemExit) as error:  # it is the user's code, which can raise anything
         raise UserError(f"{failure}: {type(error).__name__}: {error}") from error
     adapt = getattr(loaded, "adapt", None)
