@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-LARGE_PAGE = 2**28
-"""Bytes of a page, decompressed, that are taken without a question."""
+LARGE = 2**28
+"""Bytes of a column in a row group, decompressed, that are taken without a question."""
 PER_BYTE = 256
 """Beyond that, so many for each compressed byte."""
-DATA, DICTIONARY, DATA_V2 = 5, 7, 8
+DICTIONARY = 7
+COUNTING = (5, DICTIONARY, 8)
 """Fields of a page header: the structs whose field 1 counts values."""
 _USUAL, _LONGEST = 256, 2**16  # bytes of a header
 _DEEPEST = 4
@@ -28,7 +29,7 @@ def check_pages(descriptor: int, column: pq.ColumnChunkMetaData) -> int:
     Args:
         descriptor: of the open file.
 
-    Returns the bytes of its dictionary, which no value of it exceeds; 0 without one.
+    Returns the bytes of its largest page, decompressed, which no value exceeds.
 
     Raises:
         ValueError: its pages hold more values than the footer says, claim too many bytes, or
@@ -36,29 +37,33 @@ def check_pages(descriptor: int, column: pq.ColumnChunkMetaData) -> int:
     """
     at = column.dictionary_page_offset or column.data_page_offset
     end = at + column.total_compressed_size
-    values = dictionary = 0
+    values = largest = bytes_so_far = packed_so_far = 0
     while values < column.num_values and at < end:
         header, at = _header(descriptor, at)
-        size, packed = header.get(2, -1), header.get(3, -1)
-        counts = {
-            kind: header[kind].get(1, -1) for kind in (DATA, DICTIONARY, DATA_V2) if kind in header
-        }
+        size, packed = _number(header, 2), _number(header, 3)
+        counts = {kind: _number(header[kind], 1) for kind in COUNTING if kind in header}
         count = max(counts.values(), default=0)
-        if min(size, packed, *counts.values()) < 0 or size > max(LARGE_PAGE, PER_BYTE * packed):
+        bytes_so_far, packed_so_far = bytes_so_far + size, packed_so_far + packed
+        too_large = bytes_so_far > max(LARGE, PER_BYTE * packed_so_far)
+        if min(size, packed, *counts.values()) < 0 or too_large:
             raise ValueError(
-                f"a page claims {count:,} values and {size:,} bytes in {packed:,} compressed ones, "
-                f"and {LARGE_PAGE:,} or {PER_BYTE} a byte are the limit"
+                f"its pages claim {bytes_so_far:,} bytes in {packed_so_far:,} compressed ones, and "
+                f"{LARGE:,} or {PER_BYTE} a byte are the limit"
             )
-        if DICTIONARY in counts:
-            dictionary = size
-        else:
-            values += count
+        values += 0 if DICTIONARY in counts else count
         if max(values, count) > column.num_values:
             raise ValueError(
                 f"its pages hold more than the {column.num_values:,} values of the footer"
             )
+        largest = max(largest, size)
         at += packed
-    return dictionary
+    return largest
+
+
+def _number(fields: Any, number: int) -> int:
+    """A field that must be there, and a number; -1 if not."""
+    value = fields.get(number) if isinstance(fields, dict) else None
+    return value if isinstance(value, int) else -1
 
 
 def _header(descriptor: int, at: int) -> tuple[dict[int, Any], int]:

@@ -39,7 +39,7 @@ def footer_fits(length: int, size: int) -> bool:
 class Opened:
     file: pq.ParquetFile
     longest: int
-    """Bytes of a value that a dictionary holds, at most: rows of it can repeat it for nothing."""
+    """Bytes of a value, at most. A dictionary's can be repeated in every row for nothing."""
 
 
 @contextlib.contextmanager

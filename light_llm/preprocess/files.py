@@ -60,6 +60,22 @@ def find_files(
     return list(seen.values()), duplicates
 
 
+def links_out(folder: Path) -> dict[Path, Path]:
+    """The links to files in a folder, deep, that lead out of it, each with where it leads.
+
+    Raises:
+        UserError: a file in it is no regular file, so that reading it might never end.
+    """
+    found = {}
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            if path.is_symlink() and (target := given.leads_out(path, folder)):
+                found[path] = target
+            if path.exists() and not path.is_file():
+                given.check_regular(path)
+    return found
+
+
 def _choose(
     path: Path, text: str, include: Sequence[str], exclude: Sequence[str], barred: set[Path]
 ) -> tuple[Path, list[Path]]:

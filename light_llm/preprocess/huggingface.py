@@ -17,6 +17,8 @@ from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
 from light_llm.preprocess.corpus import Skipped, believable, check_number
+from light_llm.preprocess.files import links_out
+from light_llm.preprocess.notices import notice_links
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import Document
 from light_llm.tokenizer.hub import offline, reachable
@@ -117,6 +119,8 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
             f"hf_dataset={dataset!r}: is no folder here (looked from {Path.cwd()}), and Hugging "
             "Face cannot be reached; check the path or the connection, or read files with --input"
         )
+    if Path(dataset).is_dir():
+        notice_links(links_out(Path(dataset)))
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it raises what it logs
     datasets.disable_progress_bars()
     names = config.hf_configs or (config.hf_config,)

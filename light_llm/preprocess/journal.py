@@ -117,12 +117,17 @@ class Journal:
         elif "tokenizer" in line:
             self.tokenizer = line["tokenizer"]
         else:
-            part = self.part(line["part"])
+            name = line["part"]
+            part = self.part(name)
             if "split" in line:
                 part.split = Split.parse(line["split"])
             if "position" in line:
                 part.position = Position.parse(line["position"])
-            part.shards += [Shard.parse(row) for row in line.get("shards", ())]
+            shards = [Shard.parse(row) for row in line.get("shards", ())]
+            sides = {f"{name}/{side}".lstrip("/") for side in ("train", "val")}
+            if any(shard.file.rpartition("/")[0] not in sides for shard in shards):
+                raise ValueError(f"a shard of another part than {name!r}")
+            part.shards += shards
             part.done = part.done or "done" in line
             if "skipped" in line:
                 part.skipped = asdict(Skipped.parse(line["skipped"]))

@@ -85,8 +85,8 @@ def staging(output: Path) -> Iterator[Stage]:
             "choose another folder"
         )
         with locked(stage / LOCK, held) as lock:
-            mark(stage)
             try:
+                mark(stage)
                 yield Stage(stage, lock)
             finally:
                 if lock.holds() and not _worth_keeping(stage):

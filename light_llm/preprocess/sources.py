@@ -23,8 +23,8 @@ PIECE_CHARS = 2**20
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read whole."""
 BATCH = 256
-BATCH_BYTES = 2**28
-"""Rows of parquet that are read at once, and what values that are repeated may come to."""
+BATCH_BYTES = 2**30
+"""Rows of parquet that are read at once, and what they may come to."""
 
 
 @dataclass(frozen=True)

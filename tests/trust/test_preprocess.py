@@ -381,6 +381,21 @@ def test_links_out_of_a_corpus_are_named(tmp_path: Path, capsys: pytest.CaptureF
     assert f"-> {tmp_path}/private" in told
 
 
+def test_links_out_of_a_folder_of_a_data_set_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (tmp_path / "private.jsonl").write_text('{"text": "a private line"}\n')
+    (folder / "train.jsonl").symlink_to("../private.jsonl")
+    config = {"hf_dataset": str(folder), "output": str(tmp_path / "out"), "tokenizer": "char"}
+    preprocess(PreprocessConfig.model_validate(config | {"workers": 1}))
+    assert f"{folder}/train.jsonl -> {tmp_path}/private.jsonl" in capsys.readouterr().err
+    os.mkfifo(folder / "more.jsonl")
+    with pytest.raises(UserError, match="is a FIFO"):
+        preprocess(PreprocessConfig.model_validate(config | {"overwrite": True}))
+
+
 def test_a_manifest_tells_paths_from_the_working_directory(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -159,12 +159,16 @@ def test_a_manifest_is_not_believed(tmp_path: Path):
 
 
 def test_what_a_shard_says_is_shown_and_never_obeyed(tmp_path: Path):
-    folder = tmp_path / "a\x1b[31m"
+    folder = tmp_path / "a\x1b[31m$\\frac"  # and no formula to matplotlib
     folder.mkdir()
     constant(folder / "s\x1b[2J.parquet", 100)
-    for sub in (["show", folder, "--seq-len", "8"], ["stats", folder, "--no-png"]):
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "data-stats.png").symlink_to("notes")
+    for sub in (["show", folder, "--seq-len", "8"], ["stats", folder]):
         done = subprocess.run(
             [BIN / "llm-data", *sub], capture_output=True, text=True, timeout=60, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert "\x1b" not in done.stdout + done.stderr
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert (tmp_path / "data-stats.png").read_bytes().startswith(b"\x89PNG")
