@@ -145,7 +145,7 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
                 loaded = importlib.import_module(module)
             finally:
                 sys.path.pop(0)
-            source = Path(loaded.__file__ or "").read_bytes()
+            source = given.read_bytes(loaded.__file__ or "")
     except (Exception, SystemExit) as error:  # it is the user's code, which can raise anything
         raise UserError(f"{failure}: {type(error).__name__}: {error}") from error
     adapt = getattr(loaded, "adapt", None)
