@@ -183,8 +183,16 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
+class Left(Exception):
+    """What was done together is left, which is no failure: raised by one process, it is by all."""
+
+
 def together(check: Callable[[], Result]) -> Result:
-    """Run `check` on every process; if it fails on one, all stop, and none waits for the others."""
+    """Run `check` on every process; if it fails on one, all stop, and none waits for the others.
+
+    Raises:
+        Left: one process raised it, and none failed.
+    """
     result: Result | None = None
     error: Exception | None = None
     try:
@@ -192,9 +200,12 @@ def together(check: Callable[[], Result]) -> Result:
     except Exception as failure:  # whatever it is, the others must hear of it; raised below
         error = failure
     if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.int32(error is not None))
-        if error is None and failed.any():
-            error = UserError(f"process {int(failed.argmax())} stopped; its message says why")
+        ended = 0 if error is None else 1 if isinstance(error, Left) else 2
+        worst = multihost_utils.process_allgather(np.int32(ended))
+        if ended < 2 and worst.max() == 2:
+            error = UserError(f"process {int(worst.argmax())} stopped; its message says why")
+        elif worst.max() == 1:
+            error = Left()
     if error is not None:
         raise error
     return cast(Result, result)

@@ -71,7 +71,14 @@ def run(
         raise UserError("standard input or output is closed; leave both open")
     if prompt is None and not interactive:
         raise UserError("there is nothing to continue; give --prompt TEXT or --interactive")
-    sampling = Sampling(max_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     write = _writer(checkpoint, sampling, backend, device, dtype, tokenizer, prompt)
     try:
         if interactive:
@@ -140,6 +147,7 @@ def _writer(
         check_prompts(cfg, [ids], sampling)
         return ids
 
+    note = _PastTraining(found.snapshot.get("seq_len"))
     if prompt is not None:
         encode(prompt)  # before a framework is imported and weights are read
     # by name, to be looked up again: a run may save while the framework is imported
@@ -156,9 +164,25 @@ def _writer(
         count = len(times) - 1
         if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
             tell(f"stopped at the model's max_seq_len={cfg.max_seq_len}")
+        note.of(len(prompt_ids) + count)
         tell(_speed(times))
 
     return write
+
+
+class _PastTraining:
+    """Tells once that a text goes past the windows that the model was trained on."""
+
+    def __init__(self, seq_len: object) -> None:
+        self._seq_len = seq_len if isinstance(seq_len, int) else None  # another trainer's: unknown
+
+    def of(self, length: int) -> None:
+        if self._seq_len is not None and length > self._seq_len:
+            tell(
+                f"the model was trained on windows of seq_len={self._seq_len} tokens; what it "
+                "writes after that many may make less sense"
+            )
+            self._seq_len = None
 
 
 def _write(text: str) -> None:

@@ -68,6 +68,7 @@ SLEEPER = """
 import ctypes, signal, sys, time
 from light_jax.training.signals import Stopper
 with Stopper() as stopper:
+    stopper.training_begins()
     print("ready", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:  # in C, as a compilation is: Python's own handlers do not run
@@ -93,6 +94,7 @@ def test_a_second_signal_exits_while_c_code_runs(monkeypatch):
     exited = threading.Event()
     monkeypatch.setattr(signals.os, "_exit", lambda code: exited.set())
     with signals.Stopper() as stopper:
+        stopper.training_begins()
         told = signal.set_wakeup_fd(-1)  # where the interpreter's C handler writes
         signal.set_wakeup_fd(told)
         os.write(told, bytes([TERM, TERM]))
