@@ -41,11 +41,9 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
         with Reporter() as reporter:
             for line in describe(run):
                 reporter.line(line)
-            done = int(run.state.step)
-            if done >= run.cfg.num_steps and not _owes_evaluation(run):
-                reporter.line(
-                    f"nothing to do: num_steps={run.cfg.num_steps}, and step {done} is done"
-                )
+            done, wanted = int(run.state.step), run.cfg.num_steps
+            if done > wanted or (done == wanted and not _owes_evaluation(run)):
+                reporter.line(f"nothing to do: num_steps={wanted}, and step {done} is done")
                 return finish(run, Path(config_path))
             steps = compile_steps(run)
             if steps.memory is not None:
