@@ -7,9 +7,13 @@ paths: it reads `..` behind a link, a backslash and [ ] * ? in its own way.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import os
 import stat
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +115,8 @@ def check_saved(path: Path, expected: dict[str, tuple[Any, ...]], host: HostStat
     """
     try:
         found = load_host_state(path)
-        stored = _stored(path)
+        with given.foreign(lambda reason: _unreadable(path, reason)):
+            stored = _stored(path)
         size = sum(entry.stat().st_size for entry in _entries(path / _ARRAYS) if entry.is_file())
     except (UserError, OSError) as error:
         raise OSError(f"what was written cannot be resumed from: {error}") from None
@@ -230,12 +235,26 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
             name for name in expected if stored[name] != expected[name]
         ]
         raise UserError(f"{path}: its arrays are not those of this config: {', '.join(names[:8])}")
+    with _quiet():
+        try:
+            return ocp.load(real, wanted)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # of the device, not of the file
+        except Exception as error:
+            reason = " ".join(str(error).split())
+        gc.collect()
+    raise UserError(_unreadable(path, reason))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What orbax began to read and left at an error would print a traceback each."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        return ocp.load(real, wanted)
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # of the device, not of the file
-    except Exception as error:
-        raise UserError(_unreadable(path, " ".join(str(error).split()))) from None
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainState:

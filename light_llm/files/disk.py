@@ -93,15 +93,16 @@ class Lock:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path.absolute()
         self._descriptor = descriptor
+        self._folder = os.stat(self.path.parent)
 
     def holds(self) -> bool:
-        """Whether `path` is still the file that is locked; not where its folder was swapped."""
+        """Whether `path` is still the file that is locked, in the same folder."""
         held = os.fstat(self._descriptor)
         try:
-            there = os.lstat(self.path)
+            there, folder = os.lstat(self.path), os.stat(self.path.parent)
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+        return os.path.samestat(there, held) and os.path.samestat(folder, self._folder)
 
     def check(self, message: str) -> None:
         """To be called before each commit.
