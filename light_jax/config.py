@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from light_llm.configfile import Config, derived, parse_mapping, read_config, validate
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
-NonNegative = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -94,7 +94,7 @@ class TrainingConfig(Config):
     wandb_project: str = "light-llm"
     wandb_run_name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    num_workers: NonNegative = 4
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
     compile_model: bool = False
     _source: Source = PrivateAttr(default=Source())
 

@@ -95,7 +95,9 @@ class Config(BaseModel):
         if bool in wanted and value is not None and not isinstance(value, bool):
             raise ValueError("must be true or false")
         if int in wanted:
-            return _to_int(value)
+            value = _to_int(value)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError("must fit into 64 bits")
         return value
 
 

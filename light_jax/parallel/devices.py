@@ -33,9 +33,14 @@ def devices() -> list[jax.Device]:
 def memory_limit(device: jax.Device) -> int | None:
     """Bytes that a device holds at most: of a CPU the machine's memory; None where nobody knows."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return memory_of_machine()
     stats = device.memory_stats()
     return None if stats is None else stats.get("bytes_limit")
+
+
+def memory_of_machine() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from light_jax.checkpoint import saver, store
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
-from light_jax.parallel.devices import memory_limit, out_of_memory
+from light_jax.parallel.devices import memory_limit, memory_of_machine, out_of_memory
 from light_jax.parallel.hosts import is_main, together
 from light_jax.parallel.sharding import (
     batch_sharding,
@@ -66,7 +66,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
     abstract, shardings = blank_state(cfg, mesh)
-    _check_memory(abstract, shardings, mesh)
+    _check_memory(cfg, abstract, shardings, mesh)
     with out_of_memory("the state of the run"):
         state = jax.block_until_ready(_first_state(cfg, tag, abstract, shardings))
     return Run(
@@ -96,22 +96,31 @@ def _first_state(
     return jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)()
 
 
-def _check_memory(abstract: TrainState, shardings: TrainState, mesh: Mesh) -> None:
-    """Refuse a state that its device cannot hold, before any of it is allocated.
+def _check_memory(
+    cfg: TrainingConfig, abstract: TrainState, shardings: TrainState, mesh: Mesh
+) -> None:
+    """Before any of it is allocated.
 
     Raises:
-        UserError: it has more bytes than the device.
+        UserError: the machine cannot hold a step's tokens, or a device its part of the state.
     """
+    memory = memory_of_machine()
+    tokens = 4 * cfg.gradient_accumulation_steps * cfg.batch_size * (cfg.seq_len + 1)
+    if tokens > memory:
+        raise UserError(
+            f"the tokens of one step take {tokens / 2**30:,.1f} GiB where the machine holds "
+            f"{memory / 2**30:,.1f} GiB; lower batch_size={cfg.batch_size} or "
+            f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}"
+        )
     device = mesh.local_devices[0]
-    limit = memory_limit(device)
     parts = jax.tree.map(
         lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         abstract,
         shardings,
     )
-    per_device = sum(jax.tree.leaves(parts))
     # CPU devices share the machine's memory
-    held = per_device * (len(mesh.local_devices) if device.platform == "cpu" else 1)
+    sharing = len(mesh.local_devices) if device.platform == "cpu" else 1
+    held, limit = sharing * sum(jax.tree.leaves(parts)), memory_limit(device)
     if limit is not None and held > limit:
         raise UserError(
             f"the state (weights and optimizer) takes {held / 2**30:,.1f} GiB where "

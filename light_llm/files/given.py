@@ -11,8 +11,9 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from light_llm.errors import UserError
 
@@ -32,7 +33,7 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def open_regular(path: str | Path, what: str = "the file") -> BinaryIO:
+def open_regular(path: str | Path, what: str = "the file") -> BufferedReader:
     """Open a regular file to read its bytes; never waits.
 
     Args:

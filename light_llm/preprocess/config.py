@@ -12,6 +12,8 @@ from light_llm.configfile import Config
 # Of fields that are None unless they are given: given where they have no meaning, they are refused.
 DEFAULT_HF_SPLIT = "train"
 DEFAULT_VOCAB_SIZE = 8192
+MOST_IDS = 2**24  # BPE's trainer allocates for all of them
+MOST_WORKERS = 1024
 DEFAULT_MIN_FREQUENCY = 2
 DEFAULT_TRAIN_CHARACTERS = 200_000_000
 
@@ -118,6 +120,13 @@ class PreprocessConfig(Config):
             raise ValueError("must be 1 or more")
         return value
 
+    @field_validator("workers")
+    @classmethod
+    def _not_masses(cls, value: int | None) -> int | None:
+        if value is not None and value > MOST_WORKERS:
+            raise ValueError(f"must be {MOST_WORKERS} or less: each is a process")
+        return value
+
     @field_validator("min_length")
     @classmethod
     def _not_negative(cls, value: int) -> int:
@@ -134,6 +143,8 @@ class PreprocessConfig(Config):
             raise ValueError(
                 f"must be {MIN_BPE_VOCAB} or more: BPE starts from the 256 bytes and the end mark"
             )
+        if value is not None and value > MOST_IDS:
+            raise ValueError(f"must be {MOST_IDS} or less")
         return value
 
     @field_validator("hf_configs")

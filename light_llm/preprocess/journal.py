@@ -113,14 +113,14 @@ class Journal:
         if "asked" in line:
             if not isinstance(line["asked"], dict):
                 raise ValueError("what was asked is no object")
-            self.asked = line["asked"]
+            self.asked = _first(self.asked, line["asked"])
         elif "tokenizer" in line:
-            self.tokenizer = line["tokenizer"]
+            self.tokenizer = _first(self.tokenizer, line["tokenizer"])
         else:
             name = line["part"]
             part = self.part(name)
             if "split" in line:
-                part.split = Split.parse(line["split"])
+                part.split = _first(part.split, Split.parse(line["split"]))
             if "position" in line:
                 part.position = Position.parse(line["position"])
             shards = [Shard.parse(row) for row in line.get("shards", ())]
@@ -128,9 +128,18 @@ class Journal:
             if any(shard.file.rpartition("/")[0] not in sides for shard in shards):
                 raise ValueError(f"a shard of another part than {name!r}")
             part.shards += shards
+            if len({shard.file for shard in part.shards}) < len(part.shards):
+                raise ValueError("a shard that is there already")
             part.done = part.done or "done" in line
             if "skipped" in line:
                 part.skipped = asdict(Skipped.parse(line["skipped"]))
+
+
+def _first(known: Any, value: Any) -> Any:
+    """`value`, which a run notes once."""
+    if known is not None:
+        raise ValueError("a second line of what is noted once")
+    return value
 
 
 def _whole_lines(path: Path) -> list[bytes]:

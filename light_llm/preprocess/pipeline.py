@@ -62,7 +62,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
     rows = RowText(fields_of(config.hf_dataset, config.text_column), adapter and adapter[0])
     with staging(config.output) as stage:
         new = stage.path / NEW
-        completed = complete_moves(stage.path, config.output, config.overwrite, stage.check)
+        completed = complete_moves(
+            stage.path, config.output, config.overwrite, stage.check, verify=True
+        )
         if completed is None:
             check_output(config.output, config.overwrite, names)
         else:

@@ -29,7 +29,14 @@ from light_llm.files.disk import (
     sync,
     write_atomically,
 )
+from light_llm.preprocess.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    read_manifest,
+    tokenizer_fingerprint,
+)
 from light_llm.preprocess.output import STAGE, check_ours, check_output, placed, present
+from light_llm.preprocess.shards import sha256
 from light_llm.preprocess.stage import (
     JOURNAL,
     LOCK,
@@ -140,24 +147,33 @@ def publish_shards(
 
 
 def complete_moves(
-    stage: Path, output: Path, overwrite: bool = False, check: Callable[[], None] = _unlocked
+    stage: Path,
+    output: Path,
+    overwrite: bool = False,
+    check: Callable[[], None] = _unlocked,
+    verify: bool = False,
 ) -> dict[str, Any] | None:
     """Complete a publication that was decided; can be repeated after a crash at any point.
 
     Returns what the run was asked for that decided it; None: there was none.
 
+    Args:
+        verify: compare what is still to move with the manifest's checksums.
+
     Raises:
-        UserError: moves.json is damaged, and not `overwrite`, which forgets it; or it would move
-            what no run writes.
+        UserError: moves.json or what it would move is damaged, and not `overwrite`, which forgets
+            it; or it would move what no run writes.
     """
     if not (stage / MOVES).exists():
         return None
     check()
     moves = _moves(stage / MOVES)
-    if moves is None:
+    away, to_come = ([], []) if moves is None else _still_to_move(stage, output, moves)
+    damaged = stage / MOVES if moves is None else _damaged(stage, output, moves) if verify else None
+    if moves is None or damaged is not None:
         if not overwrite:
             raise UserError(
-                f"{stage / MOVES}: is damaged, so that the run that was stopped while its "
+                f"{damaged}: is damaged, so that the run that was stopped while its "
                 f"shards were moved into place cannot be completed; {stage} holds what is left of "
                 "it. Begin anew with --overwrite"
             )
@@ -166,7 +182,6 @@ def complete_moves(
         (stage / JOURNAL).unlink(missing_ok=True)
         (stage / MOVES).unlink()
         return None
-    away, to_come = _still_to_move(stage, output, moves)
     (stage / OLD).mkdir(exist_ok=True)
     for name in away:
         (output / name).rename(stage / OLD / name)
@@ -179,6 +194,26 @@ def complete_moves(
     (stage / MOVES).unlink()
     asked: dict[str, Any] = moves["asked"]
     return asked
+
+
+def _damaged(stage: Path, output: Path, moves: dict[str, Any]) -> Path | None:
+    """The first file that is not what the run wrote, by its manifest; None: all are."""
+    new = stage / NEW
+    to_come = set(moves["in"])
+    there = {path.name for path in new.iterdir()} if new.is_dir() else set()
+    if there - to_come or any(not (output / name).exists() for name in to_come - there):
+        return stage / MOVES
+    path = next((p for p in (new / MANIFEST, output / MANIFEST) if p.exists()), new / MANIFEST)
+    manifest = read_manifest(path)
+    if manifest is None:
+        return path
+    for row in manifest["shards"]:
+        shard = new / row["file"]
+        if shard.exists() and sha256(shard) != row.get("sha256"):
+            return shard
+    folder = new / TOKENIZER
+    known = manifest["tokenizer"].get("fingerprint")
+    return folder if folder.exists() and tokenizer_fingerprint(folder) != known else None
 
 
 def _still_to_move(stage: Path, output: Path, moves: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.journal import Damaged, Journal
 from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
 from light_llm.preprocess.notices import counted, notice
-from light_llm.preprocess.shards import counts
+from light_llm.preprocess.shards import counts, sha256
 from light_llm.preprocess.stage import JOURNAL, NEW
 
 
@@ -61,6 +61,11 @@ def _check_kept(journal: Journal, new: Path) -> None:
             raise Damaged(
                 f"{path}: {there}, and the run that was stopped wrote "
                 f"{counted(shard.bytes, 'byte')}; begin anew with --overwrite"
+            )
+        if sha256(path) != shard.sha256:
+            raise Damaged(
+                f"{path}: its bytes are not those that the run that was stopped wrote (SHA-256); "
+                "begin anew with --overwrite"
             )
         held = counts(path)
         if held != (shard.documents, shard.tokens):

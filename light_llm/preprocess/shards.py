@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from light_llm.errors import UserError
+from light_llm.files import given
 from light_llm.files.disk import create, sync
 from light_llm.files.parquet import opened
 from light_llm.preprocess.schema import LENGTH, SOURCE, TOKENS, schema
@@ -59,6 +60,12 @@ class Shard:
 def is_shard_file(text: Any) -> bool:
     """Whether a run writes shards of that name: train/shard_00000.parquet, PART/val/…"""
     return isinstance(text, str) and _FILE.fullmatch(text) is not None
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's bytes, in hexadecimal."""
+    with given.open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def counts(path: Path) -> tuple[int, int]:
@@ -145,8 +152,7 @@ class ShardWriter:
             sync(folder)
             if folder == self.root:
                 break
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         shard = Shard(
             f"{self.part}/{path.name}",
             self._documents,

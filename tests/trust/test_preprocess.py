@@ -435,3 +435,68 @@ def test_a_full_disk_is_a_message_and_what_was_done_is_continued(text: Path, tmp
         for path in [folder, *folder.rglob("*")]:
             mode = stat.S_IMODE(path.stat().st_mode)
             assert mode == (0o750 if path.is_dir() else 0o640), path
+
+
+def changed(path: Path) -> None:
+    """Another byte somewhere in the middle; as many as before."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_shards_that_changed_since_the_stop_are_not_continued(
+    text: Path, tmp_path: Path, stop: Callable
+):
+    whole = tmp_path / "whole"
+    go(text, whole)
+    stage = stop(tmp_path / "out")
+    changed(next((stage / "new/train").glob("*.parquet")))
+    with pytest.raises(Damaged, match="SHA-256"):
+        go(text, tmp_path / "out")
+    go(text, tmp_path / "out", overwrite=True)
+    assert tree(tmp_path / "out/train") == tree(whole / "train")
+
+
+def test_a_journal_with_a_line_twice_is_damaged(tmp_path: Path, text: Path, stop: Callable):
+    journal = stop(tmp_path / "out") / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        journal.write_bytes(b"".join([*lines[: number + 1], line, *lines[number + 1 :]]))
+        with pytest.raises(Damaged):
+            Journal(journal)
+
+
+@pytest.mark.parametrize("victim", ["train/shard_00000.parquet", "tokenizer/char_tokenizer.json"])
+def test_what_changed_since_a_publication_was_stopped_is_not_published(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+):
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("light_llm.preprocess.publication.complete_moves", die)
+        with pytest.raises(Killed):
+            go(text, out)
+    path = out / ".preprocess/new" / victim
+    before = path.read_bytes()
+    changed(path)
+    with pytest.raises(UserError, match="is damaged"):
+        go(text, out)
+    path.write_bytes(before)
+    moves = json.loads((out / ".preprocess/moves.json").read_text())
+    (out / ".preprocess/moves.json").write_text(json.dumps(moves | {"in": moves["in"][:-1]}))
+    with pytest.raises(UserError, match=r"moves\.json: is damaged"):
+        go(text, out)
+    (out / ".preprocess/moves.json").write_text(json.dumps(moves))
+    go(text, out)
+    assert (out / victim).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"workers": 10**9}, {"vocab_size": 2**31}, {"shard_size": 2**64}]
+)
+def test_no_number_of_a_config_makes_masses(tmp_path: Path, change: dict[str, int]):
+    fixed = {"input": "a", "output": "b"}
+    with pytest.raises(ValueError, match=r"must (be|fit)"):
+        PreprocessConfig.model_validate(fixed | change)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from light_llm.configfile import Config, derived
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]  # sizes and steps are int32 on the devices
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
