@@ -49,7 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--case", type=int, help="run this one again and keep its folder")
+    parser.add_argument(
+        "--case", type=int, nargs="+", help="run these again and keep their folders"
+    )
     parser.add_argument("--only", default="", help="cases whose kind or command holds this text")
     parser.add_argument("--seconds", type=float, default=40, help="after which a case hangs")
     parser.add_argument("--mebibytes", type=int, default=1500, help="memory of a case")
@@ -83,17 +85,18 @@ def imports(project: Path, work: Path) -> None:
 def work_off(args: argparse.Namespace, limits: Limits) -> Iterator[Result]:
     """The cases, each process taking every n-th; results as they come."""
     reading, writing = os.pipe()
+    numbers = args.case or range(args.first, args.first + args.cases)
 
     def work(process: int) -> None:
         os.close(reading)
         with os.fdopen(writing, "w") as out:
-            for number in range(args.first + process, args.first + args.cases, args.processes):
+            for number in numbers[process :: args.processes]:
                 result = run_case(args.work, args.seed, number, args.only, limits)
                 if result is None:
                     continue
                 out.write(json.dumps(asdict(result)) + "\n")
                 out.flush()
-                if args.case is None:
+                if not args.case:
                     shutil.rmtree(args.work / str(number), ignore_errors=True)
 
     pids = []
@@ -170,25 +173,23 @@ def main() -> None:
         fast = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
         args.work = tempfile.mkdtemp(prefix="fuzz-", dir=fast)
     args.work = Path(args.work).resolve()
-    if args.case is not None:
-        args.first, args.cases, args.processes, args.only = args.case, 1, 1, ""
     limits = Limits(args.seconds, args.mebibytes)
     prepare(args)
     start, results = time.monotonic(), []
     for result in work_off(args, limits):
         results.append(result)
-        if result.failures or args.case is not None:
+        if result.failures or args.case:
             print(f"case {result.number} ({result.kind}, exit {result.code}): {result.recipe}")
             print("    " + "; ".join(result.failures or ["held"]), flush=True)
+        if args.case:
+            print(f"{result.stderr}\nits folder: {args.work / str(result.number)}\n", flush=True)
         if len(results) % 100 == 0:
             print(f"{len(results)} cases in {time.monotonic() - start:.0f} s", flush=True)
-    if args.case is not None:
-        print(f"{results[0].stderr}\n{args.work / str(args.case)}")
-    elif results:
+    if results:
         tell(results, args, time.monotonic() - start)
     if args.json:
         args.json.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
-    if made and args.case is None:
+    if made and not args.case:
         shutil.rmtree(args.work)
     raise SystemExit(any(result.failures for result in results))
 
