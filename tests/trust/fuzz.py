@@ -173,7 +173,7 @@ def main() -> None:
         fast = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
         args.work = tempfile.mkdtemp(prefix="fuzz-", dir=fast)
     args.work = Path(args.work).resolve()
-    limits = Limits(args.seconds, args.mebibytes)
+    limits = Limits(args.seconds, mebibytes=args.mebibytes)
     prepare(args)
     start, results = time.monotonic(), []
     for result in work_off(args, limits):

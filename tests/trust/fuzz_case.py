@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -28,6 +29,7 @@ _DAC_CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets r
 @dataclass
 class Limits:
     seconds: float = 40.0
+    tasks: int = 200  # threads and processes
     mebibytes: int = 1500  # that a case may hold more than the server that it is forked from
 
 
@@ -51,11 +53,11 @@ def run(
     if pid == 0:
         _become(sandbox, command, limits, before)
     failures = []
-    if not (ended := _wait(pid, limits.seconds)):
-        failures.append("hang")
+    if not (ended := _wait(pid, limits.seconds, limits.tasks)):
+        failures.append("hang" if _tasks(pid) <= limits.tasks else "threads or processes in masses")
         os.kill(pid, signal.SIGTERM)
         if not (ended := _wait(pid, 4)):
-            failures[-1] = "hang, deaf to SIGTERM"
+            failures[-1] += ", deaf to SIGTERM"
             os.kill(pid, signal.SIGKILL)
             while not (ended := _wait(pid, 5)):
                 pass
@@ -76,15 +78,32 @@ def run(
     return told
 
 
-def _wait(pid: int, seconds: float) -> tuple[int, resource.struct_rusage] | None:
-    end = time.monotonic() + seconds
+def _wait(
+    pid: int, seconds: float, tasks: int | None = None
+) -> tuple[int, resource.struct_rusage] | None:
+    """How it ended; None: it did not, or it has more than so many threads and processes."""
+    end, counted = time.monotonic() + seconds, time.monotonic()
     while True:
         there, status, usage = os.wait4(pid, os.WNOHANG)
         if there:
             return status, usage
         if time.monotonic() > end:
             return None
+        if tasks is not None and time.monotonic() > counted + 0.3:
+            counted = time.monotonic()
+            if _tasks(pid) > tasks:
+                return None
         time.sleep(0.005)
+
+
+def _tasks(pid: int) -> int:
+    """Threads of a process and of its children."""
+    count = 0
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        count += 1
+        with contextlib.suppress(OSError):
+            count += sum(map(_tasks, map(int, (task / "children").read_text().split())))
+    return count
 
 
 def _broken(ended: Ended, command: Command, limits: Limits) -> list[str]:
