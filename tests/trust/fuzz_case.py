@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import re
@@ -153,6 +154,7 @@ def _become(
     except BaseException:
         traceback.print_exc()
     try:
+        gc.collect()  # what complains of its own end, as asyncio's tasks do, does so here
         sys.stdout.flush()
         sys.stderr.flush()
         threading._shutdown()  # type: ignore[attr-defined]  # a thread that hangs holds a process
