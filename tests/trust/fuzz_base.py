@@ -52,7 +52,7 @@ TRAIN: dict[str, Any] = {
     "save_every": 3,
     "model": MODEL,
     "optimizer": {"lr": 0.003},
-    "scheduler": {"warmup_steps": 2},
+    "scheduler": {"warmup_steps": 2, "type": "constant"},  # the same for every num_steps
 }
 DIVERGING = {
     "checkpoint_dir": "bad",

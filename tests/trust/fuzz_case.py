@@ -73,7 +73,9 @@ def run(
     code = os.waitstatus_to_exitcode(status)
     told = Ended(code, time.monotonic() - start, more, stderr, failures)
     if not failures:
-        failures += _broken(told, command, limits)
+        failures += _broken(told, command)
+    if more > limits.mebibytes:
+        failures.append(f"memory: {more:,} MiB")
     if (log / "network").exists():
         failures.append(f"asks the network: {(log / 'network').read_text()[:80]}")
     return told
@@ -107,7 +109,7 @@ def _tasks(pid: int) -> int:
     return count
 
 
-def _broken(ended: Ended, command: Command, limits: Limits) -> list[str]:
+def _broken(ended: Ended, command: Command) -> list[str]:
     """The rules that hold for every command, whatever it reads."""
     found = []
     if ended.code not in command.codes:
@@ -123,8 +125,6 @@ def _broken(ended: Ended, command: Command, limits: Limits) -> list[str]:
         found.append(f"control character {unseen[0]!a} on stderr")
     if ended.code == 2 and not ended.stderr.strip():
         found.append("exit code 2 without a message")
-    if ended.mebibytes > limits.mebibytes:
-        found.append(f"memory: {ended.mebibytes:,} MiB")
     return found
 
 
