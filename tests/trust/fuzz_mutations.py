@@ -228,7 +228,7 @@ def mutate(
         (the way, what exactly was done)
     """
     kind = target.form
-    own = path.parent.name in command.writes
+    own = path.parent.name in {place.partition("/")[0] for place in command.writes}
     if kind == "link":
         path.parent.mkdir(parents=True, exist_ok=True)
         if rng.random() < 0.7:
