@@ -74,7 +74,7 @@ def ours(folder: Path, number: int, workers: int) -> int:
 def theirs(folder: Path, dataset: datasets.Dataset, workers: int) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     end = tokenizer.eos_token_id
 
     def tokenize(batch: dict) -> dict:

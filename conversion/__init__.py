@@ -1,7 +1,8 @@
 """The one place that knows both tensor layouts."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from conversion.weights import from_torch, load_torch, to_torch
@@ -11,20 +12,13 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "from_torch", "load_jax", "load_torch", "to_torch"]
 
 # load_jax is light_jax's, and is found here too: whoever converts looks for it beside the others.
-_HOMES = {
-    "__version__": "light_llm",
-    "from_torch": "conversion.weights",
-    "load_jax": "light_jax.checkpoint.loading",
-    "load_torch": "conversion.weights",
-    "to_torch": "conversion.weights",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "__version__": "light_llm",
+        "from_torch": "conversion.weights",
+        "load_jax": "light_jax.checkpoint.loading",
+        "load_torch": "conversion.weights",
+        "to_torch": "conversion.weights",
+    },
+)

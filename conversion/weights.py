@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.mapping import TIED_KEY, Entry, table
+from light_llm.checkpoint.loading import check_layers, load_transformer
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -102,6 +103,7 @@ def check_keys(
     shapes: Mapping[str, tuple[int, ...]], config: TransformerConfig, source: str | Path
 ) -> None:
     """Raise one UserError that lists every missing, unexpected and misshapen key."""
+    check_layers(len(shapes), config, source)
     wanted = {entry.key: entry.shape for entry in table(config)}
     allowed = wanted | ({TIED_KEY: wanted["tok_emb.weight"]} if config.tie_embeddings else {})
     problems = [
@@ -138,8 +140,6 @@ def load_torch(
     Raises:
         UserError: no such file, damaged files, or weights that do not fit the config.
     """
-    from light_llm.checkpoint.loading import load_transformer
-
     return load_transformer(path_or_prefix, config)
 
 

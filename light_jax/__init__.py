@@ -7,8 +7,9 @@
 `python -m light_jax` is llm-train.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from conversion import load_jax
@@ -30,24 +31,17 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "NonFinite": "light_llm.errors",
-    "Result": "light_jax.training.api",
-    "TrainingConfig": "light_jax.config",
-    "Transformer": "light_jax.models.transformer",
-    "UserError": "light_llm.errors",
-    "__version__": "light_llm",
-    "load_config": "light_jax.config",
-    "load_jax": "light_jax.checkpoint.loading",
-    "train": "light_jax.training.api",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "NonFinite": "light_llm.errors",
+        "Result": "light_jax.training.api",
+        "TrainingConfig": "light_jax.config",
+        "Transformer": "light_jax.models.transformer",
+        "UserError": "light_llm.errors",
+        "__version__": "light_llm",
+        "load_config": "light_jax.config",
+        "load_jax": "light_jax.checkpoint.loading",
+        "train": "light_jax.training.api",
+    },
+)

@@ -5,12 +5,13 @@ Every key, its default and its rule; docs/train.md explains each.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from light_llm.configfile import Config, derived, read_mapping, validate
+from light_llm.configfile import Config, derived, parse_mapping, read_config, validate
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 NonNegative = Annotated[int, Field(ge=0)]
@@ -59,6 +60,13 @@ class MeshConfig(Config):
         return self
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The text that a config was parsed from; equal configs are equal whatever their texts."""
+
+    text: bytes = dataclasses.field(default=b"", compare=False)
+
+
 class TrainingConfig(Config):
     """A run, as its config file says it: data, model, update, devices, checkpoints, reports."""
 
@@ -88,6 +96,12 @@ class TrainingConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     num_workers: NonNegative = 4
     compile_model: bool = False
+    _source: Source = PrivateAttr(default=Source())
+
+    @property
+    def source(self) -> Source:
+        """Of `load_config`; empty where the config came from elsewhere."""
+        return self._source
 
     @field_validator("train_data", "val_data")
     @classmethod
@@ -134,7 +148,10 @@ def load_config(path: str | Path) -> TrainingConfig:
     Raises:
         UserError: unreadable file, unknown key or illegal value, every problem on its own line.
     """
-    data = read_mapping(path)
+    text = read_config(path)
+    data = parse_mapping(text, path)
     if str(path).endswith(".json"):
         data.pop("checkpoint", None)
-    return validate(TrainingConfig, data, path)
+    cfg = validate(TrainingConfig, data, path)
+    cfg._source = Source(text.encode())
+    return cfg

@@ -71,6 +71,7 @@ class HostState:
     fingerprint: list[dict[str, Any]]  # of the training shards
     best_val_loss: float | None = None
     wandb_run_id: str | None = None
+    evaluation_due: bool = False  # after this step: one was left by a signal, or could not be told
 
 
 @dataclasses.dataclass(frozen=True)

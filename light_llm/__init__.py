@@ -11,8 +11,9 @@
 `generate` does the same from ids to ids. It is a module as well, which has `generate_batch` too.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from light_llm.checkpoint.loading import load_transformer
@@ -37,25 +38,16 @@ __all__ = [
     "load_transformer",
 ]
 
-# Looked up when they are asked for, so that none of them costs an import of torch before.
-_HOMES = {
-    "Sampling": "light_llm.sampling",
-    "Transformer": "light_llm.models.transformer",
-    "TransformerConfig": "light_llm.models.transformer",
-    "UserError": "light_llm.errors",
-    "generate_text": "light_llm.text",
-    "load_tokenizer": "light_llm.tokenizer",
-    "load_transformer": "light_llm.checkpoint.loading",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "generate":  # the module, which can be called: see there
-        return import_module("light_llm.generate")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "Sampling": "light_llm.sampling",
+        "Transformer": "light_llm.models.transformer",
+        "TransformerConfig": "light_llm.models.transformer",
+        "UserError": "light_llm.errors",
+        "generate_text": "light_llm.text",
+        "load_tokenizer": "light_llm.tokenizer",
+        "load_transformer": "light_llm.checkpoint.loading",
+        "generate": "light_llm.generate",  # the module, which can be called
+    },
+)

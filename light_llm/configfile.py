@@ -185,15 +185,33 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """Read a .yaml, .yml or .json file that holds one mapping.
 
     Raises:
-        UserError: missing or unreadable file, another ending, broken syntax (with the line),
-            duplicate keys, or something else than a mapping at the top.
+        UserError: as `read_config` and `parse_mapping`.
+    """
+    return parse_mapping(read_config(path), path)
+
+
+def read_config(path: str | Path) -> str:
+    """The text of a .yaml, .yml or .json file.
+
+    Raises:
+        UserError: missing or unreadable file, or another ending.
     """
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"{path}: a config file must end in .yaml, .yml or .json")
     if not os.path.lexists(path):
         raise UserError(f"{path}: there is no such config file (looked from {Path.cwd()})")
-    text = given.read_text(path, what="the config file")
+    return given.read_text(path, what="the config file")
+
+
+def parse_mapping(text: str, path: str | Path) -> dict[str, Any]:
+    """The mapping that the text of the config file `path` holds.
+
+    Raises:
+        UserError: broken syntax (with the line), duplicate keys, or something else than a mapping
+            at the top.
+    """
+    path = Path(path)
     try:
         if path.suffix == ".json":
             # numbers stay text here too, so that both formats coerce alike

@@ -28,6 +28,16 @@ def message(text: str) -> str:
     return printable(text)
 
 
+def say(text: str = "") -> None:
+    """Print a line of a command's own, in which names from files may stand."""
+    print(printable(text))
+
+
+def tell(text: str) -> None:
+    """Print a message, a warning or a note on standard error."""
+    print(message(text), file=sys.stderr, flush=True)
+
+
 def shown(text: str, stream: TextIO | None = None) -> str:
     """Text that is the data itself: as it is, but printable where `stream` is a terminal."""
     stream = sys.stdout if stream is None else stream

@@ -7,10 +7,10 @@ from pathlib import Path
 from flax import nnx
 from safetensors.numpy import load_file
 
-from conversion.weights import from_torch
+from conversion.weights import check_keys, from_torch
 from light_jax.models.transformer.model import Transformer
 from light_llm.checkpoint.layout import Checkpoint
-from light_llm.checkpoint.loading import read_weights
+from light_llm.checkpoint.loading import Tensor, read_weights
 from light_llm.models.transformer.config import TransformerConfig
 
 
@@ -25,6 +25,10 @@ def load_jax(
     Raises:
         UserError: no such file, damaged files, or weights that do not fit the config.
     """
-    tensors, cfg, path = read_weights(path_or_prefix, config, load_file)
+
+    def check(tensors: dict[str, Tensor], cfg: TransformerConfig, path: Path) -> None:
+        check_keys({key: tensor.shape for key, tensor in tensors.items()}, cfg, path)
+
+    tensors, cfg, path = read_weights(path_or_prefix, config, load_file, check)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
     return nnx.merge(graphdef, from_torch(tensors, cfg, path))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import sys
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +14,15 @@ from types import MappingProxyType
 from safetensors import SafetensorError
 
 from light_jax.checkpoint import protocol, store
-from light_jax.checkpoint.state import is_mine, start_saving
+from light_jax.checkpoint.state import is_mine, not_for_orbax, start_saving
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
 from light_llm.errors import UserError
-from light_llm.files import disk
+from light_llm.files import disk, given
+from light_llm.printing import tell
 
 
 class Saver:
@@ -41,6 +42,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="light-save")
         self._saving: Future[None] | None = None
         self._saves = 0
+        self._lock: disk.Lock | None = None  # process 0's, while the directory is open
 
     @contextlib.contextmanager
     def open(self, config_path: Path) -> Iterator[Saver]:
@@ -65,23 +67,36 @@ class Saver:
     def _prepare(self, held: contextlib.ExitStack, config_path: Path) -> None:
         with _told(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(protocol.one_writer(self.directory))
-            protocol.recover(self.directory)
-            check_writable(self.directory, self.resumed)
+            self._lock = held.enter_context(protocol.one_writer(self.directory))
+            check_writable(self.cfg, self.resumed)
+            here = _continues_here(self.directory, self.resumed)
+            protocol.recover(self.directory, self.resumed.run if here and self.resumed else None)
             self._copy_config(config_path)
             if self.resumed is not None:
-                self._note_resume(self.resumed)
+                self._note_resume(self.resumed, here)
 
-    def _note_resume(self, resumed: Tag) -> None:
+    def _note_resume(self, resumed: Tag, here: bool) -> None:
         self.generation = 1 + max(resumed.generation, store.starts(self.directory))
-        start = {"generation": self.generation, "resumed": str(resumed.prefix.absolute())}
-        disk.write_atomically(self.directory / store.START, json.dumps(start).encode())
+        start = store.Start(self.generation, resumed.run, resumed.prefix.name if here else None)
+        store.write_start(self.directory, start)
 
     def _copy_config(self, path: Path) -> None:
+        """Keep the text that was parsed, whatever has become of the file since."""
         name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
         target = self.directory / name
-        if not (target.exists() and target.samefile(path)):
-            disk.write_atomically(target, path.read_bytes())
+        if not (target.exists() and path.exists() and target.samefile(path)):
+            text = self.cfg.source.text or given.read_bytes(path, what="the config file")
+            disk.write_atomically(target, text)
+
+    def check(self) -> None:
+        """That the directory is still the one that this run locked; process 0 looks, where it
+        writes next.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self._lock is not None:
+            protocol.check_lock(self.directory, self._lock)
 
     def save(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
         """Commit the state under each of these tags, in this order; every process calls it.
@@ -96,7 +111,7 @@ class Saver:
         name, step = f"save{self._saves}", int(state.step)
         staging = protocol.writing_dir(self.directory, tags[0])
         with _told(self.directory / tags[0], "cannot be saved"):
-            together(lambda: protocol.start(self.directory, tags[0]) if is_main() else None)
+            together(lambda: self._start(tags[0], host.run) if is_main() else None)
             weights = gather_weights(state.weights, self.cfg.model)
             path = staging / f"{tags[0]}{layout.STATE}"
             writing = together(lambda: start_saving(path, state, host))
@@ -106,6 +121,7 @@ class Saver:
             if is_main():
                 path = staging / f"{tags[0]}{layout.WEIGHTS}"
                 try:
+                    self.check()
                     write_weights(path, weights, self.cfg.model)
                     weights.clear()
                     digest = layout.digest(path)  # while orbax is still writing
@@ -119,6 +135,10 @@ class Saver:
                 disk.flush(staging, is_mine)
 
         self._saving = self._thread.submit(self._guarded(self.directory / tags[0], finish))
+
+    def _start(self, tag: str, run: str) -> None:
+        self.check()
+        protocol.start(self.directory, tag, run)
 
     @staticmethod
     def _guarded(prefix: Path, work: Callable[[], None]) -> Callable[[], None]:
@@ -145,7 +165,7 @@ class Saver:
         if failure is not None:
             if error is None:
                 raise failure
-            print(f"llm-train: {failure}", file=sys.stderr)
+            tell(f"llm-train: {failure}")
 
     def commit(
         self,
@@ -159,22 +179,28 @@ class Saver:
         Args:
             digests: those of its files that are known already.
         """
+        self.check()
         write_config(staging, tags[0], self.cfg, record, digests)
         for tag in tags[1:]:
-            protocol.link(self.directory, tags[0], tag)
+            protocol.link(self.directory, tags[0], tag, record.run)
         for tag in tags:
-            protocol.commit(self.directory, tag)
-        self._retain()
+            self.check()
+            protocol.commit(self.directory, tag, record.run)
+        self._retain(record.run)
 
-    def _retain(self) -> None:
-        """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n."""
-        tags = store.own_tags(self.directory)
+    def _retain(self, run: str) -> None:
+        """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n.
+
+        Tags of another run, which somebody copied here meanwhile, are neither counted nor deleted.
+        """
+        tags = [tag for tag in store.own_tags(self.directory) if tag.run == run]
         steps = [tag for tag in tags if protocol.STEP_TAG.fullmatch(tag.prefix.name)]
         left_at = 0 if self.resumed is None else self.resumed.step
         abandoned = [t for t in steps if t.generation < self.generation and t.step > left_at]
         kept = sorted((t for t in steps if t not in abandoned), key=lambda tag: tag.step)
         for tag in [*abandoned, *kept[: -self.cfg.keep_last_n]]:
-            protocol.delete(self.directory, tag.prefix.name)
+            self.check()
+            protocol.delete(self.directory, tag.prefix.name, run)
 
     def has_final(self) -> bool:
         """Whether the resumed step's `final` tag is there."""
@@ -201,14 +227,13 @@ def write_config(
             str(path.relative_to(staging)).removeprefix(tag): digests.get(path)
             or layout.digest(path)
             for path in sorted(staging.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path.name != protocol.MARK
         }
         flushed.result()
     record = record.model_copy(update={"files": members})
     config = cfg.model_dump(mode="json") | {"checkpoint": record.model_dump(mode="json")}
-    path = staging / f"{tag}{layout.CONFIG}"
-    path.write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copymode(path, staging / f"{tag}{layout.WEIGHTS}")  # safetensors' own is 0600
+    with disk.create(staging / f"{tag}{layout.CONFIG}") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -226,41 +251,61 @@ def _told(path: Path, what: str):  # type: ignore[no-untyped-def]
         ) from None
 
 
-def check_writable(directory: Path, resumed: Tag | None) -> None:
+def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
     """Refuse, before anything is written, a directory that cannot take this run.
 
     Raises:
         UserError: it is a file, not writable, or holds other checkpoints than those of the run that
-            is resumed from it.
+            is resumed from it, or parts of some where this run is going to write.
     """
-    if protocol.is_pattern(directory):
+    directory = Path(cfg.checkpoint_dir)
+    named = f"checkpoint_dir={str(directory)!r}"
+    if (reason := not_for_orbax(directory)) is not None:
         raise UserError(
-            f"checkpoint_dir={str(directory)!r}: {directory.absolute()} has one of [ ] * ? in it, "
-            "which checkpoints cannot be written under; use another folder"
+            f"{named}: {reason}, which checkpoints cannot be written under; use another folder"
         )
     existing = directory
     while not existing.exists() and not existing.is_symlink():
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(f"checkpoint_dir={str(directory)!r}: {existing} is not a folder")
+        raise UserError(f"{named}: {existing} is not a folder")
     try:
-        probe = existing / ".light-llm-probe"
-        probe.mkdir(exist_ok=True)
-        probe.rmdir()
+        os.rmdir(tempfile.mkdtemp(prefix=".light-llm-probe-", dir=existing))
     except OSError as error:
         raise UserError(
-            f"checkpoint_dir={str(directory)!r} cannot be written ({error.strerror}); "
-            "use another folder"
+            f"{named} cannot be written ({error.strerror}); use another folder"
         ) from None
     others = {name for name in layout.tags(directory) if protocol.is_own_name(name)}
     # A copy of the folder holds tags of the same run, which are not this folder's own.
-    if resumed is not None and resumed.prefix.parent.resolve() == directory.resolve():
+    here = _continues_here(directory, resumed)
+    if here and resumed is not None:
         others = {name for name in others if _is_of_another_run(directory / name, resumed.run)}
     if others:
         raise UserError(
-            f"checkpoint_dir={str(directory)!r} holds a run already ({', '.join(sorted(others))}); "
+            f"{named} holds a run already ({', '.join(sorted(others))}); "
             "continue that one with --resume auto, or use another checkpoint_dir"
         )
+    _check_free(cfg, resumed, here)
+
+
+def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
+    """That this run may write the tags that it is going to.
+
+    Raises:
+        UserError: a part of a tag that another wrote has the place of one.
+    """
+    directory, first = Path(cfg.checkpoint_dir), 0 if resumed is None else resumed.step
+    there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
+    for tag in sorted(there):
+        step = protocol.STEP_TAG.fullmatch(tag)
+        due = tag in ("best", "final") or (step and first < int(step[1]) <= cfg.num_steps)
+        if due:
+            protocol.check_place(directory, tag, resumed.run if here and resumed else "")
+
+
+def _continues_here(directory: Path, resumed: Tag | None) -> bool:
+    """Whether the run goes on in the directory where the tag is that it was resumed from."""
+    return resumed is not None and resumed.prefix.parent.resolve() == directory.resolve()
 
 
 def _is_of_another_run(prefix: Path, run: str) -> bool:

@@ -1,23 +1,36 @@
 """What a resume needs besides the weights <-> an orbax folder.
 
 Arrays are stored under their pytree paths as flat names, so the folder depends on neither optax's
-nor Flax's container types. orbax's v1 API is used in this file alone.
+nor Flax's container types. orbax's v1 API is used in this file alone, and this file alone gives it
+paths: it reads `..` behind a link, a backslash and [ ] * ? in its own way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import gc
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from light_jax.parallel.sharding import path_names
 from light_jax.state import HostState, TrainState
 from light_llm.errors import UserError
+from light_llm.files import given
+
+_NOTE = "_CHECKPOINT_METADATA"  # orbax's file, with the host's part in it
+_SUCCESS = "commit_success.txt"
+_ARRAYS = "state"  # the folder, in the state's own, that holds a tensorstore database
 
 
 def named_arrays(state: TrainState) -> dict[str, Any]:
@@ -25,6 +38,25 @@ def named_arrays(state: TrainState) -> dict[str, Any]:
     rest = dataclasses.replace(state, params=None, master=None)
     leaves = jax.tree_util.tree_leaves_with_path(rest)
     return {"/".join(path_names(path)): leaf for path, leaf in leaves}
+
+
+def not_for_orbax(path: Path) -> str | None:
+    """What in a path orbax would read in its own way, and write a state that it cannot read."""
+    real = os.path.realpath(path)
+    if set("[]*?") & set(real):
+        return f"{real} has one of [ ] * ? in it"
+    return f"{real} has a backslash in it" if "\\" in real else None
+
+
+def _real(path: Path) -> Path:
+    """The path as the operating system understands it, for orbax.
+
+    Raises:
+        UserError: orbax would not understand it so.
+    """
+    if (reason := not_for_orbax(path)) is not None:
+        raise UserError(f"{path}: {reason}, which no state can be read under; rename the folder")
+    return Path(os.path.realpath(path))
 
 
 def save_state(path: Path, state: TrainState, host: HostState) -> None:
@@ -37,7 +69,7 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
 
     Returns:
         What waits until it is written, on any thread. The processes wait for each other there by
-        JAX's coordination service, not by a collective.
+        JAX's coordination service, not by a collective. Process 0 then opens what was written.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False
@@ -46,9 +78,99 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
     arrays = named_arrays(state)
     if jax.default_backend() == "cpu":  # orbax would write from the buffers that the step reuses
         arrays = jax.tree.map(jnp.copy, arrays)
+    expected = _shapes(arrays)
+    real = _real(path)
     with context:
         metadata = dataclasses.asdict(host)
-        return ocp.save_async(path.absolute(), arrays, custom_metadata=metadata).result
+        written = ocp.save_async(real, arrays, custom_metadata=metadata).result
+
+    def wait() -> None:
+        _as_a_fault_of_the_disk(written)
+        if jax.process_index() == 0:
+            # the file's text tells where on this machine the state was written
+            if (path / _SUCCESS).exists():
+                (path / _SUCCESS).write_text("Checkpoint commit was successful.\n")
+            check_saved(path, expected, host)
+
+    return wait
+
+
+def _as_a_fault_of_the_disk(call: Callable[[], Any]) -> None:
+    """orbax has no type of its own for a disk that fails; a saver tells all of them alike."""
+    try:
+        call()
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise OSError(f"orbax: {type(error).__name__}: {error}") from error
+
+
+def check_saved(path: Path, expected: dict[str, tuple[Any, ...]], host: HostState) -> None:
+    """Open the folder as a resume would: its arrays are in it, and of these shapes and dtypes.
+
+    On any thread: no collective, and no array is read.
+
+    Raises:
+        OSError: it could not be resumed from.
+    """
+    try:
+        found = load_host_state(path)
+        with given.foreign(lambda reason: _unreadable(path, reason)):
+            stored = _stored(path)
+        size = sum(entry.stat().st_size for entry in _entries(path / _ARRAYS) if entry.is_file())
+    except (UserError, OSError) as error:
+        raise OSError(f"what was written cannot be resumed from: {error}") from None
+    needed = sum(
+        int(np.prod(shape)) * jnp.dtype(dtype).itemsize for shape, dtype in expected.values()
+    )
+    if found.run != host.run or stored != expected or size < needed:
+        raise OSError(
+            f"what was written cannot be resumed from: {path / _ARRAYS} holds {len(stored)} of "
+            f"{len(expected)} arrays and {size:,} of {needed:,} bytes"
+        )
+
+
+def _stored(path: Path) -> dict[str, tuple[Any, ...]]:
+    """(shape, dtype) of the arrays in the folder's own database, by name."""
+    import tensorstore
+
+    database = tensorstore.KvStore.open(
+        {"driver": "ocdbt", "base": {"driver": "file", "path": f"{_real(path) / _ARRAYS}/"}}
+    ).result()
+    ending = b"/zarr.json"
+    keys = [key for key in database.list().result() if key.endswith(ending)]
+    texts = [database.read(key) for key in keys]
+    arrays = {}
+    for key, text in zip(keys, texts, strict=True):
+        about = given.parse_json(text.result().value, path)
+        arrays[key.removesuffix(ending).decode()] = (tuple(about["shape"]), about["data_type"])
+    return arrays
+
+
+def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in arrays.items()}
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        yield from (Path(root) / name for name in (*folders, *files))
+
+
+def _check_entries(path: Path) -> None:
+    """That the folder holds files and folders alone, and no link that leads out of it.
+
+    Raises:
+        UserError: orbax would wait at a FIFO, or read what is elsewhere.
+    """
+    for entry in _entries(path):
+        mode = os.lstat(entry).st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            continue
+        if stat.S_ISLNK(mode) and entry.exists() and given.leads_out(entry, path) is None:
+            continue
+        raise UserError(
+            f"{entry}: is {given.kind_of(entry)}, and a state holds regular files; use another tag"
+        )
 
 
 def is_mine(name: str) -> bool:
@@ -62,33 +184,77 @@ def is_mine(name: str) -> bool:
     return owner == jax.process_index()
 
 
-def load_host_state(path: Path) -> HostState:
-    """The host's part alone, to be compared with the config before anything large is read."""
+def run_of_state(path: Path) -> str | None:
+    """The run that wrote the folder; None if it is not one, or does not tell."""
+    if path.is_symlink():
+        return None
     try:
-        return HostState(**ocp.metadata(path.absolute()).custom_metadata)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error) from None
+        note = given.read_json(path / _NOTE)
+        run = note["custom_metadata"]["run"]
+    except (UserError, KeyError, TypeError):
+        return None
+    return run if isinstance(run, str) else None
+
+
+def load_host_state(path: Path) -> HostState:
+    """The host's part alone, to be compared with the config before anything large is read.
+
+    Raises:
+        UserError: it cannot be read, or is not what a run writes.
+    """
+    _check_entries(path)
+    with given.foreign(lambda reason: _unreadable(path, reason)):
+        note = given.read_json(path / _NOTE)["custom_metadata"]
+        host = HostState(**note)
+        shards = [(shard["name"], shard["rows"], shard["tokens"]) for shard in host.fingerprint]
+        if not all(
+            isinstance(name, str) and all(type(n) is int for n in numbers)
+            for name, *numbers in shards
+        ):
+            raise ValueError("its fingerprint of the shards is none")
+        if not isinstance(host.run, str) or not isinstance(host.wandb_run_id, str | None):
+            raise ValueError("its run or wandb_run_id is no text")
+        if not isinstance(host.best_val_loss, int | float | None):
+            raise ValueError(f"best_val_loss={host.best_val_loss!r} is no number")
+    return host
 
 
 def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
     """The arrays by name, laid out by the shardings of `abstract`'s leaves.
 
     Raises:
-        UserError: names, shapes or dtypes are not those of `abstract`.
+        UserError: names, shapes or dtypes are not those of `abstract`, or they cannot be read.
     """
-    wanted = named_arrays(abstract)
-    try:
-        metadata = ocp.metadata(path.absolute()).metadata
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error) from None
-    stored = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in metadata.items()}
-    expected = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in wanted.items()}
+    _check_entries(path)
+    wanted, real = named_arrays(abstract), _real(path)
+    with given.foreign(lambda reason: _unreadable(path, reason)):
+        stored = _shapes(ocp.metadata(real).metadata)
+    expected = _shapes(wanted)
     if stored != expected:  # orbax would cast a dtype and cut a shape in silence
         names = sorted(stored.keys() ^ expected.keys()) or [
             name for name in expected if stored[name] != expected[name]
         ]
         raise UserError(f"{path}: its arrays are not those of this config: {', '.join(names[:8])}")
-    return ocp.load(path.absolute(), wanted)
+    with _quiet():
+        try:
+            return ocp.load(real, wanted)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # of the device, not of the file
+        except Exception as error:
+            reason = " ".join(str(error).split())
+        gc.collect()
+    raise UserError(_unreadable(path, reason))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What orbax began to read and left at an error would print a traceback each."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
@@ -99,6 +265,5 @@ def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainStat
     )
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
-    return UserError(f"{path}: orbax cannot read it ({reason}); use another tag")
+def _unreadable(path: Path, reason: str) -> str:
+    return f"{path}: orbax cannot read it ({reason[:300]}); use another tag"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,13 +19,14 @@ from light_jax.checkpoint.state import (
     load_host_state,
     with_arrays,
 )
-from light_jax.checkpoint.weights import load_weights
+from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
 from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Tag, TrainState, params_of
 from light_llm.checkpoint import layout
 from light_llm.errors import UserError
+from light_llm.files import disk, given
 
 MUST_MATCH = (
     "model",
@@ -38,7 +40,15 @@ MUST_MATCH = (
 )
 
 
-START = ".resumed.json"  # the prefix and generation of the last resume
+START = ".resumed.json"
+
+
+class Start(NamedTuple):
+    """What the last resume in a directory started from, as START tells it."""
+
+    generation: int  # of the run, from then on
+    run: str | None  # None where an older version did not tell
+    tag: str | None  # in the directory itself; None of a run that was resumed from elsewhere
 
 
 def read_tag(prefix: str | Path) -> Tag:
@@ -79,9 +89,16 @@ def candidates(resume: str, directory: Path) -> list[Tag]:
             ) from None
     newest_first = sorted(own_tags(directory), key=lambda tag: tag.order, reverse=True)
     start = read_start(directory)
-    if not newest_first or start is None or newest_first[0].generation >= start["generation"]:
+    if not newest_first or start is None or newest_first[0].generation >= start.generation:
         return newest_first
-    resumed = read_tag(start["resumed"])  # a resumed run that was stopped before its first tag
+    if start.tag is None:
+        return newest_first
+    resumed = read_tag(directory / start.tag)  # the run was stopped before its first tag
+    if start.run is not None and resumed.run != start.run:
+        raise UserError(
+            f"{directory / START}: names {start.tag}, which is of another run now; delete it, and "
+            "name the checkpoint to resume from with --resume"
+        )
     return [resumed, *(tag for tag in newest_first if tag.order < resumed.order)]
 
 
@@ -112,22 +129,43 @@ def find(resume: str, directory: Path) -> Tag | None:
 
 def starts(directory: Path) -> int:
     """How often the run in this directory was started so far: its newest generation, or 0."""
-    start = read_start(directory) or {"generation": 0}
-    return max([start["generation"], *(tag.generation for tag in own_tags(directory))])
+    start = read_start(directory)
+    return max([start.generation if start else 0, *(tag.generation for tag in own_tags(directory))])
 
 
-def read_start(directory: Path) -> dict[str, Any] | None:
-    """What the last resume in this directory started from: keys `generation` and `resumed`."""
+def write_start(directory: Path, start: Start) -> None:
+    """Note a resume. Nothing in it tells where the directory is, so that it can be moved."""
+    told = {"generation": start.generation, "run": start.run, "resumed": start.tag}
+    disk.write_atomically(directory / START, json.dumps(told).encode())
+
+
+def read_start(directory: Path) -> Start | None:
+    """What the last resume in this directory started from.
+
+    Raises:
+        UserError: what is there is no note of a resume, or names a tag elsewhere.
+    """
     path = directory / START
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    remedy = "delete it, and name the checkpoint to resume from with --resume"
     try:
-        start = json.loads(path.read_text())
-        return {"generation": int(start["generation"]), "resumed": str(start["resumed"])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: damaged; delete it, and name the checkpoint to resume from with --resume"
-        ) from None
+        start = given.read_json(path)
+        generation, run, resumed = start["generation"], start.get("run"), start["resumed"]
+        told = isinstance(resumed, str) or (resumed is None and isinstance(run, str))
+        if type(generation) is not int or not told or not isinstance(run, str | None):
+            raise ValueError("not the note of a resume")
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: damaged; {remedy}") from None
+    if run is None:  # an older version wrote an absolute prefix
+        folder, resumed = os.path.split(resumed)
+        if os.path.realpath(folder) != os.path.realpath(directory):
+            raise UserError(f"{path}: names a checkpoint in {folder}, not in this folder; {remedy}")
+    if resumed is not None and not given.is_name(resumed):
+        raise UserError(f"{path}: names {resumed!r}, which is no checkpoint's name; {remedy}")
+    return Start(generation, run, resumed)
 
 
 def check_resumable(
@@ -147,6 +185,7 @@ def check_resumable(
             f"{tag.prefix}: cannot be resumed with this config; undo these changes, or start a "
             "new run from its weights with init_from:\n  " + "\n  ".join(refused)
         )
+    check_weights(tag.checkpoint.files.weights, cfg.model)
     if {"val_data", "eval_steps", "checkpoint_dir"} & changes.keys():
         host.best_val_loss = None  # of other tokens, or in another directory
     return host, list(changes.values())

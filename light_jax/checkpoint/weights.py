@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from safetensors.numpy import save_file
 
 from conversion.mapping import TIED_KEY, Entry, table
 from conversion.weights import check_keys, check_tied, to_torch_layout
+from light_llm.checkpoint.loading import read_header
 from light_llm.errors import UserError
+from light_llm.files import disk
 from light_llm.models.transformer.config import TransformerConfig
 
 
@@ -53,7 +58,10 @@ def write_weights(path: Path, arrays: dict[str, np.ndarray], cfg: TransformerCon
         list(pool.map(transpose, table(cfg)))
     if cfg.tie_embeddings:
         arrays[TIED_KEY] = arrays["tok_emb.weight"]
+    with disk.create(path):
+        mode = path.stat().st_mode  # of a file like any other; safetensors makes its own 0600
     save_file(arrays, path, metadata={"format": "pt"})
+    path.chmod(stat.S_IMODE(mode))
 
 
 def _leaf(weights: Any, entry: Entry) -> jax.Array:
@@ -69,6 +77,23 @@ def _gather(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def check_weights(path: Path, cfg: TransformerConfig) -> None:
+    """Compare the header of a weights file with the config; no tensor is read, no model built.
+
+    Raises:
+        UserError: not a safetensors file, or weights that do not fit the config.
+    """
+    check_keys({key: tensor.shape for key, tensor in read_header(path).items()}, cfg, path)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+
+
 def load_weights(
     path: Path, cfg: TransformerConfig, shardings: nnx.State, *, verified: bool = False
 ) -> nnx.State:
@@ -81,20 +106,14 @@ def load_weights(
     Raises:
         UserError: not a safetensors file, or weights that do not fit the config.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            check_keys(shapes, cfg, path)
-            if cfg.tie_embeddings and TIED_KEY in shapes and not verified:
-                check_tied(file.get_tensor("tok_emb.weight"), file.get_tensor(TIED_KEY), path)
-            arrays = {
-                entry.path: _read(
-                    file.get_slice(entry.key), entry, _leaf_sharding(shardings, entry)
-                )
-                for entry in table(cfg)
-            }
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+    check_weights(path, cfg)
+    with _whole(path), safe_open(path, framework="numpy") as file:
+        if cfg.tie_embeddings and not verified and TIED_KEY in file.keys():  # noqa: SIM118
+            check_tied(file.get_tensor("tok_emb.weight"), file.get_tensor(TIED_KEY), path)
+        arrays = {
+            entry.path: _read(file.get_slice(entry.key), entry, _leaf_sharding(shardings, entry))
+            for entry in table(cfg)
+        }
     return nnx.from_flat_state((path, nnx.Param(array)) for path, array in arrays.items())
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from light_llm.cli import runner
+from light_llm.printing import say
 
 app = runner.new_app()
 state = runner.new_app()
@@ -51,7 +52,7 @@ def _use_the_cpu() -> None:
 
 def _tell(convert: Callable[[str], list[str]], prefix: str) -> None:
     for line in convert(prefix):
-        print(line)
+        say(line)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from light_llm.cli import runner
+from light_llm.printing import say, shown
 
 if TYPE_CHECKING:
     from light_jax.data.stats import Stats
@@ -52,17 +53,17 @@ def stats(
     known, note = find_tokenizer(path, tokenizer)
     counted = count(path, "PATH")
     for name, value in describe(counted):
-        print(f"{name:<12} {value}")
-    print(f"{'tokenizer':<12} {note}")
+        say(f"{name:<12} {value}")
+    say(f"{'tokenizer':<12} {note}")
     _doubt(known, counted.ids[0].tolist()[-1:])
     if top:
-        print(f"\nthe {min(top, len(counted.ids[0]))} most common tokens")
+        say(f"\nthe {min(top, len(counted.ids[0]))} most common tokens")
         for token, times in counted.most_common(top):
             text = "" if known is None else f"  {known.decode([token], False)!r}"
-            print(f"{token:>12} {times:>16,} {times / counted.tokens:8.3%}{text}")
+            say(f"{token:>12} {times:>16,} {times / counted.tokens:8.3%}{text}")
     if not no_png:
         draw(counted, " ".join(path), png)
-        print(f"\ndrawn in {png}")
+        say(f"\ndrawn in {png}")
 
 
 @app.command()
@@ -87,17 +88,17 @@ def show(
     print(f" (seq_len {seq_len}, seed {seed})")
     for shard, first, last in stream.locate(window):
         rows = f"row {first}" if first == last else f"rows {first} to {last}"
-        print(f"shard     {shard}: {rows}")
-    print(f"tokenizer {note}")
+        say(f"shard     {shard}: {rows}")
+    say(f"tokenizer {note}")
     _doubt(known, tokens)
     print()
-    print(*tokens) if known is None else print(known.decode(tokens, False))
+    print(*tokens) if known is None else print(shown(known.decode(tokens, False)))
 
 
 def _doubt(known: Tokenizer | None, ids: list[int]) -> None:
     """Say so if the tokenizer cannot have given these ids."""
     if known is not None and max(ids, default=0) >= known.vocab_size:
-        print(f"which has ids below {known.vocab_size} only: not that of these shards?")
+        say(f"which has ids below {known.vocab_size} only: not that of these shards?")
 
 
 def describe(counted: Stats) -> list[tuple[str, str]]:
@@ -139,7 +140,7 @@ def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | Non
     folder = Path(expand(paths, "PATH")[0]).parent
     beside = tokenizer_beside(folder)
     if beside is not None:
-        return load_tokenizer(beside), str(beside)
+        return load_tokenizer(beside, fetch=False), str(beside)
     return None, f"none in {folder} or the two folders above; ids are shown, --tokenizer names one"
 
 

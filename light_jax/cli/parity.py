@@ -12,6 +12,7 @@ import typer
 
 from light_llm.cli import runner
 from light_llm.errors import UserError
+from light_llm.printing import say
 
 if TYPE_CHECKING:
     from light_jax.parity.lockstep import Row
@@ -150,13 +151,13 @@ def _compare_checkpoint(
         f"matmuls     {dtype}; {versions()}",
         "",
     ):
-        typer.echo(line)
+        say(line)
     stages = compare(params, torch_model, tokens_BT, dtype)
     verdict = stage_verdict(stages, bound)
     if unequal:
         verdict = f"not the same: {len(unequal)} weights differ as they were loaded; {verdict}"
     for line in [*stage_table(stages, bound, everything), "", verdict]:
-        typer.echo(line)
+        say(line)
     return not unequal and first_diverging(stages, bound) is None
 
 
@@ -177,25 +178,25 @@ def _compare_training(config: str, steps: int, tolerance: float | None, png: Pat
         if not rows:  # by now all that can be refused has been
             weights = ", bfloat16 weights" if cfg.bf16_model_weights else ""
             start = "seed" if cfg.init_from is None else f"init_from {cfg.init_from!r}"
-            typer.echo(f"config      {config}, {cfg.optimizer.type}, {cfg.dtype}{weights}")
-            typer.echo(f"start       {start}, the same weights and batches in both")
-            typer.echo(f"versions    {versions()}")
+            say(f"config      {config}, {cfg.optimizer.type}, {cfg.dtype}{weights}")
+            say(f"start       {start}, the same weights and batches in both")
+            say(f"versions    {versions()}")
             for note in notes:
-                typer.echo(f"note        {note}")
-            typer.echo(f"\n{report.ROW_HEADER}")
+                say(f"note        {note}")
+            say(f"\n{report.ROW_HEADER}")
         rows.append(row)
-        typer.echo(report.row_line(row, bounds))
+        say(report.row_line(row, bounds))
         sys.stdout.flush()
     if png is not None:
         report.draw(rows, f"{config}: JAX and PyTorch, {cfg.optimizer.type}, {cfg.dtype}", png)
-        typer.echo(f"\ndrawn       {png}")
+        say(f"\ndrawn       {png}")
     last = rows[-1]
     together = not last.jax.finite and not last.torch.finite
     rows = rows[:-1] if together else rows
     if rows:
-        typer.echo(f"\n{report.row_verdict(rows, bounds)}")
+        say(f"\n{report.row_verdict(rows, bounds)}")
     if together:
-        typer.echo(f"\nstep {last.step} is not finite in both: the comparison ends here")
+        say(f"\nstep {last.step} is not finite in both: the comparison ends here")
     if any(row.beyond(bounds) or not row.finite for row in rows):
         return 1
     return 3 if together else 0

@@ -11,7 +11,9 @@ overlap    whether train and validation data are one and the same
 stats      what shards hold, counted and drawn
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from light_jax.data.index import describe_change
@@ -27,18 +29,13 @@ __all__ = [
     "warn_of_overlap",
 ]
 
-_HOMES = {
-    "BatchLoader": "loader",
-    "TokenStream": "stream",
-    "describe_change": "index",
-    "validation_batches": "loader",
-    "warn_of_overlap": "overlap",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "BatchLoader": "light_jax.data.loader",
+        "TokenStream": "light_jax.data.stream",
+        "describe_change": "light_jax.data.index",
+        "validation_batches": "light_jax.data.loader",
+        "warn_of_overlap": "light_jax.data.overlap",
+    },
+)

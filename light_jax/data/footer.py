@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from light_llm.errors import UserError
+from light_llm.files import given
+from light_llm.files.parquet import footer_fits
 
 MAGIC = b"PAR1"
 # All that pyarrow raises on a damaged file; names that are no text are a ValueError.
@@ -33,6 +35,7 @@ class Footer:
         Each thread keeps the last one open: it reads the row groups of a shard one after another.
         """
         if getattr(_open, "footer", None) is not self:
+            given.check_regular(self.path, "the shard")
             _open.file = pq.ParquetFile(
                 self.path, metadata=self.metadata, page_checksum_verification=True
             )
@@ -50,14 +53,15 @@ def read_footer(path: str) -> Footer:
         UserError: empty, truncated, unreadable, or not a parquet file.
     """
     try:
-        with open(path, "rb") as file:
+        with given.open_regular(path, "the shard") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             head = file.read(4)
             file.seek(max(0, size - 8))
             tail = file.read()
             length = int.from_bytes(tail[:4], "little")
-            file.seek(max(0, size - 8 - length))
+            fits = footer_fits(length, size)
+            file.seek(max(0, size - 8 - length) if fits else size)
             footer = file.read()
     except OSError as error:
         raise UserError(f"{path}: the shard cannot be read: {error.strerror or error}") from None
@@ -71,7 +75,7 @@ def read_footer(path: str) -> Footer:
             "write it again or copy it whole"
         )
     try:
-        if length + 12 > size:
+        if not fits:
             raise OSError(f"a footer of {length} bytes in a file of {size}")
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         metadata.schema.to_arrow_schema()

@@ -22,6 +22,7 @@ from light_jax.data.footer import UNREADABLE, Footer, read_footer
 from light_jax.data.rowgroup import decode, first_row, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
+from light_llm.files.parquet import check_claims, leaves
 from light_llm.preprocess.schema import LENGTH, TOKENS
 
 COUNTS_EMPTY_LISTS = ("parquet-cpp-arrow", "Polars", "DuckDB")
@@ -118,6 +119,8 @@ def _index_shard(path: str, vocab_size: int | None) -> IndexedShard:
     footer = read_footer(path)
     metadata = footer.metadata
     leaf, has_length = _columns(footer)
+    read = [leaf, *(leaves(metadata, LENGTH) if has_length else ())]
+    check_claims(metadata, footer.size, path, read)
     groups = range(metadata.num_row_groups)
     rows = np.array([metadata.row_group(group).num_rows for group in groups], np.int64)
     lengths = _read_lengths(footer) if has_length else None
@@ -147,10 +150,7 @@ def _columns(footer: Footer) -> tuple[int, bool]:
         raise UserError(
             f"{footer.path}: column {TOKENS!r} is {kind}; it must be a list of integers"
         )
-    leaves = [
-        footer.metadata.schema.column(index).path for index in range(footer.metadata.num_columns)
-    ]
-    leaf = next(i for i, path in enumerate(leaves) if path.split(".")[0] == TOKENS)
+    leaf = leaves(footer.metadata, TOKENS)[0]
     has_length = schema.names.count(LENGTH) == 1 and types.is_integer(schema.field(LENGTH).type)
     return leaf, has_length
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def validation_batches(
     eval_steps: int,
     rows: Sequence[int] | None = None,
     num_workers: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """The first eval_steps · batch_size windows of epoch 0, fewer if there are fewer.
 
     Yields tokens int32 [len(rows), S + 1] and mask float32 [len(rows)]; the mask is 0 on the rows

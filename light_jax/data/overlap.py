@@ -7,6 +7,7 @@ import os
 import warnings
 
 from light_jax.data.index import IndexedShard
+from light_llm.printing import printable
 
 
 def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
@@ -29,7 +30,7 @@ def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
         warnings.warn(
             f"val_data and train_data overlap in {len(found)} of val_data's {len(val)} "
             f"shard{'' if len(val) == 1 else 's'}: "
-            f"{', '.join(found[:3])}{more}; the validation loss will be of text that was trained "
-            "on, so give val_data shards of its own",
+            f"{printable(', '.join(found[:3]))}{more}; the validation loss will be of text that "
+            "was trained on, so give val_data shards of its own",
             stacklevel=2,
         )

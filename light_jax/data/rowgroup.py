@@ -8,6 +8,9 @@ import pyarrow.compute as pc
 
 from light_jax.data.footer import UNREADABLE, Footer
 from light_llm.errors import UserError
+from light_llm.files import given
+from light_llm.files.pages import check_pages
+from light_llm.files.parquet import leaves
 from light_llm.preprocess.schema import TOKENS
 
 
@@ -48,6 +51,7 @@ def first_row(footer: Footer, group: int) -> int:
 def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
     """The chunks of a row group's lists, each with the row of the group that it begins with."""
     try:
+        _check_pages(footer, group)
         table = footer.file().read_row_group(group, columns=[TOKENS], use_threads=False)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
@@ -68,6 +72,18 @@ def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
         lists.append((row, chunk))
         row += len(chunk)
     return lists
+
+
+def _check_pages(footer: Footer, group: int) -> None:
+    """What the pages claim, which is what decoding makes room for.
+
+    Raises:
+        ValueError: as `check_pages`.
+    """
+    columns = footer.metadata.row_group(group)
+    with given.open_regular(footer.path, "the shard") as file:
+        for leaf in leaves(footer.metadata, TOKENS):
+            check_pages(file.fileno(), columns.column(leaf))
 
 
 def _tokens(

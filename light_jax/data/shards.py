@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from light_llm.errors import UserError
+from light_llm.printing import printable
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -77,5 +78,6 @@ def _warn_of_duplicates(found: list[str], first_of: dict[str, str], field: str) 
         seen.add(real)
     more = f" and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     warnings.warn(
-        f"{field}: each shard is read once; dropped {', '.join(dropped[:3])}{more}", stacklevel=3
+        printable(f"{field}: each shard is read once; dropped {', '.join(dropped[:3])}{more}"),
+        stacklevel=3,
     )

@@ -17,6 +17,7 @@ from light_jax.data.rowgroup import documents
 from light_jax.data.shards import Paths
 from light_llm.errors import UserError
 from light_llm.preprocess.entropy import entropy
+from light_llm.printing import printable
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def draw(stats: Stats, title: str, path: Path) -> None:
         UserError: without matplotlib, or `path` cannot be written.
     """
     figure = require_matplotlib()(figsize=(12, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     by_length, by_rank, by_shard = figure.subplots(1, 3)
 
     values, counts = stats.lengths
@@ -140,6 +141,8 @@ def draw(stats: Stats, title: str, path: Path) -> None:
     by_shard.set(xlabel="shard", ylabel="tokens")
     by_shard.set_title(f"{stats.tokens:,} tokens")
     try:
+        if path.is_symlink() and (path.is_file() or not path.exists()):
+            path.unlink()  # the link alone; one to a device, as /dev/stdout, is meant
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
         raise UserError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -68,22 +70,71 @@ def _bind_address(address: str) -> str:
     """
     if given := os.environ.get(_BIND):
         return given
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"{_VARIABLES[0]}={address!r} must be HOST:PORT")
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host.strip("[]"), 0, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(place)
-    except OSError as error:
+    host, port = _host_and_port(address)
+    found, failure = _local_addresses(host)
+    if not found:
         raise UserError(
-            f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({error}); name an "
+            f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({failure}); name an "
             f"address of this machine, or the one to listen on with {_BIND}"
-        ) from None
-    numeric = place[0]
-    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
+        )
+    reached = [place for place in found if not _only_here(host, place)]
+    if not reached:
+        raise UserError(
+            f"{_VARIABLES[0]}={address!r}: is {found[0]} on this machine, where no other one "
+            f"reaches it; give the IP address, or the one to listen on with {_BIND}"
+        )
+    return f"[{reached[0]}]:{port}" if ":" in reached[0] else f"{reached[0]}:{port}"
+
+
+def _local_addresses(host: str) -> tuple[list[str], Exception | None]:
+    """The addresses of a name on which this machine can listen; or why on none of them."""
+    found: list[str] = []
+    failure: Exception | None = None
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            host, 0, type=socket.SOCK_STREAM
+        ):
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.bind(place)
+                found.append(str(place[0]))
+            except OSError as error:
+                failure = error
+    except (OSError, UnicodeError) as error:  # the latter: no name that DNS could know
+        failure = error
+    return found, failure
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    """The two parts of `HOST:PORT` or `[IPV6]:PORT`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""  # of a bare IPv6 address the port cannot be told
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"{_VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
+        )
+    return host, port
+
+
+def _only_here(host: str, numeric: str) -> bool:
+    """Whether /etc/hosts gives this machine's own name as loopback, as Debian does.
+
+    To the other machines the name means an interface that process 0 would not listen on. Who
+    writes localhost or an address means it.
+    """
+    if not ipaddress.ip_address(numeric.partition("%")[0]).is_loopback:
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return False
+    return host.rstrip(".").rpartition(".")[2] != "localhost" and host != "localhost.localdomain"
 
 
 def _in_cluster() -> bool:
@@ -132,8 +183,16 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
+class Left(Exception):
+    """What was done together is left, which is no failure: raised by one process, it is by all."""
+
+
 def together(check: Callable[[], Result]) -> Result:
-    """Run `check` on every process; if it fails on one, all stop, and none waits for the others."""
+    """Run `check` on every process; if it fails on one, all stop, and none waits for the others.
+
+    Raises:
+        Left: one process raised it, and none failed.
+    """
     result: Result | None = None
     error: Exception | None = None
     try:
@@ -141,9 +200,12 @@ def together(check: Callable[[], Result]) -> Result:
     except Exception as failure:  # whatever it is, the others must hear of it; raised below
         error = failure
     if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.int32(error is not None))
-        if error is None and failed.any():
-            error = UserError(f"process {int(failed.argmax())} stopped; its message says why")
+        ended = 0 if error is None else 1 if isinstance(error, Left) else 2
+        worst = multihost_utils.process_allgather(np.int32(ended))
+        if ended < 2 and worst.max() == 2:
+            error = UserError(f"process {int(worst.argmax())} stopped; its message says why")
+        elif worst.max() == 1:
+            error = Left()
     if error is not None:
         raise error
     return cast(Result, result)

@@ -18,7 +18,7 @@ from light_jax.reporting.flops import flops_per_token, peak_flops
 from light_jax.reporting.metrics import MetricsFile
 from light_jax.reporting.wandb_run import WandbRun
 from light_jax.state import Run, StepMetrics
-from light_llm.errors import NonFinite
+from light_llm.errors import NonFinite, UserError
 
 
 class Log:
@@ -26,13 +26,17 @@ class Log:
 
     def __init__(self, run: Run, directory: Path, reporter: Reporter) -> None:
         self.run, self.reporter = run, reporter
+        self.failure: UserError | None = None
+        """Why a line could not be written, the first one. The run is to end after its step."""
         self._sinks: list[MetricsFile | WandbRun] = []
         if is_main():
-            self._sinks.append(MetricsFile(directory, int(run.state.step)))
+            file = MetricsFile(directory, int(run.state.step), redo=run.host.evaluation_due)
+            self._sinks.append(file)
             if run.cfg.use_wandb:
                 wandb_run = WandbRun(run.cfg, run.host.wandb_run_id)
                 run.host.wandb_run_id = wandb_run.id
                 self._sinks.append(wandb_run)
+        self._failed: set[MetricsFile | WandbRun] = set()
         self._pending: tuple[int, float, StepMetrics] | None = None
         self._logged_step, self._logged_time = int(run.state.step), time.perf_counter()
         self._tokens_per_second = 0.0
@@ -46,12 +50,26 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        failures = []
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except UserError as failure:
+                failures.append(failure)
+        if failures and error is None:
+            raise failures[0]
+        for also in failures:
+            self.reporter.line(f"warning: {also}")
 
     def _write(self, line: dict[str, Any]) -> None:
         for sink in self._sinks:
-            sink.write(line)
+            if sink in self._failed:
+                continue
+            try:
+                sink.write(line)
+            except UserError as failure:
+                self._failed.add(sink)
+                self.failure = self.failure or failure
 
     def step(self, step: int, rate: float, metrics: StepMetrics) -> None:
         """Take the learning rate and the metrics of `step`, tell those of the step before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,11 +18,16 @@ LONGEST_LINE = 2**20  # bytes
 
 
 class MetricsFile:
-    """Appends to DIR/metrics.jsonl; on resume, lines after the resumed step are dropped first."""
+    """Appends to DIR/metrics.jsonl; on resume, lines after the resumed step are dropped first.
 
-    def __init__(self, directory: Path, resumed_step: int) -> None:
+    Args:
+        redo: that step is evaluated again: its line of validation is dropped too.
+    """
+
+    def __init__(self, directory: Path, resumed_step: int, *, redo: bool = False) -> None:
         path = directory / NAME
-        write_atomically(path, _lines_up_to(path, resumed_step) if resumed_step else b"")
+        kept = _lines_up_to(path, resumed_step, redo=redo) if resumed_step else b""
+        write_atomically(path, kept)
         # without a buffer: what a full disk did not take is not tried again at the end
         self._file = path.open("ab", buffering=0)
         self._path = path
@@ -36,27 +42,47 @@ class MetricsFile:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
+        rest, size = (
+            json.dumps(line, allow_nan=False).encode() + b"\n",
+            os.fstat(self._file.fileno()).st_size,
+        )
         try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            while rest:  # a disk that is nearly full takes a part of the line
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot be written ({error.strerror}); make room or mend the disk, "
-                "and continue with --resume auto"
-            ) from None
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)  # no line is cut short
+            raise self._unwritable(error) from None
 
     def close(self) -> None:
-        self._file.close()
+        """Raises UserError: the disk, one over a network, did not take what was written."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._path}: cannot be written ({error.strerror}); make room or mend the disk, "
+            "and continue with --resume auto"
+        )
 
 
-def _lines_up_to(path: Path, step: int) -> bytes:
-    """The whole lines of steps 1 to `step`; a line that a crash cut short is dropped."""
+def _lines_up_to(path: Path, step: int, *, redo: bool) -> bytes:
+    """The whole lines of steps 1 to `step`; a line that a crash cut short is dropped.
+
+    Args:
+        redo: the validation of `step` is dropped too.
+    """
     if not os.path.lexists(path):
         return b""
     kept = []
     with given.open_regular(path) as file:
         while line := file.readline(LONGEST_LINE):
             try:
-                if line.endswith(b"\n") and given.parse_json(line, path)["step"] <= step:
+                values = given.parse_json(line, path)
+                again = redo and values["step"] == step and "val/loss" in values
+                if line.endswith(b"\n") and values["step"] <= step and not again:
                     kept.append(line)
             except (UserError, KeyError, TypeError):
                 continue

@@ -34,6 +34,10 @@ def describe(run: Run) -> list[str]:
             f"val data    {run.val_stream.num_tokens:,} tokens, {windows * cfg.seq_len:,} of them "
             f"every {cfg.eval_every} steps"
         )
+    if cfg.seq_len < model.max_seq_len and model.positional.encoding != "learned":
+        lines.append(
+            f"positions   {cfg.seq_len} are trained (seq_len), of {model.max_seq_len} (max_seq_len)"
+        )
     lines += [
         f"devices     {run.mesh.size} × {device.device_kind} in {jax.process_count()} process(es), "
         f"mesh {mesh}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from light_jax.config import TrainingConfig
@@ -33,19 +35,39 @@ class WandbRun:
     def __init__(self, cfg: TrainingConfig, run_id: str | None) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project=cfg.wandb_project,
-            name=cfg.wandb_run_name,
-            id=run_id,
-            resume="allow",
-            config=cfg.model_dump(mode="json"),
-        )
-        self.id: str = self._run.id
-        # A resumed run trains some steps again: W&B's own step could not go back to them.
-        self._run.define_metric("*", step_metric="step")
+        with _told():
+            self._run = wandb.init(
+                project=cfg.wandb_project,
+                name=cfg.wandb_run_name,
+                id=run_id,
+                resume="allow",
+                config=cfg.model_dump(mode="json"),
+            )
+            self.id: str = self._run.id
+            # A resumed run trains some steps again: W&B's own step could not go back to them.
+            self._run.define_metric("*", step_metric="step")
 
     def write(self, values: dict[str, Any]) -> None:
-        self._run.log(values)
+        with _told():
+            self._run.log(values)
 
     def close(self) -> None:
-        self._run.finish()
+        with _told():
+            self._run.finish()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Around a call of wandb, which raises what its service, its network or its disk does.
+
+    Raises:
+        UserError: whatever it was: the run is to keep what it trained.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"Weights & Biases failed ({type(error).__name__}: {reason}); continue with "
+            "--resume auto, or without it by use_wandb: false"
+        ) from None

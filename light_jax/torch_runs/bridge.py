@@ -23,6 +23,7 @@ from light_jax.checkpoint.saver import write_config
 from light_jax.checkpoint.state import (
     load_arrays,
     load_host_state,
+    not_for_orbax,
     save_state,
     with_arrays,
 )
@@ -67,11 +68,11 @@ def import_tag(prefix: str | Path) -> list[str]:
     _check_step(found, int(state.step))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(cfg).weights)
     weights = load_weights(files.weights, cfg.model, shardings)
-    with _writing(files.prefix), protocol.one_writer(files.directory):
+    with _writing(files.prefix), protocol.one_writer(files.directory) as lock:
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(found, cfg, host)
         record = layout.Record(run=host.run, generation=generation, step=int(state.step))
-        _commit(files, cfg, record, weights, state, host)
+        _commit(files, cfg, record, weights, state, host, lock)
     return [f"{files.prefix}: step {record.step} of a PyTorch run can be resumed now", *notes]
 
 
@@ -82,15 +83,18 @@ def _commit(
     weights: nnx.State,
     state: TrainState,
     host: HostState,
+    lock: disk.Lock,
 ) -> None:
     """Put the tag in its place, whole, or leave what is there; the directory is locked."""
     directory, tag = files.directory, files.tag
-    staging = protocol.start(directory, tag)
+    protocol.check_lock(directory, lock)
+    staging = protocol.start(directory, tag, host.run)
     try:
         save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
         save_state(staging / f"{tag}{layout.STATE}", state, host)
         write_config(staging, tag, cfg, record)
-        protocol.commit(directory, tag)
+        protocol.check_lock(directory, lock)
+        protocol.commit(directory, tag, host.run, replacing=True)
     except BaseException:
         _discard(staging)
         raise
@@ -167,10 +171,9 @@ def _discard(staging: Path) -> None:
 
 
 def _check_name(prefix: Path) -> None:
-    if protocol.is_pattern(prefix):
+    if (reason := not_for_orbax(prefix)) is not None:
         raise UserError(
-            f"{prefix}: {prefix.absolute()} has one of [ ] * ? in it, which checkpoints cannot be "
-            "written under; use another name"
+            f"{prefix}: {reason}, which checkpoints cannot be written under; use another name"
         )
 
 

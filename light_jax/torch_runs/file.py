@@ -12,6 +12,7 @@ import numpy as np
 
 from conversion.weights import as_numpy
 from light_llm.errors import UserError
+from light_llm.files import given
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -21,8 +22,11 @@ def read(path: Path) -> dict[str, Any]:
         UserError: not a whole file of torch.save, or one that holds more than plain data.
     """
     torch = require_torch()
+    given.check_regular(path, "the state of a PyTorch trainer")
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise RuntimeError("it is compressed, which torch.save does not do")
             damaged = archive.testzip()  # torch itself compares no check sums
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(

@@ -41,7 +41,9 @@ class Result:
 def train(config: str | Path, resume: str | None = None) -> Result:
     """Train as `llm-train CONFIG [--resume …]` does, and print what it prints.
 
-    To be called from the main thread: SIGTERM and Ctrl-C commit a checkpoint and end the run.
+    To be called from the main thread: SIGTERM, SIGHUP and Ctrl-C commit a checkpoint and end the
+    run. Before its first step, where nothing was trained, they do what they did before the call: by
+    default SIGTERM ends the process and Ctrl-C raises KeyboardInterrupt.
 
     Args:
         config: a config file. Not a TrainingConfig: the run keeps a copy of the file, and names

@@ -28,21 +28,24 @@ from light_jax.checkpoint import protocol
 from light_jax.checkpoint.store import candidates
 from light_jax.checkpoint.weights import save_weights
 from light_jax.config import TrainingConfig
-from light_jax.parallel.hosts import is_main
+from light_jax.parallel.hosts import is_main, together
 from light_jax.parallel.sharding import local_rows, replicated, to_global
 from light_jax.state import Run, StepMetrics, TrainState
 from light_jax.training.step import micro_batch_grads
 from light_jax.training.verdict import MAX_SKIPS
-from light_llm.errors import NonFinite
+from light_llm.errors import NonFinite, UserError
 from light_llm.files import disk
 
 TOKENS, WEIGHTS, REPORT = "tokens.npy", "weights.safetensors", "report.json"
 
 
-def explained(run: Run, bad: NonFinite, config_path: Path) -> NonFinite:
+def explained(run: Run, bad: NonFinite, config_path: Path, check: Callable[[], None]) -> NonFinite:
     """Write the folder; return the error with what a person needs. Every process calls it.
 
     The run's state is still that before the step: a bad step changes nothing.
+
+    Args:
+        check: raises where the directory is no longer the run's.
     """
     directory = Path(run.cfg.checkpoint_dir)
     folder = directory / f"nonfinite-step{bad.step + 1}"
@@ -52,10 +55,10 @@ def explained(run: Run, bad: NonFinite, config_path: Path) -> NonFinite:
     there = candidates("auto", directory)
     kept = f"the newest checkpoint is {there[0].prefix}" if there else "there is no checkpoint yet"
     try:
-        _write(run, bad, folder, command, places)
+        _write(run, bad, folder, command, places, check)
         told = f"Its batch, weights and norms per layer are in {folder}; to run it again:\n  "
         told += command
-    except OSError as error:
+    except (OSError, UserError) as error:
         told = f"{folder} could not be written ({error})"
     rows = "\n".join(f"  {shard}: rows {first} to {last}" for shard, first, last in places)
     what, remedy = _what(run.cfg, bad.metrics)
@@ -81,7 +84,12 @@ def _what(cfg: TrainingConfig, metrics: StepMetrics) -> tuple[str, str]:
 
 
 def _write(
-    run: Run, bad: NonFinite, folder: Path, command: str, places: list[tuple[str, int, int]]
+    run: Run,
+    bad: NonFinite,
+    folder: Path,
+    command: str,
+    places: list[tuple[str, int, int]],
+    check: Callable[[], None],
 ) -> None:
     cfg, state = run.cfg, run.state
     first = bad.step * cfg.gradient_accumulation_steps * cfg.batch_size
@@ -99,16 +107,20 @@ def _write(
         **norms_by_layer(cfg, run.mesh, state, on_devices(tokens_ABS, cfg, run.mesh)),
     }
     staging = protocol.writing_dir(folder.parent, folder.name)
-    if is_main():
-        protocol.start(folder.parent, folder.name)
-        np.save(staging / TOKENS, tokens_ABS)
-        (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+
+    def begin() -> None:
+        check()
+        protocol.start(folder.parent, folder.name, run.host.run)
+        with disk.create(staging / TOKENS) as file:
+            np.save(file, tokens_ABS)
+        with disk.create(staging / REPORT) as file:
+            file.write((json.dumps(report, indent=2) + "\n").encode())
+
+    together(lambda: begin() if is_main() else None)
     save_weights(staging / WEIGHTS, state.weights, cfg.model)
     if is_main():
-        disk.flush(staging)
-        disk.remove(folder)
-        staging.rename(folder)
-        disk.sync(folder.parent)
+        check()
+        protocol.commit_report(folder.parent, folder.name, run.host.run)
 
 
 def json_number(value: Any) -> float | str:

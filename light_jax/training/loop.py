@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from light_jax.checkpoint import protocol
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data.loader import BatchLoader, validation_batches
-from light_jax.parallel.hosts import together
+from light_jax.parallel.devices import out_of_memory
+from light_jax.parallel.hosts import Left, together
 from light_jax.parallel.sharding import to_global
 from light_jax.reporting.console import Reporter, size
 from light_jax.reporting.log import Log
@@ -32,15 +36,15 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
             by a run in whose midst a shard turns out to be bad or the disk fails.
         NonFinite: training stopped on a non-finite step.
     """
-    run = prepare(load_config(config_path), resume)
-    with Reporter() as reporter:
-        for line in describe(run):
-            reporter.line(line)
-        done = int(run.state.step)
-        if done >= run.cfg.num_steps:
-            reporter.line(f"nothing to do: num_steps={run.cfg.num_steps}, and step {done} is done")
-            return finish(run, Path(config_path))
-        with Stopper() as stopper:  # from here on a signal is waited for: compiling takes long
+    with Stopper() as stopper:
+        run = prepare(load_config(config_path), resume)
+        with Reporter() as reporter:
+            for line in describe(run):
+                reporter.line(line)
+            done, wanted = int(run.state.step), run.cfg.num_steps
+            if done > wanted or (done == wanted and not _owes_evaluation(run)):
+                reporter.line(f"nothing to do: num_steps={wanted}, and step {done} is done")
+                return finish(run, Path(config_path))
             steps = compile_steps(run)
             if steps.memory is not None:
                 memory = size(steps.memory)
@@ -70,87 +74,146 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
     ):
         reporter.start(first_step, cfg.num_steps)
         try:
-            return _loop(run, steps, loader, log, saver, stopper)
+            with out_of_memory("training"):
+                return _loop(run, steps, loader, log, saver, stopper)
         except NonFinite as bad:
             saver.wait()
-            raise explained(run, bad, config_path) from None
+            raise explained(run, bad, config_path, saver.check) from None
 
 
 def _loop(
     run: Run, steps: Steps, loader: BatchLoader, log: Log, saver: Saver, stopper: Stopper
 ) -> int:
-    cfg = run.cfg
-    for step, local_tokens in enumerate(loader, int(run.state.step) + 1):
-        tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
-        rate = learning_rate(cfg, step - 1)
+    cfg, step = run.cfg, int(run.state.step)
+    stopper.training_begins()
+    ends = _owes_evaluation(run) and _after(step, run, steps, log, saver, stopper, trained=False)
+    while not ends:
+        tokens = to_global(next(loader), run.rows, cfg.batch_size, 1, run.mesh)
+        rate = learning_rate(cfg, step)
+        step += 1
         run.state, metrics = steps.train(run.state, tokens, np.float32(rate))
         log.step(step, rate, metrics)
-        improved, bad_shard = _evaluation_due(run, steps, step, log)
-        cut_short = stopper.requested(step) or bad_shard is not None
-        tags = _tags_due(
-            cfg, step, improved=improved, cut_short=cut_short, failed=bad_shard is not None
-        )
-        if tags:
-            with log.paused():
-                saver.save(tags, run.state, run.host)
-        if cut_short:
-            break
-    saver.wait()  # nobody hears of the end before its checkpoint is committed
-    if bad_shard is not None:
-        raise bad_shard
-    if step < cfg.num_steps:
-        assert stopper.signal is not None
+        ends = _after(step, run, steps, log, saver, stopper)
+    if step < cfg.num_steps or _owes_evaluation(run):
         log.told(f"stopped by a signal; continue with --resume auto ({step=})")
-        return 128 + stopper.signal
+        return stopper.exit_code
     log.told(f"done        the model is {saver.directory / 'final.safetensors'}")
     return 0
 
 
+def _after(
+    step: int,
+    run: Run,
+    steps: Steps,
+    log: Log,
+    saver: Saver,
+    stopper: Stopper,
+    *,
+    trained: bool = True,
+) -> bool:
+    """Evaluate and save what is due after a step. Returns whether the run ends here.
+
+    When it does, all is committed: nobody hears of the end before.
+
+    Args:
+        trained: by this run; else the step is the resumed one, whose evaluation is owed.
+
+    Raises:
+        UserError: a validation shard or the disk of a log is bad. The step is committed first, if
+            it can be: raised at once, the error would cost the steps since the last save.
+    """
+    evaluation = _evaluation_due(run, steps, step, log, stopper, trained=trained)
+    failure = evaluation.error or log.failure
+    if failure is not None:
+        stopper.ask()
+    cut_short = stopper.requested(step) or evaluation.owed
+    tags = _tags_due(run.cfg, step, evaluation, trained=trained, cut_short=cut_short)
+    with log.paused(), _told_with(failure):
+        if tags:
+            saver.save(tags, run.state, run.host)
+            if protocol.step_tag(step) in tags:  # a signal meanwhile finds its step saved
+                cut_short = cut_short or stopper.requested(step)
+        ends = cut_short or step == run.cfg.num_steps
+        if ends:
+            saver.wait()
+    if ends:
+        together(lambda: _raise(failure or log.failure))
+    return ends
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of a step's evaluation, if one was due."""
+
+    improved: bool = False  # the loss is the best so far
+    owed: bool = False  # it was left: the resume begins with it
+    error: UserError | None = None
+
+
+def _owes_evaluation(run: Run) -> bool:
+    return run.host.evaluation_due and run.val_stream is not None
+
+
 def _tags_due(
-    cfg: TrainingConfig, step: int, *, improved: bool, cut_short: bool, failed: bool
+    cfg: TrainingConfig, step: int, evaluation: Evaluation, *, trained: bool, cut_short: bool
 ) -> list[str]:
     """The tags of a step, in the order in which they are committed.
 
     Args:
-        cut_short: the run ends here, by a signal or as `failed`: it is to be continued.
+        trained: by this run, and not only evaluated.
+        cut_short: the run ends here, by a signal or an error: it is to be continued.
     """
     due = {
-        "best": improved,
-        protocol.step_tag(step): cut_short or step % cfg.save_every == 0,
-        "final": step == cfg.num_steps and not failed,
+        "best": evaluation.improved,
+        protocol.step_tag(step): trained and (cut_short or step % cfg.save_every == 0),
+        "final": step == cfg.num_steps and not evaluation.owed,
     }
     return [tag for tag, is_due in due.items() if is_due]
 
 
-def _evaluation_due(run: Run, steps: Steps, step: int, log: Log) -> tuple[bool, UserError | None]:
-    """Evaluate, if the step is one for it.
-
-    Returns:
-        Whether the loss is the best so far, and the error of a bad shard: raised at once, it would
-        cost the steps since the last save.
-    """
-    last = step == run.cfg.num_steps
-    if run.val_stream is None or not (last or step % run.cfg.eval_every == 0):
-        return False, None
+def _evaluation_due(
+    run: Run, steps: Steps, step: int, log: Log, stopper: Stopper, *, trained: bool
+) -> Evaluation:
+    """Evaluate, if the step is one for it or its evaluation is owed."""
+    on_time = step == run.cfg.num_steps or step % run.cfg.eval_every == 0
+    run.host.evaluation_due = run.val_stream is not None and (on_time or not trained)
+    if not run.host.evaluation_due:
+        return Evaluation()
     with log.paused():
         try:
-            return _evaluate(run, steps, step, log), None
+            with out_of_memory("evaluation"):
+                improved = _evaluate(run, steps, step, log, stopper)
+        except Left:
+            return Evaluation(owed=True)
         except UserError as error:
-            return False, error
+            return Evaluation(owed=True, error=error)
+    run.host.evaluation_due = log.failure is not None  # then its line is owed
+    return Evaluation(improved=improved)
 
 
-def _evaluate(run: Run, steps: Steps, step: int, log: Log) -> bool:
-    """Log the mean loss over the validation tokens; True if it is the best so far."""
+def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> bool:
+    """Log the mean loss over the validation tokens; True if it is the best so far.
+
+    Raises:
+        Left: by a signal, between two batches.
+    """
     assert run.val_stream is not None
     assert steps.evaluate is not None
     total, tokens = 0.0, 0.0
     validation = validation_batches(
         run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
     )
-    while (batch := together(lambda: next(validation, None))) is not None:
-        shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
-        loss_sum, num_tokens = steps.evaluate(run.state.params, *shared)
-        total, tokens = total + float(loss_sum), tokens + float(num_tokens)
+
+    def next_batch() -> tuple[np.ndarray, np.ndarray] | None:
+        if stopper.asked:
+            raise Left
+        return next(validation, None)
+
+    with contextlib.closing(validation):
+        while (batch := together(next_batch)) is not None:
+            shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
+            loss_sum, num_tokens = steps.evaluate(run.state.params, *shared)
+            total, tokens = total + float(loss_sum), tokens + float(num_tokens)
     loss = total / tokens
     so_far = run.host.best_val_loss
     best = math.isfinite(loss) and (so_far is None or loss < so_far)
@@ -158,3 +221,19 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log) -> bool:
         run.host.best_val_loss = loss
     log.validation(step, loss, best)
     return best
+
+
+@contextlib.contextmanager
+def _told_with(failure: UserError | None) -> Iterator[None]:
+    """What fails inside is told together with the failure that came before it."""
+    try:
+        yield
+    except UserError as error:
+        if failure is None:
+            raise
+        raise UserError(f"{failure}\n{error}") from None
+
+
+def _raise(error: UserError | None) -> None:
+    if error is not None:
+        raise error

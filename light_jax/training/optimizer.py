@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,12 +46,25 @@ def _rate_factor(cfg: TrainingConfig, step: int) -> float:
     warmup, floor = cfg.scheduler.warmup_steps, cfg.scheduler.min_lr_ratio
     if step < warmup:
         return step / max(1, warmup)
-    if cfg.scheduler.type == "constant":
-        return 1.0
     start = 9 * cfg.num_steps // 10 if cfg.scheduler.type == "wsd" else warmup
     if step < start:
         return 1.0
     progress = min(1.0, (step - start) / max(1, cfg.num_steps - start))
-    if cfg.scheduler.type == "linear":
-        return max(floor, 1.0 - (1.0 - floor) * progress)
+    return DECAY[cfg.scheduler.type](progress, floor)
+
+
+def _cosine(progress: float, floor: float) -> float:
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _linear(progress: float, floor: float) -> float:
+    return max(floor, 1.0 - (1.0 - floor) * progress)
+
+
+DECAY: dict[str, Callable[[float, float], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "constant": lambda progress, floor: 1.0,
+    "wsd": _cosine,
+}
+"""scheduler.type -> the factor at `progress` in [0, 1] from the end of the flat part on."""

@@ -6,7 +6,8 @@ Letters: A micro-batches, B batch, S = T + 1 tokens of a window.
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from light_jax.training.optimizer import learning_rate
 from light_jax.training.run import blank_state, compile_train_step
 from light_jax.training.step import init_state
 from light_llm.errors import UserError
+from light_llm.files import given
 
 
 def replay(config_path: str | Path, folder: str | Path) -> int:
@@ -100,19 +102,10 @@ def _read(folder: Path, cfg: TrainingConfig) -> tuple[dict[str, Any], np.ndarray
                 f"--replay {folder}: has no {name}; name a folder nonfinite-stepN that a run wrote "
                 "into its checkpoint_dir"
             )
-    try:
-        report = json.loads((folder / REPORT).read_text())
-        tokens_ABS = np.load(folder / TOKENS, allow_pickle=False)
-        step, scale = int(report["step"]), report["loss_scale"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--replay {folder}: damaged ({error}); run the step again") from None
+    report = given.read_json(folder / REPORT, what="the report")
+    scale = _checked_scale(report, folder)
     shape = (cfg.gradient_accumulation_steps, cfg.batch_size, cfg.seq_len + 1)
-    if tokens_ABS.shape != shape or tokens_ABS.dtype != np.int32 or step < 1:
-        raise UserError(
-            f"--replay {folder}: its batch {list(tokens_ABS.shape)} is not one of this config, "
-            f"{list(shape)} (gradient_accumulation_steps, batch_size, seq_len + 1); use the config "
-            "of that run"
-        )
+    tokens_ABS = _read_tokens(folder, shape)
     if tokens_ABS.min() < 0 or tokens_ABS.max() >= cfg.model.vocab_size:
         raise UserError(
             f"--replay {folder}: its tokens are not below model.vocab_size={cfg.model.vocab_size}; "
@@ -121,3 +114,48 @@ def _read(folder: Path, cfg: TrainingConfig) -> tuple[dict[str, Any], np.ndarray
     if (scale is not None) != (cfg.dtype == "float16"):
         raise UserError(f"--replay {folder}: is not of a run with dtype={cfg.dtype!r}; use its own")
     return report, tokens_ABS
+
+
+def _checked_scale(report: Any, folder: Path) -> Any:
+    """The loss scale of a report whose keys are what a run writes, or None."""
+    try:
+        step, scale = report["step"], report["loss_scale"]
+        if type(step) is not int or not 1 <= step < 2**31:
+            raise ValueError(f"step={step!r}")
+        if scale is not None:
+            names = ("scale", "finite_steps", "skipped_steps")
+            numbers = [float(scale[name]) for name in names]
+            if not all(
+                0 <= number < 2**31 or name == "scale"
+                for name, number in zip(names, numbers, strict=True)
+            ):
+                raise ValueError(f"loss_scale={scale!r}")
+        for name in ("loss", "grad_norm"):
+            if not isinstance(report[name], int | float | str):
+                raise ValueError(f"{name}={report[name]!r}")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"--replay {folder}: damaged ({error}); run the step again") from None
+    return scale
+
+
+def _read_tokens(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The batch, once its header claims this shape: what it claims would be allocated.
+
+    Raises:
+        UserError: it is no file of numpy, or one of another shape.
+    """
+    limit = given.SMALL + 4 * math.prod(shape)
+    data = io.BytesIO(given.read_bytes(folder / TOKENS, limit, "the batch"))
+    with given.foreign(lambda why: f"--replay {folder}: damaged ({why}); run the step again"):
+        if np.lib.format.read_magic(data) != (1, 0):
+            raise ValueError("not of the version that a run writes")
+        claimed, _, dtype = np.lib.format.read_array_header_1_0(data)
+    if claimed != shape or dtype != np.int32:
+        raise UserError(
+            f"--replay {folder}: its batch {list(claimed)} is not one of this config, "
+            f"{list(shape)} (gradient_accumulation_steps, batch_size, seq_len + 1); use the config "
+            "of that run"
+        )
+    data.seek(0)
+    with given.foreign(lambda why: f"--replay {folder}: damaged ({why}); run the step again"):
+        return np.load(data, allow_pickle=False)

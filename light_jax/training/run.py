@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import uuid
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from light_jax.checkpoint import saver, store
-from light_jax.checkpoint.weights import load_weights
+from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
 from light_jax.parallel.devices import memory_limit, out_of_memory
@@ -39,6 +40,7 @@ from light_llm.checkpoint.layout import (
     verify,
 )
 from light_llm.errors import UserError
+from light_llm.models.transformer.config import TransformerConfig
 from light_llm.preprocess.manifest import check_vocabulary
 
 
@@ -133,13 +135,15 @@ def _inspect(
     if cfg.use_wandb and is_main():
         check_wandb()
     if is_main():
-        saver.check_writable(Path(cfg.checkpoint_dir), tag)
+        saver.check_writable(cfg, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if val_stream is not None and is_main():
         warn_of_overlap(train_stream.shards, val_stream.shards)
+    if is_main():
+        _warn_of_positions(cfg)
     if tag is None and cfg.init_from is not None:
-        _verify_weights(cfg.init_from)
+        _verify_weights(cfg.init_from, cfg.model)
     if tag is None:
         host = HostState(uuid.uuid4().hex, train_stream.fingerprint)
         return mesh, (train_stream, val_stream), host, []
@@ -147,13 +151,32 @@ def _inspect(
     return mesh, (train_stream, val_stream), host, changes
 
 
-def _verify_weights(path_or_prefix: str) -> None:
-    """That weights are there, and those that were written where a config.json tells."""
+def _warn_of_positions(cfg: TrainingConfig) -> None:
+    """Of rows of learned positions that no window reaches."""
+    trained, rows = cfg.seq_len, cfg.model.max_seq_len
+    if cfg.model.positional.encoding == "learned" and trained < rows:
+        warnings.warn(
+            f"seq_len={trained} trains positions 0 to {trained - 1} alone; the other "
+            f"{rows - trained} learned ones get no gradient and stay noise: raise seq_len, or "
+            f"lower model.max_seq_len={rows} to it",
+            stacklevel=2,
+        )
+
+
+def _verify_weights(path_or_prefix: str, model: TransformerConfig) -> None:
+    """That weights of the model are there, and those that were written where a config.json tells.
+
+    Raises:
+        UserError: they are not.
+    """
     if locate_weights(path_or_prefix).config.is_file():
         steadily(
             lambda: read_checkpoint(path_or_prefix),
             lambda checkpoint: verify(checkpoint, lambda name: name == WEIGHTS),
         )
+    steadily(
+        lambda: locate_weights(path_or_prefix), lambda files: check_weights(files.weights, model)
+    )
 
 
 def _initial_weights(cfg: TrainingConfig, shardings: Any) -> Any:
@@ -183,6 +206,7 @@ class Steps:
     memory: int | None  # bytes that the training step takes on one device
 
 
+@out_of_memory("compiling the step")
 def compile_steps(run: Run) -> Steps:
     """Compile the training and the evaluation step ahead of the loop."""
     cfg, mesh = run.cfg, run.mesh

@@ -1,4 +1,8 @@
-"""SIGTERM and Ctrl-C: the first finishes the step and commits it, the second exits at once."""
+"""SIGTERM, Ctrl-C and a closed session: what was trained is committed, and the process ends.
+
+Before the first step nothing was trained, and the first signal ends the process at once. From then
+on the first one ends the run after its step, the second one at once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopper:
@@ -20,15 +24,18 @@ class Stopper:
     Why a thread: Python runs a handler in the main thread between two lines of Python, so not while
     XLA compiles or a device is waited for, which can take minutes. But the interpreter's handler in
     C writes the signal's number to a pipe at once (`signal.set_wakeup_fd`). The thread reads the
-    pipe, counts, and exits the process at the second one, whatever the main thread is doing.
+    pipe, counts, and exits the process when that is due, whatever the main thread is doing.
 
     Why JAX's handler: with several processes, JAX's preemption service makes all hosts agree on the
     step after which they stop. It listens to SIGTERM alone, by a handler of its own in C, which
-    Python's displaces. So that one is kept, and called by the thread for either signal.
+    Python's displaces. So that one is kept, and called by the thread for every signal.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = False
+        self._training = False
+        self._lock = threading.Lock()  # of _training: to exit, or to be waited for
         self._previous: dict[int, object] = {}
         self._jax_handler: int | None = None
 
@@ -38,6 +45,8 @@ class Stopper:
         os.set_blocking(self._write, False)  # a handler must not wait, and Python insists on it
         self._previous_fd = signal.set_wakeup_fd(self._write)
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: the run outlives its session
             self._previous[number] = signal.signal(number, self._on_signal)
         self._thread = threading.Thread(target=self._listen, name="light-signals", daemon=True)
         self._thread.start()
@@ -56,30 +65,55 @@ class Stopper:
         os.close(self._read)
         os.close(self._write)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Without a handler the signal would end the process; the thread does the rest."""
-        self.signal = self.signal or number
+    def training_begins(self) -> None:
+        """From here on there is something to lose: the first signal is waited for."""
+        with self._lock:
+            self._training = True
 
-    def _listen(self) -> None:
-        count = 0
-        while number := os.read(self._read, 1)[0]:
-            if number not in SIGNALS:
-                continue
-            count += 1
-            if count > 1:
-                os._exit(128 + number)  # sys.exit would end this thread alone
-            self.signal = self.signal or number
-            if self._jax_handler is not None:  # the other hosts hear of it by this
-                ctypes.CFUNCTYPE(None, ctypes.c_int)(self._jax_handler)(signal.SIGTERM)
+    def ask(self) -> None:
+        """Stop as at a signal, for a reason that this process alone may know."""
+        if not self._asked:
+            self._asked = True
+            self._tell_hosts()
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process is to stop; the others may not know it yet."""
+        return self._asked or self.signal is not None
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step` updates; the same answer on every host."""
         if jax.process_count() > 1:
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.signal = self.signal or signal.SIGTERM
-                return True
-            return False
-        return self.signal is not None
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self.asked
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that a signal ended, be it another host's."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Without a handler the signal would end the process; the thread does the rest."""
+        self.signal = self.signal or number
+        previous = self._previous.get(number)
+        if not self._training and callable(previous):
+            previous(number, frame)
+
+    def _listen(self) -> None:
+        count = 0
+        while number := os.read(self._read, 1)[0]:
+            if number not in self._previous:
+                continue
+            count += 1
+            with self._lock:
+                if count > 1 or not (self._training or callable(self._previous[number])):
+                    os._exit(128 + number)  # sys.exit would end this thread alone
+            self.signal = self.signal or number
+            self._tell_hosts()
+
+    def _tell_hosts(self) -> None:
+        if self._jax_handler is not None:
+            ctypes.CFUNCTYPE(None, ctypes.c_int)(self._jax_handler)(signal.SIGTERM)
 
 
 def _take_c_handler() -> int | None:

@@ -12,7 +12,6 @@ A prefix is DIR/TAG, with or without one of the endings. Whoever reads turns it 
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from light_llm.configfile import Config, validate
 from light_llm.errors import UserError
+from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig
 
 WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
@@ -146,6 +146,9 @@ def missing(prefix: str | Path) -> UserError:
         remedy = f"{files.weights} is missing beside its {CONFIG}"
     elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
+    elif Path(prefix).is_file():
+        kind = foreign_weights(Path(prefix))
+        remedy = f"it is {kind or f'a file that does not end in {WEIGHTS}'}"
     elif not directory.is_dir():
         remedy = f"there is no folder {directory}"
     elif there:
@@ -153,6 +156,25 @@ def missing(prefix: str | Path) -> UserError:
     else:
         remedy = f"{directory} holds no checkpoint"
     return UserError(f"{prefix}: there is no checkpoint {tag!r} ({remedy})")
+
+
+_MAGIC = {
+    b"PK\x03\x04": "a file of torch.save, a pickle inside a zip",
+    b"\x80": "a pickle",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+}
+
+
+def foreign_weights(path: Path) -> str | None:
+    """What a file of weights in another format is, and what to do: the end of a sentence."""
+    with given.open_regular(path) as file:
+        head = file.read(8)
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    return kind and (
+        f"{kind}, which is not opened here, since a pickle can run code; where it came from, write "
+        f"its tensors to a {WEIGHTS} with safetensors.torch.save_file"
+    )
 
 
 def read_checkpoint(prefix: str | Path) -> Checkpoint:
@@ -168,11 +190,9 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
             f"{CONFIG} there"
         )
     try:
-        config = json.loads(files.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{files.config}: not a readable config: {error}; use another tag"
-        ) from None
+        config = given.read_json(files.config)
+    except UserError as error:
+        raise UserError(f"{error}\n(not a readable config; use another tag)") from None
     if not isinstance(config, dict):
         raise UserError(f"{files.config}: must hold a JSON object; use another tag")
     record = config.pop("checkpoint", None)
@@ -217,7 +237,7 @@ def model_config(checkpoint: Checkpoint) -> TransformerConfig:
 def digest(path: Path) -> Member:
     """Size and CRC-32 of one file's bytes."""
     crc, size = 0, 0
-    with path.open("rb") as file:
+    with given.open_regular(path) as file:
         while chunk := file.read(1 << 22):
             crc, size = zlib.crc32(chunk, crc), size + len(chunk)
     return Member(size, crc)
@@ -236,7 +256,10 @@ def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: 
     record = checkpoint.record
     for name, recorded in record.files.items() if record else ():
         if wanted(name):
-            _verify_file(_path_of(checkpoint.files, name), recorded)
+            path = _path_of(checkpoint.files, name)
+            if name != WEIGHTS and path.is_symlink():  # orbax makes none
+                raise UserError(f"{path}: is a link; a state holds its own files; use another tag")
+            _verify_file(path, recorded)
 
 
 def _path_of(files: Files, name: str) -> Path:

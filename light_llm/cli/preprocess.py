@@ -18,6 +18,7 @@ from light_llm.preprocess.config import (
     DEFAULT_VOCAB_SIZE,
     PreprocessConfig,
 )
+from light_llm.printing import say
 
 if TYPE_CHECKING:
     from light_llm.preprocess.summary import Side, Summary
@@ -135,9 +136,9 @@ def print_summary(summary: Summary) -> None:
         ("characters per token", f"{characters / tokens:.2f}"),
     ]
     for name, value in rows:
-        print(f"{name}: {value}")
+        say(f"{name}: {value}")
     measured = "held-out text" if val.documents else "training text"
-    print(f"unigram entropy of the {measured}: {summary.unigram_entropy:.3f} nats/token")
+    say(f"unigram entropy of the {measured}: {summary.unigram_entropy:.3f} nats/token")
 
 
 def _describe(side: Side) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from light_llm.cli import runner
 from light_llm.errors import UserError
+from light_llm.printing import shown, tell
 
 # torch and jax take seconds to import, and `--help` and a mistyped flag need neither.
 if TYPE_CHECKING:
@@ -70,7 +71,14 @@ def run(
         raise UserError("standard input or output is closed; leave both open")
     if prompt is None and not interactive:
         raise UserError("there is nothing to continue; give --prompt TEXT or --interactive")
-    sampling = Sampling(max_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     write = _writer(checkpoint, sampling, backend, device, dtype, tokenizer, prompt)
     try:
         if interactive:
@@ -101,7 +109,7 @@ def _converse(write: Callable[[str], None], line: str | None) -> None:
             try:
                 write(line)
             except UserError as error:
-                typer.echo(f"llm-run: {error}", err=True)
+                tell(f"llm-run: {error}")
             except KeyboardInterrupt:
                 typer.echo()
         try:
@@ -139,6 +147,7 @@ def _writer(
         check_prompts(cfg, [ids], sampling)
         return ids
 
+    note = _PastTraining(found.snapshot.get("seq_len"))
     if prompt is not None:
         encode(prompt)  # before a framework is imported and weights are read
     # by name, to be looked up again: a run may save while the framework is imported
@@ -148,16 +157,38 @@ def _writer(
         prompt_ids = encode(text)
         times = [time.perf_counter()]
         ids = generate(prompt_ids, sampling, tokenizer.eos_id)
-        typer.echo(text, nl=False)
+        _write(text)
         for piece in decoded(tokenizer, prompt_ids, _timed(ids, times)):
-            typer.echo(piece, nl=False)
+            _write(piece)
         typer.echo()
         count = len(times) - 1
         if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
-            typer.echo(f"stopped at the model's max_seq_len={cfg.max_seq_len}", err=True)
-        typer.echo(_speed(times), err=True)
+            tell(f"stopped at the model's max_seq_len={cfg.max_seq_len}")
+        note.of(len(prompt_ids) + count)
+        tell(_speed(times))
 
     return write
+
+
+class _PastTraining:
+    """Tells once that a text goes past the windows that the model was trained on."""
+
+    def __init__(self, seq_len: object) -> None:
+        self._seq_len = seq_len if isinstance(seq_len, int) else None  # another trainer's: unknown
+
+    def of(self, length: int) -> None:
+        if self._seq_len is not None and length > self._seq_len:
+            tell(
+                f"the model was trained on windows of seq_len={self._seq_len} tokens; what it "
+                "writes after that many may make less sense"
+            )
+            self._seq_len = None
+
+
+def _write(text: str) -> None:
+    """Data, so it goes as it is into a file or a pipe; typer's echo would strip colours there."""
+    sys.stdout.write(shown(text))
+    sys.stdout.flush()
 
 
 def _timed(ids: Iterator[int], times: list[float]) -> Iterator[int]:

@@ -22,6 +22,7 @@ import typer
 
 from light_llm import __version__
 from light_llm.errors import NonFinite, UserError
+from light_llm.printing import tell
 
 # The base of what typer raises for a wrong command line; it exports BadParameter alone.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -143,7 +144,7 @@ def _invoke(name: str, app: typer.Typer) -> int:
 def _told(name: str, message: object, code: int) -> int:
     _flush_or_drop()
     with contextlib.suppress(OSError):  # nobody reads it
-        print(f"{name}: {message}", file=sys.stderr, flush=True)
+        tell(f"{name}: {message}")
     return code
 
 
@@ -161,4 +162,4 @@ def _unwind(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
-    print(f"warning: {message}", file=sys.stderr)
+    tell(f"warning: {message}")

@@ -6,15 +6,18 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from light_llm.errors import UserError
+from light_llm.files.given import kind_of
 
 
 def sync(path: Path) -> None:
     """Flush a file, or the names that a folder holds."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would wait
     try:
         os.fsync(descriptor)
     finally:
@@ -36,35 +39,95 @@ def flush(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> No
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder if it is there; of a symlink, the link alone."""
-    if folder.is_symlink() or folder.is_file():
+    """Delete what has this name, a folder with all that it holds; of a link, the link alone."""
+    try:
+        mode = os.lstat(folder).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        shutil.rmtree(folder)  # follows no link either
+    else:
         folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it is in, unless it is there.
+
+    Raises:
+        UserError: something else has its name; so has a link, even one to a folder.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise UserError(
+            f"{folder}: is {kind_of(folder)}, and a folder must be there, which is written in and "
+            "emptied; move it away"
+        )
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new file to write. What had its name is deleted; of a link, the link alone."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by another, whole at every instant."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # a symlink would be written through
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with create(temporary) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk it takes room
+        raise
     temporary.rename(path)
     sync(path.parent)
 
 
+class Lock:
+    """A lock that this process holds on the file `path`."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path.absolute()
+        self._descriptor = descriptor
+        self._folder = os.stat(self.path.parent)
+
+    def holds(self) -> bool:
+        """Whether `path` is still the file that is locked, in the same folder."""
+        held = os.fstat(self._descriptor)
+        try:
+            there, folder = os.lstat(self.path), os.stat(self.path.parent)
+        except OSError:
+            return False
+        return os.path.samestat(there, held) and os.path.samestat(folder, self._folder)
+
+    def check(self, message: str) -> None:
+        """To be called before each commit.
+
+        Raises:
+            UserError: with `message`, `path` is gone, or is no longer the file that is locked.
+        """
+        if not self.holds():
+            raise UserError(message)
+
+
 @contextlib.contextmanager
-def locked(path: Path, message: str) -> Iterator[None]:
+def locked(path: Path, message: str) -> Iterator[Lock]:
     """Hold a lock: a file that is made where it is absent, and that nobody reads or writes.
 
     Raises:
-        UserError: with `message`, another process holds it.
+        UserError: with `message`, another process holds it; or it is no regular file.
         OSError: it cannot be opened; so it is with a symlink, which is not followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o666), "rb") as file:
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is {kind_of(path)}, and a regular file must be there as the lock")
+    with os.fdopen(descriptor, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -72,4 +135,4 @@ def locked(path: Path, message: str) -> Iterator[None]:
         # its holder removed it after we opened it: a third process may hold a new one by now
         if os.fstat(file.fileno()).st_nlink == 0:
             raise UserError(message)
-        yield
+        yield Lock(path, file.fileno())

@@ -22,6 +22,8 @@ LARGE = 512 * 2**20
 """Bytes: tokenizer.json of the largest vocabularies, journals, metrics."""
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISLNK, "a link"),
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -49,9 +51,17 @@ def open_regular(path: str | Path, what: str = "the file") -> BinaryIO:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
-        raise UserError(f"{path}: {what} is {kind}; a regular file must be there")
+        raise UserError(f"{path}: {what} is {_kind(mode)}; a regular file must be there")
     return os.fdopen(descriptor, "rb")
+
+
+def kind_of(path: Path) -> str:
+    """What has this name, in a word for a message: `a folder`, `a link`; a link is not followed."""
+    return _kind(os.lstat(path).st_mode)
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "no regular file")
 
 
 def check_regular(path: str | Path, what: str = "the file") -> int:

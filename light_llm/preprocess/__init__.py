@@ -1,6 +1,8 @@
 """Text -> parquet token shards (llm-preprocess)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from light_llm.preprocess.config import PreprocessConfig
@@ -10,17 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PreprocessConfig", "Summary", "preprocess", "unigram_entropy"]
 
-_HOMES = {
-    "PreprocessConfig": "config",
-    "Summary": "summary",
-    "preprocess": "pipeline",
-    "unigram_entropy": "entropy",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "PreprocessConfig": "light_llm.preprocess.config",
+        "Summary": "light_llm.preprocess.summary",
+        "preprocess": "light_llm.preprocess.pipeline",
+        "unigram_entropy": "light_llm.preprocess.entropy",
+    },
+)

@@ -6,6 +6,7 @@ that place again, it goes on from there. That is what lets an interrupted run co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -29,6 +30,12 @@ EXAMPLES = 3
 COMPRESSED = 4  # characters per byte of a compressed file, about
 
 
+def check_number(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError(f"{number!r} must be a number from 0 on")
+    return number
+
+
 @dataclass
 class Skipped:
     """What a reading left out; part of the place where it stands."""
@@ -38,6 +45,21 @@ class Skipped:
     binary: int = 0
     examples: list[str] = field(default_factory=list)
     """The first few of the files that are not text."""
+
+    @classmethod
+    def parse(cls, row: Any) -> Skipped:
+        """From the JSON of a journal, which anybody may have written.
+
+        Raises:
+            ValueError: it is none.
+        """
+        skipped = cls(**row)
+        for number in (skipped.empty, skipped.short, skipped.binary):
+            check_number(number)
+        some = skipped.examples
+        if not isinstance(some, list) or not all(isinstance(path, str) for path in some):
+            raise ValueError("the examples must be paths")
+        return skipped
 
     def takes(self, text: str, min_length: int) -> bool:
         """Whether a text is a document; counted if not."""
@@ -83,6 +105,22 @@ class Corpus(Protocol):
         """What was read, for the message that there was nothing in it."""
 
 
+@contextlib.contextmanager
+def believable() -> Iterator[None]:
+    """Around the reading of a place that a journal gives.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"the place where the run that was stopped is to go on is none ({error!r}); begin anew "
+            "with --overwrite"
+        ) from None
+
+
 @dataclass
 class FileCorpus:
     """The documents of `files`, in order."""
@@ -99,9 +137,11 @@ class FileCorpus:
         return self.documents()
 
     def documents(self, place: Any = None) -> Iterator[Document]:
-        self.skipped = Skipped() if place is None else Skipped(**place["skipped"])
-        self._at = (0, 0) if place is None else tuple(place["at"])
-        return self._from(*self._at)
+        with believable():
+            self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
+            file, index = (0, 0) if place is None else map(check_number, place["at"])
+        self._at = (file, index)
+        return self._from(file, index)
 
     def _from(self, first: int, given: int) -> Iterator[Document]:
         for number in range(first, len(self.files)):
@@ -180,6 +220,17 @@ class Position:
 
     place: Any = None
     skip: int = 0
+
+    @classmethod
+    def parse(cls, row: Any) -> Position:
+        """From the JSON of a journal, which anybody may have written; `place` is as it was.
+
+        Raises:
+            ValueError: it is no position.
+        """
+        position = cls(**row)
+        check_number(position.skip)
+        return position
 
     def behind(self, documents: int) -> Position:
         return Position(self.place, self.skip + documents)

@@ -199,5 +199,5 @@ if __name__ == "__main__":
     from light_llm.tokenizer import load_tokenizer
 
     with contextlib.suppress(BrokenPipeError):
-        loaded = load_tokenizer(sys.argv[1])
+        loaded = load_tokenizer(sys.argv[1], fetch=False)
         serve(loaded, "special" in sys.argv[2:], sys.stdin.buffer, sys.stdout.buffer)

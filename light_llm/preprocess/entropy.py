@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.files.parquet import opened
 from light_llm.preprocess.schema import TOKENS
 
 if TYPE_CHECKING:
@@ -46,13 +47,11 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np.ndarray]:
-    import pyarrow.parquet as pq
-
     several = [shard_paths] if isinstance(shard_paths, str | Path) else shard_paths
     for path in map(Path, several):
         for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
             if not file.is_file():
                 raise UserError(f"{file}: there is no such shard (looked from {Path.cwd()})")
-            with file.open("rb") as stream, pq.ParquetFile(stream) as shard:
-                for batch in shard.iter_batches(columns=[TOKENS]):
+            with opened(file, TOKENS) as shard:
+                for batch in shard.file.iter_batches(columns=[TOKENS]):
                     yield batch.column(0).flatten().to_numpy()

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from light_llm.errors import UserError
+from light_llm.files import given
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class SourceFile:
     path: Path
     named: bool
     """Named by the user, not found in a folder or by a glob: it must be text."""
+    leads_to: Path | None = None
+    """Where it is, if it is a link that leads out of the folder that was given."""
 
 
 def find_files(
@@ -44,8 +47,8 @@ def find_files(
         if path.is_file():
             found = [SourceFile(path, named=True)]
         else:
-            chosen = _choose(path, text, include, exclude, barred)
-            found = [SourceFile(file, named=False) for file in chosen]
+            root, chosen = _choose(path, text, include, exclude, barred)
+            found = [SourceFile(file, False, _out_of(root, file)) for file in chosen]
         if not found:
             filters = [f"--include {p!r}" for p in include] + [f"--exclude {p!r}" for p in exclude]
             rule = f" that {' '.join(filters)} leaves" if filters else ""
@@ -57,9 +60,26 @@ def find_files(
     return list(seen.values()), duplicates
 
 
+def links_out(folder: Path) -> dict[Path, Path]:
+    """The links to files in a folder, deep, that lead out of it, each with where it leads.
+
+    Raises:
+        UserError: a file in it is no regular file, so that reading it might never end.
+    """
+    found = {}
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            if path.is_symlink() and (target := given.leads_out(path, folder)):
+                found[path] = target
+            if path.exists() and not path.is_file():
+                given.check_regular(path)
+    return found
+
+
 def _choose(
     path: Path, text: str, include: Sequence[str], exclude: Sequence[str], barred: set[Path]
-) -> list[Path]:
+) -> tuple[Path, list[Path]]:
+    """What is in a folder, or what a glob matches, and the folder that it is in."""
     root, starts = _root_and_starts(path, text)
 
     def is_out(found: Path) -> bool:
@@ -74,15 +94,21 @@ def _choose(
         between = [start, *start.parents][: len(start.relative_to(root).parts)]
         if not any(is_out(way) for way in between):
             files.update(_walk(start, is_out))
-    return sorted(
+    return root, sorted(
         file for file in files if not include or _matches(file.relative_to(root), include)
     )
+
+
+def _out_of(root: Path, file: Path) -> Path | None:
+    return given.leads_out(file, root) if file.is_symlink() else None
 
 
 def _root_and_starts(path: Path, text: str) -> tuple[Path, list[Path]]:
     """What patterns are relative to, and the files and folders that `text` stands for."""
     if path.is_dir():
         return path, [path]
+    if path.exists():
+        given.check_regular(path, "--input")
     if path.exists() or not glob.has_magic(text):
         raise UserError(
             f"--input {text}: there is no such file or folder (looked from {Path.cwd()})"

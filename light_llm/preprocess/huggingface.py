@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
+from light_llm.files import given
 from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
-from light_llm.preprocess.corpus import Skipped
+from light_llm.preprocess.corpus import Skipped, believable, check_number
+from light_llm.preprocess.files import links_out
+from light_llm.preprocess.notices import notice_links
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import Document
-from light_llm.tokenizer.hub import reachable
+from light_llm.tokenizer.hub import offline, reachable
 
 if TYPE_CHECKING:
     import datasets
@@ -39,9 +44,11 @@ class HubCorpus:
     _row: int = field(default=0, init=False)
 
     def documents(self, place: Any = None) -> Iterator[Document]:
-        self.skipped = Skipped() if place is None else Skipped(**place["skipped"])
-        self._row = 0 if place is None else place["row"]
-        self.stream.load_state_dict(self._first if place is None else place["stream"])
+        with believable():
+            self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
+            self._row = 0 if place is None else check_number(place["row"])
+        with given.foreign(lambda reason: f"{self.label}: cannot be continued: {reason}"):
+            self.stream.load_state_dict(self._first if place is None else place["stream"])
         return self._from_here()
 
     def __post_init__(self) -> None:
@@ -112,6 +119,8 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
             f"hf_dataset={dataset!r}: is no folder here (looked from {Path.cwd()}), and Hugging "
             "Face cannot be reached; check the path or the connection, or read files with --input"
         )
+    if Path(dataset).is_dir():
+        notice_links(links_out(Path(dataset)))
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it raises what it logs
     datasets.disable_progress_bars()
     names = config.hf_configs or (config.hf_config,)
@@ -122,9 +131,19 @@ def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: Ro
     import datasets
 
     split = DEFAULT_HF_SPLIT if config.hf_split is None else config.hf_split
+    folder = Path(dataset) if Path(dataset).is_dir() else None
     try:
-        builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
-        stream = builder.as_streaming_dataset(split=split)
+        with contextlib.nullcontext() if folder is None else offline():
+            if folder is not None:
+                check_card(folder)
+            builder = datasets.load_dataset_builder(dataset, name, revision=config.hf_revision)
+            files = [
+                str(at) for found in (builder.config.data_files or {}).values() for at in found
+            ]
+            check_files(dataset, folder, files)
+            stream = builder.as_streaming_dataset(split=split)
+    except UserError:
+        raise
     except Exception as error:  # no such name, configuration or split; a loader's or the net's own
         chosen = "" if name is None else f" with the configuration {name!r}"
         raise UserError(
@@ -142,6 +161,68 @@ def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: Ro
     return HubCorpus(
         stream, label, rows, _identity(builder, split), subset or "", config.min_length
     )
+
+
+def check_card(folder: Path) -> None:
+    """Refuse a data set's card that names files elsewhere, before they are looked for.
+
+    Raises:
+        UserError: as said, or the card cannot be read.
+    """
+    for path in (folder / "README.md", folder / ".huggingface.yaml"):
+        if not os.path.lexists(path):
+            continue
+        configs = _read_card(path).get("configs") or []
+        named = [config.get(key) for config in configs for key in ("data_files", "data_dir")]
+        for place in _strings(named):
+            last = place.rpartition("::")[2]  # zip://member::archive
+            if "://" in last or os.path.isabs(last) or ".." in Path(last).parts:
+                raise UserError(
+                    f"{path}: names files outside of its folder ({place}), which may be private; "
+                    "put them into the folder, or give them with --input"
+                )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    import yaml
+    from huggingface_hub import metadata_load
+
+    given.check_regular(path, "the data set's card")
+    with given.foreign(lambda reason: f"{path}: is no card of a data set: {reason}"):
+        if path.suffix == ".md":
+            return dict(metadata_load(path) or {})
+        return dict(yaml.safe_load(path.read_text("utf-8")) or {})
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def check_files(dataset: str, folder: Path | None, files: Iterable[str]) -> None:
+    """Refuse files that are not the data set's: its card may name yours, or another server's.
+
+    Args:
+        folder: of a data set that is here, else None.
+        files: what `datasets` made of the card.
+
+    Raises:
+        UserError: as said.
+    """
+    for file in files:
+        last = file.rpartition("::")[2]
+        if folder is None:
+            inside = last.startswith("hf://")
+        else:
+            inside = Path(os.path.normpath(last)).is_relative_to(folder.resolve())
+        if not inside:
+            raise UserError(
+                f"hf_dataset={dataset!r}: names a file that is not part of it ({file}); "
+                "give such a file with --input, if you trust it"
+            )
 
 
 def _identity(builder: datasets.DatasetBuilder, split: str) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
-from light_llm.files.disk import sync
-from light_llm.preprocess.corpus import Position
+from light_llm.files import given
+from light_llm.files.disk import sync, write_atomically
+from light_llm.preprocess.corpus import Position, Skipped
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.split import Split
 
@@ -46,12 +47,16 @@ class Damaged(UserError):
 class Journal:
     """Reads what a former run left, if anything, and takes notes for the next.
 
+    Args:
+        check: called before each note; raises if the folder is no longer ours.
+
     Raises:
         Damaged: a whole line of it is none that a run wrote.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None):
         self.path = path
+        self.check = check
         self.asked: dict[str, Any] | None = None
         """What the run was asked for; None: nothing is noted yet."""
         self.tokenizer: str | None = None
@@ -59,8 +64,8 @@ class Journal:
         self.parts: dict[str, Part] = {}
         for number, line in enumerate(_whole_lines(path), start=1):
             try:
-                self._apply(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                self._apply(given.parse_json(line, f"line {number}"))
+            except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise Damaged(
                     f"{path}:{number}: is not a line that a run wrote ({error!r}), so the run that "
                     "was stopped cannot be continued; begin anew with --overwrite"
@@ -93,8 +98,10 @@ class Journal:
         self._note({"part": name, "shards": rows, "done": True, "skipped": skipped})
 
     def _note(self, line: dict[str, Any]) -> None:
+        self.check()
         new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(self.path, flags, 0o666), "w", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -104,27 +111,37 @@ class Journal:
 
     def _apply(self, line: dict[str, Any]) -> None:
         if "asked" in line:
+            if not isinstance(line["asked"], dict):
+                raise ValueError("what was asked is no object")
             self.asked = line["asked"]
         elif "tokenizer" in line:
             self.tokenizer = line["tokenizer"]
         else:
-            part = self.part(line["part"])
+            name = line["part"]
+            part = self.part(name)
             if "split" in line:
-                part.split = Split(**line["split"])
+                part.split = Split.parse(line["split"])
             if "position" in line:
-                part.position = Position(**line["position"])
-            part.shards += [Shard(**row) for row in line.get("shards", ())]
+                part.position = Position.parse(line["position"])
+            shards = [Shard.parse(row) for row in line.get("shards", ())]
+            sides = {f"{name}/{side}".lstrip("/") for side in ("train", "val")}
+            if any(shard.file.rpartition("/")[0] not in sides for shard in shards):
+                raise ValueError(f"a shard of another part than {name!r}")
+            part.shards += shards
             part.done = part.done or "done" in line
-            part.skipped = line.get("skipped", part.skipped)
+            if "skipped" in line:
+                part.skipped = asdict(Skipped.parse(line["skipped"]))
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of the file, which is cut behind the last that was written whole."""
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of the file, which is cut behind the last that was written whole.
+
+    It is written anew for that, and where it has a second name: what is under that stays.
+    """
     if not path.exists():
-        return
-    content = path.read_bytes()
+        return []
+    content = given.read_bytes(path, given.LARGE, "the journal")
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    yield from whole.splitlines()
+    if len(whole) < len(content) or path.stat().st_nlink > 1:
+        write_atomically(path, whole)
+    return whole.splitlines()

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
-from light_llm.preprocess.shards import Shard
+from light_llm.files import given
+from light_llm.files.disk import create
+from light_llm.preprocess.shards import Shard, is_shard_file
 from light_llm.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -19,13 +21,16 @@ TOKENIZER = "tokenizer"
 """The folder beside the manifest that holds the tokenizer of its shards."""
 FORMAT = 1
 WRITERS = ("pyarrow", "tokenizers")
+LARGEST = 64 * 2**20
+"""Bytes of a manifest: a quarter of a million shards."""
+_PATHS = ("input", "hf_dataset", "tokenizer_path", "adapter_module")
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of a tokenizer's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
+        content = given.read_bytes(path, given.LARGE, "the tokenizer's file")
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
@@ -58,23 +63,38 @@ def write_manifest(
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
         },
-        "options": options,
+        "options": _shareable(options),
         "sources": sources,
         "versions": versions(),
         "documents": sum(row["documents"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
         "shards": rows,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    with create(folder / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _shareable(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with paths below the working directory told from there: a manifest is published
+    with its shards, and where this machine keeps things is nobody's business."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.removeprefix(f"{Path.cwd()}/") or value
+        return [told(each) for each in value] if isinstance(value, list) else value
+
+    return {key: told(value) if key in _PATHS else value for key, value in options.items()}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """What `write_manifest` wrote; None if the file is something else, or not there."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        ours = manifest["format"] == FORMAT and manifest["tokenizer"]["vocab_size"] > 0
-        ours = ours and all("file" in shard for shard in manifest["shards"])
-    except (OSError, ValueError, TypeError, KeyError):
+        manifest = given.read_json(path, LARGEST)
+        size = manifest["tokenizer"]["vocab_size"]
+        ours = manifest["format"] == FORMAT and type(size) is int and size > 0
+        ours = ours and isinstance(manifest["shards"], list)
+        ours = ours and all(is_shard_file(shard["file"]) for shard in manifest["shards"])
+    except (UserError, TypeError, KeyError):
         return None
     return manifest if ours else None
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from light_llm.preprocess.corpus import Skipped
+from light_llm.preprocess.corpus import EXAMPLES, Skipped
+from light_llm.printing import tell
 
 
 def notice(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    tell(f"note: {text}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -19,6 +20,15 @@ def counted(number: int, noun: str) -> str:
 
 def are(number: int, noun: str) -> str:
     return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"
+
+
+def notice_links(links: Mapping[Path, Path]) -> None:
+    """Files of the input that are links, and where they lead out of it: they are read too."""
+    if links:
+        some = ", ".join(f"{path} -> {links[path]}" for path in list(links)[:EXAMPLES])
+        more = ", …" if len(links) > EXAMPLES else ""
+        link = "link" if len(links) == 1 else "links"
+        notice(f"{are(len(links), 'file')} read through a {link} out of the input: {some}{more}")
 
 
 def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:

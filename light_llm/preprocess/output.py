@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import filecmp
 import os
+import stat
 from pathlib import Path
 
 from light_llm.errors import UserError
+from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
-from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest
+from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, tokenizer_fingerprint
+from light_llm.preprocess.shards import SHARD_NAME
 from light_llm.tokenizer.kinds import CHAR_FILE
 
 STAGE = ".preprocess"
 TOKENIZER_FILES = ("tokenizer.json", CHAR_FILE)
+TOKENIZER_NAMES = frozenset(
+    (
+        *TOKENIZER_FILES,
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    )
+)
+"""What a tokenizer is saved as. A few of transformers have others besides; those a manifest knows
+by their fingerprint."""
 SPLITS = ("val", "train")
 
 
@@ -60,8 +80,8 @@ def check_free(folder: Path, overwrite: bool, saving: Path) -> None:
     """
     if overwrite:
         return
-    for name in TOKENIZER_FILES:
-        if (folder / name).exists() and not _agrees(folder, saving):
+    for name in sorted(TOKENIZER_NAMES):
+        if os.path.lexists(folder / name) and not _agrees(folder, saving):
             raise UserError(
                 f"--save-tokenizer {folder}: holds {name} already; choose another folder, or "
                 "replace it with --overwrite"
@@ -71,9 +91,12 @@ def check_free(folder: Path, overwrite: bool, saving: Path) -> None:
 def _agrees(folder: Path, saving: Path) -> bool:
     """Whether `folder` holds the files of `saving`, or the first of them, and no other kind's."""
     names = [path.name for path in saving.iterdir()] if saving.exists() else []
-    there = [name for name in {*names, *TOKENIZER_FILES} if (folder / name).exists()]
+    there = [name for name in {*names, *TOKENIZER_NAMES} if os.path.lexists(folder / name)]
     return all(
-        name in names and filecmp.cmp(folder / name, saving / name, shallow=False) for name in there
+        name in names
+        and (folder / name).is_file()
+        and filecmp.cmp(folder / name, saving / name, shallow=False)
+        for name in there
     )
 
 
@@ -81,7 +104,7 @@ def copy_tokenizer(saved: Path, folder: Path) -> None:
     """Each file whole or not at all, and on the disk; none of another kind stays beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(saved.iterdir()):
-        write_atomically(folder / path.name, path.read_bytes())
+        write_atomically(folder / path.name, given.read_bytes(path, given.LARGE))
     for name in TOKENIZER_FILES:
         if not (saved / name).exists():
             (folder / name).unlink(missing_ok=True)
@@ -97,13 +120,7 @@ def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) 
     """
     there = present(output, parts)
     for name in there:
-        for folder in _shard_folders(output, name):
-            for path in sorted(folder.iterdir()):
-                if not path.match("shard_*.parquet"):
-                    raise UserError(
-                        f"--output {output}: {path} is not a shard, and {folder} is where the "
-                        "shards would go; move it away or choose another folder"
-                    )
+        check_ours(output, name, output)
     if there and not overwrite:
         raise UserError(
             f"--output {output}: holds {', '.join(there)} already; choose another folder, or "
@@ -111,10 +128,57 @@ def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) 
         )
 
 
+def check_ours(folder: Path, name: str, output: Path) -> None:
+    """That folder/name, a file or folder of a former run or in the way of this one, may be deleted.
+
+    Raises:
+        UserError: it holds what a run does not write there.
+    """
+    path = folder / name
+    if name == MANIFEST:
+        foreign, what = (None if _is_file(path) else path), "a manifest"
+    elif name == TOKENIZER:
+        foreign, what = _foreign_to_tokenizer(path), "a file of a tokenizer"
+    else:
+        entries = (at for inner in _shard_folders(folder, name) for at in _entries(inner))
+        shards = SHARD_NAME.fullmatch
+        foreign = next((at for at in entries if not (shards(at.name) and _is_file(at))), None)
+        what = "a shard"
+    if foreign is not None:
+        where = path if foreign == path else foreign.parent
+        thing = {MANIFEST: "it", TOKENIZER: "the tokenizer"}.get(name, "the shards")
+        raise UserError(
+            f"--output {output}: {foreign} is not {what}, and {where} is where {thing} would go; "
+            "move it away or choose another folder"
+        )
+
+
+def _foreign_to_tokenizer(folder: Path) -> Path | None:
+    if not folder.is_dir():
+        return folder
+    foreign = [at for at in _entries(folder) if at.name not in TOKENIZER_NAMES or not _is_file(at)]
+    if not foreign or not all(map(_is_file, foreign)):
+        return foreign[0] if foreign else None
+    manifest = read_manifest(folder.parent / MANIFEST)
+    known = None if manifest is None else manifest["tokenizer"].get("fingerprint")
+    return None if known == tokenizer_fingerprint(folder) else foreign[0]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, or itself if it is none."""
+    return sorted(folder.iterdir()) if folder.is_dir() else [folder]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether deleting it deletes one regular file, or one link."""
+    mode = path.lstat().st_mode
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
 def present(output: Path, parts: tuple[str, ...]) -> list[str]:
     """Of a former run or in the way of this one."""
     names = [*placed(("",)), *placed(parts)]
-    if (output / MANIFEST).exists():
+    if os.path.lexists(output / MANIFEST):
         manifest = read_manifest(output / MANIFEST)
         if manifest is None:
             raise UserError(
@@ -122,7 +186,7 @@ def present(output: Path, parts: tuple[str, ...]) -> list[str]:
                 "where it would go; move it away or choose another folder"
             )
         names += [str(row["file"]).partition("/")[0] for row in manifest["shards"]]
-    return [name for name in dict.fromkeys(names) if (output / name).exists()]
+    return [name for name in dict.fromkeys(names) if os.path.lexists(output / name)]
 
 
 def _shard_folders(output: Path, name: str) -> list[Path]:

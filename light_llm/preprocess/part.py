@@ -45,7 +45,7 @@ def write_part(
     assert part.split is not None
     folders = [f"{corpus.name}/{side}".lstrip("/") for side in ("train", "val")]
     train, val = (
-        ShardWriter(new, folder, config.shard_size, len(under(folder, part.shards)))
+        ShardWriter(new, folder, config.shard_size, len(under(folder, part.shards)), journal.check)
         for folder in folders
     )
 

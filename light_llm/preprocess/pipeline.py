@@ -23,7 +23,7 @@ from light_llm.preprocess.manifest import (
     versions,
     write_manifest,
 )
-from light_llm.preprocess.notices import are, counted, notice, notice_skipped
+from light_llm.preprocess.notices import are, counted, notice, notice_links, notice_skipped
 from light_llm.preprocess.output import (
     check_copy,
     check_free,
@@ -33,17 +33,15 @@ from light_llm.preprocess.output import (
     placed,
 )
 from light_llm.preprocess.part import write_part
-from light_llm.preprocess.publication import NEW, complete_moves, publish_shards, staging
+from light_llm.preprocess.publication import Stage, complete_moves, publish_shards, staging
 from light_llm.preprocess.resume import drop_uncommitted, journal_of
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.sources import has_rows
+from light_llm.preprocess.stage import LOADED, NEW
 from light_llm.preprocess.summary import Summary, summarize
 from light_llm.preprocess.train import load_named, train_tokenizer
 from light_llm.tokenizer import Tokenizer, load_tokenizer
-
-LOADED = "loaded"
-"""In the stage, the tokenizer of tokenizer_path."""
 
 
 def preprocess(config: PreprocessConfig) -> Summary:
@@ -63,7 +61,8 @@ def preprocess(config: PreprocessConfig) -> Summary:
     adapter = None if config.adapter_module is None else load_adapter(config.adapter_module)
     rows = RowText(fields_of(config.hf_dataset, config.text_column), adapter and adapter[0])
     with staging(config.output) as stage:
-        completed = complete_moves(stage, config.output, config.overwrite)
+        new = stage.path / NEW
+        completed = complete_moves(stage.path, config.output, config.overwrite, stage.check)
         if completed is None:
             check_output(config.output, config.overwrite, names)
         else:
@@ -74,18 +73,19 @@ def preprocess(config: PreprocessConfig) -> Summary:
             "sources": {corpus.name: corpus.identity() for corpus in corpora},
             "adapter": adapter and adapter[1],
             "versions": versions(),
-            "tokenizer": _save_loaded(config, stage / LOADED),
+            "tokenizer": _save_loaded(config, stage.path / LOADED),
         }
         if completed is not None:
             if completed == asked:
                 return _summary_of_output(config, names)
             check_output(config.output, config.overwrite, names)
-        journal = journal_of(config, stage, asked)
+        journal = journal_of(config, stage.path, asked, stage.check)
         tokenizer = _settle_tokenizer(config, stage, asked, journal, corpora)
-        drop_uncommitted(journal, stage / NEW)
-        _write_parts(config, corpora, tokenizer, journal, stage / NEW)
-        summary = _complete(config, names, tokenizer, journal, stage / NEW)
-        publish_shards(stage, config.output, names, asked)
+        drop_uncommitted(journal, new)
+        _write_parts(config, corpora, tokenizer, journal, new)
+        stage.check()
+        summary = _complete(config, names, tokenizer, journal, new)
+        publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
     return summary
 
 
@@ -98,6 +98,7 @@ def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:
     files, duplicates = find_files(config.input, config.include, config.exclude, without=own)
     if duplicates:
         notice(f"{are(duplicates, 'file')} given more than once and taken once")
+    notice_links({file.path: file.leads_to for file in files if file.leads_to is not None})
     for field in ("text_column", "adapter_module"):
         value = getattr(config, field)
         if value is not None and not any(has_rows(file.path) for file in files):
@@ -119,31 +120,33 @@ def _save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
 
 def _settle_tokenizer(
     config: PreprocessConfig,
-    stage: Path,
+    stage: Stage,
     asked: dict[str, Any],
     journal: Journal,
     corpora: Sequence[Corpus],
 ) -> Tokenizer:
     """The tokenizer that the journal knows, or a new one, saved where it will be published from."""
-    folder = stage / NEW / TOKENIZER
+    loaded, folder = stage.path / LOADED, stage.path / NEW / TOKENIZER
     if journal.asked is None:
         journal.ask(asked)
     if config.save_tokenizer is not None:
-        known = stage / LOADED if journal.tokenizer is None else folder
+        known = loaded if journal.tokenizer is None else folder
         check_free(config.save_tokenizer, config.overwrite, known)
     if journal.tokenizer is None:
         remove(folder)
         if asked["tokenizer"] is None:
-            train_tokenizer(config, corpora).save(folder)
+            trained = train_tokenizer(config, corpora)
+            stage.check()
+            trained.save(folder)
         else:
-            shutil.copytree(stage / LOADED, folder)
+            shutil.copytree(loaded, folder)
         flush(folder)
         sync(folder.parent)
-        sync(stage)
+        sync(stage.path)
         journal.save_tokenizer(tokenizer_fingerprint(folder))
     elif journal.shards:
         notice(f"continuing a run that was stopped after {counted(len(journal.shards), 'shard')}")
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, fetch=False)
 
 
 def _write_parts(
@@ -188,12 +191,16 @@ def _complete(
 def _summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summary:
     """Of the run whose publication was just completed, with the user's copy of its tokenizer."""
     manifest = read_manifest(config.output / MANIFEST)
-    assert manifest is not None
+    try:
+        shards = [Shard.parse(row) for row in manifest["shards"]] if manifest else []
+    except ValueError:
+        shards = []
+    if manifest is None or not shards:
+        raise UserError(f"{config.output / MANIFEST}: is not the manifest that the run wrote")
     if config.save_tokenizer is not None:
         saved = config.output / TOKENIZER
         check_free(config.save_tokenizer, config.overwrite, saved)
         copy_tokenizer(saved, config.save_tokenizer)
-    shards = [Shard(**row) for row in manifest["shards"]]
     size = manifest["tokenizer"]["vocab_size"]
     return summarize(config.output, names, shards, size, config.output)
 

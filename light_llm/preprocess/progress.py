@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from light_llm.preprocess.notices import counted
+from light_llm.printing import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -20,7 +21,7 @@ class Progress:
     """One phase, as a context manager: counts documents and tokens, shows them and the rate."""
 
     def __init__(self, phase: str):
-        self.phase = phase
+        self.phase = printable(phase)
         self.documents = self.tokens = 0
         self._start = time.monotonic()
         self._last_shown = self._start
@@ -68,7 +69,7 @@ def _terminal_bar() -> Bar:
     from rich.progress import Progress as Bar
 
     return Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a name may look like markup
         BarColumn(),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),

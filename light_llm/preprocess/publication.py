@@ -1,49 +1,95 @@
 """The stage of a run, out of sight in its output folder, and how it is published from there, whole.
 
-output/.preprocess/ holds `lock`, `journal.jsonl`, `new/` (what is to be published) and, while that
-happens, `moves.json` and `old/` (what is replaced). A run that finds it goes on from there.
+output/.preprocess/ holds `lock`, a mark that this program made it, `journal.jsonl`, `new/` (what is
+to be published) and, while that happens, `moves.json` and `old/` (what is replaced). A run that
+finds it goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
-from light_llm.files.disk import flush, locked, remove, sync, write_atomically
-from light_llm.preprocess.output import STAGE, placed, present
+from light_llm.files import given
+from light_llm.files.disk import (
+    Lock,
+    flush,
+    locked,
+    make_folder,
+    remove,
+    sync,
+    write_atomically,
+)
+from light_llm.preprocess.output import STAGE, check_ours, check_output, placed, present
+from light_llm.preprocess.stage import (
+    JOURNAL,
+    LOCK,
+    MARK,
+    MOVES,
+    NEW,
+    OLD,
+    check_stage,
+    mark,
+)
 
-LOCK, JOURNAL, NEW, OLD, MOVES = "lock", "journal.jsonl", "new", "old", "moves.json"
+
+def _unlocked() -> None:
+    """The check of whoever holds no lock, as a test."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The folder that a run writes in, which it holds the lock of."""
+
+    path: Path
+    lock: Lock
+
+    def check(self) -> None:
+        """Before each commit.
+
+        Raises:
+            UserError: the folder is no longer the one that was locked.
+        """
+        self.lock.check(
+            f"{self.path.parent}: is no longer the folder that this run began in: it, or the "
+            "lock in it, was moved, replaced or removed. Nothing more is written there; put it "
+            "back, and the same command continues"
+        )
 
 
 @contextlib.contextmanager
-def staging(output: Path) -> Iterator[Path]:
+def staging(output: Path) -> Iterator[Stage]:
     """output/.preprocess, locked. It is gone at the end unless the body leaves a journal with
     shards behind it; so are folders that were made for nothing.
 
     Raises:
-        UserError: another run holds it, or the disk refuses.
+        UserError: another run holds it, it is not of our making, or the disk refuses.
     """
     stage = output.absolute() / STAGE
     made = [path for path in (stage.parent, *stage.parent.parents) if not path.exists()]
     try:
-        stage.mkdir(parents=True, exist_ok=True)
+        make_folder(stage)
+        check_stage(stage)
         sync(stage.parent)
         held = (
             f"--output {output}: is being written by another llm-preprocess; wait for it, or "
             "choose another folder"
         )
-        with locked(stage / LOCK, held):
+        with locked(stage / LOCK, held) as lock:
             try:
-                yield stage
+                mark(stage)
+                yield Stage(stage, lock)
             finally:
-                if not _worth_keeping(stage):
+                if lock.holds() and not _worth_keeping(stage):
                     shutil.rmtree(stage, ignore_errors=True)  # a next run may be in it already
     except OSError as error:  # a full disk names no file
         what = f"--output {output}" if error.filename is None else error.filename
@@ -58,11 +104,16 @@ def _worth_keeping(stage: Path) -> bool:
     if (stage / MOVES).exists():
         return True
     journal = stage / JOURNAL
-    return journal.exists() and b'"sha256"' in journal.read_bytes()
+    return journal.exists() and b'"sha256"' in given.read_bytes(journal, given.LARGE)
 
 
 def publish_shards(
-    stage: Path, output: Path, parts: tuple[str, ...], asked: dict[str, Any]
+    stage: Path,
+    output: Path,
+    parts: tuple[str, ...],
+    asked: dict[str, Any],
+    overwrite: bool = True,
+    check: Callable[[], None] = _unlocked,
 ) -> None:
     """Move what is in stage/new to `output`, in place of what a former run wrote there.
 
@@ -73,25 +124,35 @@ def publish_shards(
     Args:
         asked: what the run was asked for, as JSON; `complete_moves` gives it to the run that
             completes this one.
+        check: raises if the stage is no longer ours.
+
+    Raises:
+        UserError: as `check` and `check_output`, since much may have come while the run worked.
     """
+    check_output(output, overwrite, parts)
     flush(stage / NEW)
+    check()
     ready = [name for name in placed(parts) if (stage / NEW / name).exists()]
     moves = {"away": present(output, parts)[::-1], "in": ready, "asked": asked}
     write_atomically(stage / MOVES, json.dumps(moves).encode())
     with _signals_held():
-        complete_moves(stage, output)
+        complete_moves(stage, output, check=check)
 
 
-def complete_moves(stage: Path, output: Path, overwrite: bool = False) -> dict[str, Any] | None:
+def complete_moves(
+    stage: Path, output: Path, overwrite: bool = False, check: Callable[[], None] = _unlocked
+) -> dict[str, Any] | None:
     """Complete a publication that was decided; can be repeated after a crash at any point.
 
     Returns what the run was asked for that decided it; None: there was none.
 
     Raises:
-        UserError: moves.json is damaged, and not `overwrite`, which forgets it.
+        UserError: moves.json is damaged, and not `overwrite`, which forgets it; or it would move
+            what no run writes.
     """
     if not (stage / MOVES).exists():
         return None
+    check()
     moves = _moves(stage / MOVES)
     if moves is None:
         if not overwrite:
@@ -105,37 +166,62 @@ def complete_moves(stage: Path, output: Path, overwrite: bool = False) -> dict[s
         (stage / JOURNAL).unlink(missing_ok=True)
         (stage / MOVES).unlink()
         return None
+    away, to_come = _still_to_move(stage, output, moves)
     (stage / OLD).mkdir(exist_ok=True)
-    for name in moves["away"]:
-        replaced = name not in moves["in"] or (stage / NEW / name).exists()
-        if replaced and (output / name).exists() and not (stage / OLD / name).exists():
-            (output / name).rename(stage / OLD / name)
-    for name in moves["in"]:
-        if (stage / NEW / name).exists():
-            (stage / NEW / name).rename(output / name)
+    for name in away:
+        (output / name).rename(stage / OLD / name)
+    for name in to_come:
+        (stage / NEW / name).rename(output / name)
     sync(output)
     for path in stage.iterdir():
-        if path.name not in (LOCK, MOVES):
+        if path.name not in (LOCK, MARK, MOVES):
             remove(path)
     (stage / MOVES).unlink()
     asked: dict[str, Any] = moves["asked"]
     return asked
 
 
+def _still_to_move(stage: Path, output: Path, moves: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Of what moves.json names, which may have come from anywhere: what leaves `output` yet, and
+    what goes there yet.
+
+    Raises:
+        UserError: it is not what a run writes, or would replace something that does not leave.
+    """
+    to_come = [name for name in moves["in"] if (stage / NEW / name).exists()]
+    away = [
+        name
+        for name in moves["away"]
+        if (name not in moves["in"] or name in to_come)
+        and os.path.lexists(output / name)
+        and not os.path.lexists(stage / OLD / name)
+    ]
+    for name in away:
+        check_ours(output, name, output)
+    for name in to_come:
+        check_ours(stage / NEW, name, output)
+        if os.path.lexists(output / name) and name not in away:
+            raise UserError(
+                f"{stage / MOVES}: {output / name} would be replaced by that in {stage / NEW}, and "
+                "is none of what the run that was stopped found; move it away"
+            )
+    return away, to_come
+
+
 def _moves(path: Path) -> dict[str, Any] | None:
     try:
-        moves = json.loads(path.read_text(encoding="utf-8"))
+        moves = given.read_json(path, given.LARGE)
         whole = isinstance(moves["asked"], dict)
         whole = whole and all(isinstance(moves[key], list) for key in ("away", "in"))
         whole = whole and all(map(_is_name, moves["away"] + moves["in"]))
-    except (ValueError, TypeError, KeyError):
+    except (UserError, TypeError, KeyError):
         return None
     return moves if whole else None
 
 
 def _is_name(entry: Any) -> bool:
-    """Whether it names something in a folder, and not beside or above it."""
-    return isinstance(entry, str) and "/" not in entry and entry not in ("", ".", "..")
+    """Whether a run publishes under such a name: the tokenizer, the manifest, a split, a corpus."""
+    return given.is_name(entry) and not entry.startswith(".")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,24 @@ from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.journal import Damaged, Journal
 from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
 from light_llm.preprocess.notices import counted, notice
-from light_llm.preprocess.publication import JOURNAL, NEW
+from light_llm.preprocess.shards import counts
+from light_llm.preprocess.stage import JOURNAL, NEW
 
 
-def journal_of(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> Journal:
+def journal_of(
+    config: PreprocessConfig, stage: Path, asked: dict[str, Any], check: Callable[[], None]
+) -> Journal:
     """The journal of the run to continue; an empty one, and nothing beside it, if there is none.
+
+    Args:
+        check: raises if the stage is no longer ours.
 
     Raises:
         UserError: there are shards of a run that was asked for something else, or damaged ones.
     """
     path = stage / JOURNAL
     try:
-        journal = Journal(path)
+        journal = Journal(path, check)
         there = counted(len(journal.shards), "shard")
         if journal.asked == asked:
             _check_kept(journal, stage / NEW)
@@ -38,7 +45,7 @@ def journal_of(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> 
         notice(f"what is there of a run that was stopped is discarded ({discarded})")
     path.unlink(missing_ok=True)
     remove(stage / NEW)
-    return Journal(path)
+    return Journal(path, check)
 
 
 def _check_kept(journal: Journal, new: Path) -> None:
@@ -48,12 +55,19 @@ def _check_kept(journal: Journal, new: Path) -> None:
     """
     for shard in journal.shards:
         path = new / shard.file
-        size = path.stat().st_size if path.is_file() else None
+        size = path.lstat().st_size if path.is_file() else None
         if size != shard.bytes:
             there = "is gone" if size is None else f"has {counted(size, 'byte')}"
             raise Damaged(
                 f"{path}: {there}, and the run that was stopped wrote "
                 f"{counted(shard.bytes, 'byte')}; begin anew with --overwrite"
+            )
+        held = counts(path)
+        if held != (shard.documents, shard.tokens):
+            raise Damaged(
+                f"{path}: holds {held[0]:,} documents and {held[1]:,} tokens, and the run that "
+                f"was stopped noted {shard.documents:,} and {shard.tokens:,}; begin anew with "
+                "--overwrite"
             )
     folder = new / TOKENIZER
     if journal.tokenizer is not None and (
@@ -69,7 +83,8 @@ def _difference(
     config: PreprocessConfig, journal: Journal, asked: dict[str, Any], there: str
 ) -> str:
     former = journal.asked or {}
-    old = former.get("options", {})
+    old = former.get("options")
+    old = old if isinstance(old, dict) else {}
     changed = [
         f"{key} was {old.get(key)!r} and is {value!r}"
         for key, value in asked["options"].items()

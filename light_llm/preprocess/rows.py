@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
+from light_llm.files import given
+from light_llm.printing import tell
 
 TEXT_FIELDS = {
     "wikimedia/wikipedia": "text",
@@ -34,6 +36,9 @@ TEXT_FIELDS = {
 """Where the text of well-known data sets is, by the name on the hub in lower case."""
 
 USUAL_FIELDS = ("text", "content", "body")
+
+LONGEST_DOCUMENT = 64 * 2**20
+"""Characters of a row's text."""
 
 Adapt = Callable[[dict[str, Any]], "str | None"]
 
@@ -84,7 +89,21 @@ class RowText:
             raise UserError(
                 f"{where}: {what} is of type {type(text).__name__}; it must be a string"
             )
-        return whole_characters(text or "")
+        return bounded(whole_characters(text or ""), where)
+
+
+def bounded(text: str, where: str) -> str:
+    """The text, if it is short enough for a document: a tokenizer needs hundreds of bytes a token.
+
+    Raises:
+        UserError: it is longer.
+    """
+    if len(text) > LONGEST_DOCUMENT:
+        raise UserError(
+            f"{where}: the document has {len(text):,} characters, and {LONGEST_DOCUMENT:,} are the "
+            "limit for one; cut it into several"
+        )
+    return text
 
 
 def whole_characters(text: str) -> str:
@@ -108,28 +127,31 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
     Raises:
         UserError: it cannot be imported, or has no such function.
     """
+    failure = f"adapter_module={module!r}: cannot be imported (looked from {Path.cwd()})"
     try:
-        if module.endswith(".py"):
+        source = given.read_bytes(module) if module.endswith(".py") else None
+    except UserError as error:
+        raise UserError(f"{failure}: {error}") from None
+    tell(f"note: runs the code of {module} (adapter_module)")
+    try:
+        if source is not None:
             loaded = types.ModuleType(Path(module).stem)
             loaded.__file__ = module
             # not by an import, which would leave a __pycache__ beside the user's file
-            exec(compile(Path(module).read_bytes(), module, "exec"), vars(loaded))
+            exec(compile(source, module, "exec"), vars(loaded))
         else:
             sys.path.insert(0, str(Path.cwd()))
             try:
                 loaded = importlib.import_module(module)
             finally:
                 sys.path.pop(0)
+            source = given.read_bytes(loaded.__file__ or "")
     except (Exception, SystemExit) as error:  # it is the user's code, which can raise anything
-        raise UserError(
-            f"adapter_module={module!r}: cannot be imported (looked from {Path.cwd()}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"{failure}: {type(error).__name__}: {error}") from error
     adapt = getattr(loaded, "adapt", None)
     if not callable(adapt):
         raise UserError(
             f"adapter_module={module!r}: has no function adapt(row); define one that takes a row, "
             "a dict, and returns its text or None"
         )
-    source = Path(loaded.__file__ or "").read_bytes()
     return adapt, hashlib.sha256(source).hexdigest()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from light_llm.files.disk import sync
-from light_llm.preprocess.schema import SOURCE, TOKENS, schema
+from light_llm.errors import UserError
+from light_llm.files.disk import create, sync
+from light_llm.files.parquet import opened
+from light_llm.preprocess.schema import LENGTH, SOURCE, TOKENS, schema
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_TOKENS = 2_000_000
 TEMPORARY = ".writing"
+SHARD_NAME = re.compile(r"shard_\d+\.parquet")
+_FILE = re.compile(rf"(?:(?!\.)[^/\0]{{1,255}}/)?(?:train|val)/{SHARD_NAME.pattern}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,48 @@ class Shard:
     bytes: int
     sha256: str
 
+    @classmethod
+    def parse(cls, row: Any) -> Shard:
+        """From the JSON of a journal or a manifest, which anybody may have written.
+
+        Raises:
+            ValueError: its file is not where a run puts shards, or a number is negative or none.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(row, dict) or sorted(row) != sorted(names):
+            raise ValueError(f"a shard must have {', '.join(names)}")
+        if not is_shard_file(row["file"]) or not isinstance(row["sha256"], str):
+            raise ValueError(f"{row['file']!r} is not where a run puts a shard")
+        for name in ("documents", "tokens", "characters", "bytes"):
+            if type(row[name]) is not int or not 0 <= row[name] < 2**63:
+                raise ValueError(f"{name} must be a number from 0 on")
+        return cls(**row)
+
+
+def is_shard_file(text: Any) -> bool:
+    """Whether a run writes shards of that name: train/shard_00000.parquet, PART/val/…"""
+    return isinstance(text, str) and _FILE.fullmatch(text) is not None
+
+
+def counts(path: Path) -> tuple[int, int]:
+    """The documents and tokens in a shard that was written here, by its column of lengths.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        with opened(path, LENGTH) as shard:
+            documents, tokens = 0, 0
+            for batch in shard.file.iter_batches(columns=[LENGTH]):
+                documents += batch.num_rows
+                tokens += pc.sum(batch.column(0)).as_py() or 0
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path}: is not a shard that a run wrote: {error}") from None
+    return documents, tokens
+
 
 class ShardWriter:
     """Writes documents to root/part/shard_00000.parquet, shard_00001.parquet, …
@@ -39,12 +88,24 @@ class ShardWriter:
     it if not. Equal documents in equal order give equal bytes.
     """
 
-    def __init__(self, root: Path, part: str, shard_size: int, number: int = 0):
-        """`number`: of the first shard to write."""
+    def __init__(
+        self,
+        root: Path,
+        part: str,
+        shard_size: int,
+        number: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ):
+        """
+        Args:
+            number: of the first shard to write.
+            check: called before a file is made; raises if `root` is no longer ours.
+        """
         self.root = root
         self.part = part
         self.shard_size = shard_size
         self.number = number
+        self._check = check
         self._writer: pq.ParquetWriter | None = None
         self._file: BinaryIO | None = None
         self._start()
@@ -122,10 +183,11 @@ class ShardWriter:
     def _open(self) -> pq.ParquetWriter:
         import pyarrow.parquet as pq
 
+        self._check()
         path = self._path()
         path.parent.mkdir(parents=True, exist_ok=True)
         # pyarrow takes names in UTF-8 alone, and an open file whatever its name
-        self._file = path.with_name(path.name + TEMPORARY).open("wb")
+        self._file = create(path.with_name(path.name + TEMPORARY))
         return pq.ParquetWriter(
             self._file,
             schema(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import zlib
@@ -13,10 +14,17 @@ from pathlib import Path
 from typing import IO
 
 from light_llm.errors import UserError
-from light_llm.preprocess.rows import RowText
+from light_llm.files import given
+from light_llm.files.parquet import opened
+from light_llm.preprocess.rows import RowText, bounded
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PIECE_CHARS = 2**20
+LONGEST_LINE = 64 * 2**20
+"""Bytes: a small compressed file can hold a line of any length, and a line is read whole."""
+BATCH = 256
+BATCH_BYTES = 2**30
+"""Rows of parquet that are read at once, and what they may come to."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
 
 def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:  # line ends stay as they are
+        # line ends stay as they are
+        with io.TextIOWrapper(given.open_regular(path), "utf-8-sig", newline="") as stream:
             while piece := stream.read(piece_chars) + stream.readline(piece_chars):
                 if "\0" in piece:
                     raise NotText("it holds a zero byte")
@@ -93,29 +102,33 @@ def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
     with _open_lines(path) as stream:
-        lines = enumerate(stream, start=1)
-        while True:
+        for number in itertools.count(1):
             try:
-                number, line = next(lines)
-            except StopIteration:
-                return
+                line = stream.readline(LONGEST_LINE + 1)
             except (EOFError, zlib.error, OSError) as error:
                 raise UserError(f"{source}: cannot be decompressed: {error}") from None
+            if not line:
+                return
+            where = f"{source}:{number}"
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit "
+                    "for one; cut its text into several documents"
+                )
             if line.strip():
-                where = f"{source}:{number}"
                 yield Document(where, rows.text(_row(line, where), where))
 
 
 def _open_lines(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
+        return gzip.GzipFile(fileobj=given.open_regular(path), mode="rb")
     if path.name.lower().endswith(".zst"):
         import pyarrow as pa
 
         if not pa.Codec.is_available("zstd"):
             raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
-        return io.BufferedReader(pa.input_stream(path.open("rb"), compression="zstd"))
-    return open(path, "rb")
+        return io.BufferedReader(pa.input_stream(given.open_regular(path), compression="zstd"))
+    return given.open_regular(path)
 
 
 def _row(line: bytes, where: str) -> dict:
@@ -134,12 +147,11 @@ def _row(line: bytes, where: str) -> dict:
 def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
     """A document per row; null counts as an empty one."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     source = printable(path)
     try:
-        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-            schema = file.schema_arrow
+        with opened(path) as parquet:
+            schema = parquet.file.schema_arrow
             column = rows.field(schema.names, source)
             if column is not None:
                 if schema.names.count(column) > 1:
@@ -151,12 +163,13 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=column and [column]):
+            size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
+            for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
                 values = batch.to_pylist() if column is None else batch.column(0).to_pylist()
                 for value in values:
                     where = f"{source}:{row}"
-                    text = rows.text(value, where) if column is None else value or ""
-                    yield Document(where, text)
+                    text = value or "" if column is not None else rows.text(value, where)
+                    yield Document(where, bounded(text, where))
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{source}: is not a parquet file that can be read: {error}") from None

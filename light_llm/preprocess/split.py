@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,21 @@ class Split:
     fraction: float
     lowest: int = 0
     highest: int = 2**64 - 1
+
+    @classmethod
+    def parse(cls, row: Any) -> Split:
+        """From the JSON of a journal, which anybody may have written.
+
+        Raises:
+            ValueError: it is no split.
+        """
+        split = cls(**row)
+        hashes = (split.lowest, split.highest)
+        if type(split.fraction) not in (int, float) or not 0 <= split.fraction < 1:
+            raise ValueError("the fraction of a split must be at least 0 and below 1")
+        if any(type(place) is not int or not 0 <= place < 2**64 for place in hashes):
+            raise ValueError("the hashes of a split must be numbers of 64 bits")
+        return split
 
     def is_val(self, text: str) -> bool:
         limit = int(self.fraction * 2**64)

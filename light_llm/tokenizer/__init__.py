@@ -5,7 +5,9 @@ loading    from a file, a folder or the hub
 stream     text from ids that come one by one
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from light_llm.tokenizer.kinds import (
@@ -34,12 +36,18 @@ __all__ = [
     "train_char",
 ]
 
-_HOMES = {"load_tokenizer": "loading", "StreamDecoder": "stream"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'kinds')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "MIN_BPE_VOCAB": "light_llm.tokenizer.kinds",
+        "UNKNOWN_CHAR": "light_llm.tokenizer.kinds",
+        "CharTokenizer": "light_llm.tokenizer.kinds",
+        "PythonTokenizer": "light_llm.tokenizer.kinds",
+        "StreamDecoder": "light_llm.tokenizer.stream",
+        "SubwordTokenizer": "light_llm.tokenizer.kinds",
+        "Tokenizer": "light_llm.tokenizer.kinds",
+        "load_tokenizer": "light_llm.tokenizer.loading",
+        "train_bpe": "light_llm.tokenizer.kinds",
+        "train_char": "light_llm.tokenizer.kinds",
+    },
+)

@@ -1,12 +1,18 @@
-"""Whether Hugging Face can be reached, asked quickly: its own libraries try for a minute."""
+"""Whether Hugging Face can be reached, and how it is left alone."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 SECONDS = 5.0
 
 
 def reachable() -> bool:
-    """Whether the hub answers, with whatever status. Proxies and HF_ENDPOINT are respected."""
+    """Whether the hub answers, with whatever status. Proxies and HF_ENDPOINT are respected.
+
+    Asked quickly: the hub's own libraries try for a minute.
+    """
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -16,3 +22,19 @@ def reachable() -> bool:
     except Exception:  # no name, no route, no answer; the class depends on the hub's HTTP client
         return False
     return True
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Around a library of the hub that reads local files: it asks the hub nothing.
+
+    Told by an argument that files are local, it fetches none, and yet asks for its statistics.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
 from light_llm.files import given
-from light_llm.tokenizer.hub import reachable
+from light_llm.tokenizer.hub import offline, reachable
 from light_llm.tokenizer.kinds import (
     CHAR_FILE,
     END_OF_TEXT,
@@ -83,10 +85,11 @@ def _load_folder(folder: Path) -> Tokenizer:
             _check_link(folder / name, folder)
             return _load_file(folder / name)
     if any((folder / name).exists() for name in _LEGACY_FILES):
-        for path in folder.iterdir():  # transformers reads what it likes of them
-            _check_link(path, folder)
-            if not path.is_dir():
-                given.check_regular(path, "the tokenizer's file")
+        for parent, folders, files in os.walk(folder):  # transformers reads what it likes of them
+            for name in folders + files:
+                _check_link(Path(parent, name), folder)
+            for name in files:
+                given.check_regular(Path(parent, name), "the tokenizer's file")
         return _load_pretrained(
             str(folder), f"{folder}: transformers cannot load this tokenizer", fetch=False
         )
@@ -186,7 +189,10 @@ def _load_pretrained(name: str, failure: str, fetch: bool) -> Tokenizer:
         )
     local = not fetch or not reachable()  # the cache may have it
     # trust_remote_code: left open, transformers asks on standard input whether to run the code
-    with given.foreign(lambda reason: f"{failure}: {reason}\n{remedy}"):
+    with (
+        offline() if local else contextlib.nullcontext(),
+        given.foreign(lambda reason: f"{failure}: {reason}\n{remedy}"),
+    ):
         inner = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     if not inner.is_fast:
         return PythonTokenizer(inner)

@@ -1,16 +1,17 @@
 """The decoder-only Transformer in Flax NNX, twin of `light_llm.models.transformer`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from light_llm.lazy import public
 
 if TYPE_CHECKING:
     from light_jax.models.transformer.model import Transformer
 
 __all__ = ["Transformer"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "Transformer":
-        from light_jax.models.transformer.model import Transformer
-
-        return Transformer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "Transformer": "light_jax.models.transformer.model",
+    },
+)

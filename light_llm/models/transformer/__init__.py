@@ -1,7 +1,8 @@
 """The decoder-only Transformer in PyTorch; imports torch only when `Transformer` is asked for."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from light_llm.lazy import public
 from light_llm.models.transformer.config import (
     AttentionConfig,
     FFNConfig,
@@ -22,10 +23,9 @@ __all__ = [
     "TransformerConfig",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "Transformer":
-        from light_llm.models.transformer.model import Transformer
-
-        return Transformer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = public(
+    __name__,
+    {
+        "Transformer": "light_llm.models.transformer.model",
+    },
+)

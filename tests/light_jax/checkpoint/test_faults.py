@@ -61,7 +61,7 @@ class FileSystem:
 
 def stage(directory: Path, tag: str, step: int) -> None:
     """What a save has written before its commit: bytes that tell the step."""
-    staging = protocol.start(directory, tag)
+    staging = protocol.start(directory, tag, "run")
     (staging / f"{tag}.state/d").mkdir(parents=True)
     (staging / f"{tag}.state/meta").write_bytes(b"meta %d" % step)
     (staging / f"{tag}.state/d/array").write_bytes(b"array %d" % step)
@@ -125,12 +125,12 @@ def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
         for again in itertools.count():
             shutil.rmtree(out)
             shutil.copytree(crashed, out)
-            died = interrupted(lambda: protocol.recover(out), again) is not None
+            died = interrupted(lambda: protocol.recover(out, "run"), again) is not None
             assert newest(out) == 2 if committed else newest(out) in (1, 2)
             if not died:
                 break
             recoveries += 1
-            protocol.recover(out)
+            protocol.recover(out, "run")
             assert newest(out) == (2 if committed else 1)
             assert not [name for name in listing(out) if name.startswith(".")]
         save(out, 2)  # a run that is resumed comes to the same save again
@@ -171,7 +171,7 @@ def test_a_failing_call_is_an_error_and_leaves_the_tag_before(tmp_path, monkeypa
         if disk.at is not None:
             break  # there are no more calls
         assert newest(out) == 2 or failed
-        protocol.recover(out)
+        protocol.recover(out, "run")
         save(out, 2)
         assert newest(out) == 2
         shutil.rmtree(out)
@@ -198,7 +198,7 @@ def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
         seen.clear()
         return layout.steadily(lambda: layout.read_checkpoint(best), read)
 
-    assert step_read(lambda: protocol.recover(tmp_path)) == b"weights 2"
+    assert step_read(lambda: protocol.recover(tmp_path, "run")) == b"weights 2"
     assert [checkpoint.record.step for checkpoint in seen] == [2, 2]
     assert step_read(lambda: save(tmp_path, 3)) == b"weights 3"
     assert [checkpoint.record.step for checkpoint in seen] == [2, 3]
@@ -206,7 +206,7 @@ def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
         step_read(lambda: seen[0].files.weights.write_bytes(b"weights 4"))
     assert len(seen) == 1
     with pytest.raises(UserError, match="there is no checkpoint 'best'"):
-        step_read(lambda: protocol.delete(tmp_path, "best"))
+        step_read(lambda: protocol.delete(tmp_path, "best", "run"))
 
 
 def test_symlinks_lead_nowhere(tmp_path):
@@ -223,12 +223,12 @@ def test_symlinks_lead_nowhere(tmp_path):
     (out / ".step0000001.writing").symlink_to(outside)
     (out / "step0000002.state").symlink_to(outside)
     (out / ".metrics.jsonl.tmp").symlink_to(outside / "victim")
-    protocol.recover(out)
+    protocol.recover(out, "run")
     disk.write_atomically(out / "metrics.jsonl", b"mine")
     for tag in ("best", "step0000001"):
         (out / f"{tag}.state").symlink_to(outside)
     save(out, 1)
-    protocol.delete(out, "step0000001")
+    protocol.delete(out, "step0000001", "run")
     (out / ".lock").symlink_to(outside / "victim")
     with pytest.raises(OSError, match="symbolic links"), protocol.one_writer(out):
         pass
@@ -360,17 +360,17 @@ def test_a_full_disk_fails_the_next_save_or_the_end(saver, cut_off):
         assert tags == {"step0000001"} if told else tags >= {"step0000001", "step0000002"}
         for tag in tags:
             layout.verify(layout.read_checkpoint(made.directory / tag))
-            protocol.delete(made.directory, tag)
+            protocol.delete(made.directory, tag, "run")
 
 
 def recover_when_quiet(directory: Path) -> None:
     """As the next process would; in this one, orbax may be writing still after its error."""
     for _ in range(100):
         try:
-            return protocol.recover(directory)
+            return protocol.recover(directory, "run")
         except OSError:
             time.sleep(0.05)
-    return protocol.recover(directory)
+    return protocol.recover(directory, "run")
 
 
 def test_the_loop_goes_on_while_a_save_is_under_way(saver, monkeypatch):

@@ -109,7 +109,8 @@ def outline(framework: str, twin: str) -> list[str]:
                 names.append(f"{place}.{node.name}")
                 walk(node.body, names[-1])
             elif isinstance(node, ast.Assign):
-                targets = [n for target in node.targets for n in ast.walk(target)]
+                plain = [t for t in node.targets if isinstance(t, ast.Name | ast.Tuple)]
+                targets = [n for target in plain for n in ast.walk(target)]
                 names.extend(f"{place}.{n.id}" for n in targets if isinstance(n, ast.Name))
             elif isinstance(node, ast.AnnAssign) and place == file:  # fields are each one's own
                 names.append(f"{place}.{ast.unparse(node.target)}")

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C at any moment: one commit, the documented exit code; a second one exits."""
+"""SIGTERM and Ctrl-C at any moment: one commit, the documented exit code; a second one exits.
+
+Before the first step, and in long phases of real processes: tests/trust/test_accidents.py.
+"""
 
 import os
 import signal
@@ -31,7 +34,7 @@ def whole(tmp_path_factory):
 
 # where the signal comes: the function that raises it as it begins, the step whose commit follows
 MOMENTS = {
-    "compilation": (trainer, "compile_steps", 1, TERM, 1),
+    "the first step": (trainer, "to_global", 1, TERM, 1),
     "waiting for data": (BatchLoader, "__next__", 2, INT, 2),
     "a step": (trainer, "to_global", 2, TERM, 2),
     "evaluation": (trainer, "validation_batches", 1, INT, 3),
@@ -58,7 +61,7 @@ def test_one_commit_and_the_exit_code(whole, tmp_path, monkeypatch, moment):
     tags = [tag for tag in layout.tags(Path("out")) if tag.startswith("step")]
     assert tags == [f"step{step:07d}"]
     assert signal.getsignal(number) == before
-    if moment in ("compilation", "evaluation"):
+    if moment in ("the first step", "evaluation"):
         assert run_config("c.yaml", "auto") == 0
         assert_same_weights(whole / "final.safetensors", tmp_path / "out/final.safetensors")
         assert metrics(Path("out"), timeless=True) == metrics(whole, timeless=True)
@@ -68,6 +71,7 @@ SLEEPER = """
 import ctypes, signal, sys, time
 from light_jax.training.signals import Stopper
 with Stopper() as stopper:
+    stopper.training_begins()
     print("ready", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:  # in C, as a compilation is: Python's own handlers do not run
@@ -93,6 +97,7 @@ def test_a_second_signal_exits_while_c_code_runs(monkeypatch):
     exited = threading.Event()
     monkeypatch.setattr(signals.os, "_exit", lambda code: exited.set())
     with signals.Stopper() as stopper:
+        stopper.training_begins()
         told = signal.set_wakeup_fd(-1)  # where the interpreter's C handler writes
         signal.set_wakeup_fd(told)
         os.write(told, bytes([TERM, TERM]))

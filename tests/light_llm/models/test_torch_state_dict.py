@@ -104,7 +104,7 @@ def test_loading_and_writing_import_no_compiler():
     """torch._dynamo takes seconds to import, and a model that is only run needs none of it."""
     code = f"""
 import sys
-sys.path.append({str(Path(__file__).parent)!r})
+sys.path.append({str(Path(__file__).parents[2])!r})
 from torch_cases import CASES, REFERENCE, reference_config
 from light_llm.checkpoint import load_transformer
 from light_llm.generate import generate

@@ -285,8 +285,8 @@ def test_a_publication_is_completed_wherever_it_stopped(
 ):
     """The crash-th rename, the one of moves.json being the first, does not happen."""
     output = tmp_path / "out"
-    old = ("train/shard_0.parquet", "val/shard_0.parquet", "tokenizer/old.json")
-    new = ("train/shard_1.parquet", "tokenizer/new.json", "manifest.json")
+    old = ("train/shard_0.parquet", "val/shard_0.parquet", "tokenizer/char_tokenizer.json")
+    new = ("train/shard_1.parquet", "tokenizer/tokenizer.json", "manifest.json")
     for root, names in ((output, old), (output / ".preprocess/new", new)):
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -340,7 +340,7 @@ def test_a_lock_is_not_followed(tmp_path: Path):
 
 def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
     with staging(tmp_path / "a/b/out") as stage:
-        assert stage == tmp_path / "a/b/out/.preprocess"
+        assert stage.path == tmp_path / "a/b/out/.preprocess"
         with (
             pytest.raises(UserError, match="another llm-preprocess"),
             staging(tmp_path / "a/b/out"),

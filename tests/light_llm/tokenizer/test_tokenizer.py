@@ -100,7 +100,7 @@ def test_transformers_reads_what_is_saved_and_agrees(tmp_path: Path):
     from transformers import AutoTokenizer
 
     BPE.save(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
     assert theirs.eos_token_id == BPE.eos_id
     assert len(theirs) == BPE.vocab_size
     for text in [*TEXTS, "spaces , kept . here"]:
@@ -148,7 +148,7 @@ def test_without_a_config_the_usual_marks_are_found_and_written_down(tmp_path: P
     tokenizer = load_tokenizer(foreign_folder(tmp_path) / "tokenizer.json")
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
     tokenizer.save(tmp_path / "copy")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "copy")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "copy", trust_remote_code=False)
     assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
 
 

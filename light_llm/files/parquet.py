@@ -1,0 +1,136 @@
+"""What a parquet file says of itself, compared with what is there before anything is allocated.
+
+A few bytes can claim any number: runs of equal values are stored as their length. Decoding makes
+room for what is claimed, so a claim must be one that an honest file could make.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from light_llm.errors import UserError
+from light_llm.files import given
+from light_llm.files.pages import PER_BYTE, check_pages
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+MANY = 2**26
+"""Values of a column in a row group, and rows of a file, that are taken without a question."""
+# Beyond that, PER_BYTE for each byte that they take in the file. Text takes about one byte a token;
+# what exceeds PER_BYTE is one value repeated, as in padding.
+
+
+def footer_fits(length: int, size: int) -> bool:
+    """Whether a footer of `length` bytes may be parsed in a file of `size`.
+
+    Parsing takes some 250 bytes of memory a byte, so that a long one must be a small part of a
+    long file.
+    """
+    return length + 12 <= size and length <= max(given.SMALL, size // 8)
+
+
+@dataclass(frozen=True)
+class Opened:
+    file: pq.ParquetFile
+    longest: int
+    """Bytes of a value, at most. A dictionary's can be repeated in every row for nothing."""
+
+
+@contextlib.contextmanager
+def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
+    """A parquet file to read `columns` of, the name of one or None for all, once its claims hold.
+
+    Raises:
+        UserError: as `given.open_regular`, `check_claims` and `check_pages`.
+        pa.ArrowException, OSError: it is no parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    with given.open_regular(path) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 8))
+        length = int.from_bytes(stream.read(4), "little")
+        if stream.read() == b"PAR1" and not footer_fits(length, size):
+            raise UserError(f"{path}: claims a footer of {length:,} bytes in a file of {size:,}")
+        stream.seek(0)
+        with pq.ParquetFile(stream) as file:
+            metadata, read = file.metadata, leaves(file.metadata, columns)
+            check_claims(metadata, size, path, read)
+            longest = 0
+            for number in range(metadata.num_row_groups):
+                for leaf in read:
+                    column = metadata.row_group(number).column(leaf)
+                    try:
+                        longest = max(longest, check_pages(stream.fileno(), column))
+                    except ValueError as error:
+                        raise UserError(
+                            f"{path}: row group {number} is corrupt ({error}); write it again"
+                        ) from None
+            yield Opened(file, longest)
+
+
+def leaves(metadata: pq.FileMetaData, column: str | None) -> list[int]:
+    """The numbers of a column's leaves; None: of all columns."""
+    paths = (metadata.schema.column(leaf).path for leaf in range(metadata.num_columns))
+    return [i for i, path in enumerate(paths) if column in (None, path, path.partition(".")[0])]
+
+
+def check_claims(
+    metadata: pq.FileMetaData, size: int, path: str | Path, columns: Iterable[int]
+) -> None:
+    """Before columns of a file of `size` bytes are read.
+
+    Args:
+        columns: the numbers of the leaves that will be read.
+
+    Raises:
+        UserError: a column is said to lie outside of the file, a number is negative, or there are
+            more values or rows than so many bytes hold in an honest file.
+    """
+    wanted = list(columns)
+    rows = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows += (in_group := group.num_rows)
+        for leaf in wanted:
+            column = group.column(leaf)
+            if not 0 <= in_group <= column.num_values <= MANY:
+                _check_chunk(column, in_group, size, f"{path}: row group {number}")
+    if rows != metadata.num_rows:
+        raise UserError(
+            f"{path}: its row groups claim {rows:,} rows and its footer {metadata.num_rows:,}; "
+            "write it again"
+        )
+    _check_number(rows, size, f"{path}: claims", "rows")
+
+
+def _check_chunk(column: pq.ColumnChunkMetaData, rows: int, size: int, where: str) -> None:
+    values, length = column.num_values, column.total_compressed_size
+    start = column.dictionary_page_offset or column.data_page_offset
+    if min(values, rows, length, start) < 0 or start + length > size:
+        raise UserError(
+            f"{where}: its footer claims {length:,} bytes from byte {start:,} on with {values:,} "
+            f"values, and the file has {size:,} bytes; write it again"
+        )
+    if rows > values:
+        raise UserError(
+            f"{where} claims {rows:,} rows and {values:,} values, fewer than one a row; write it "
+            "again"
+        )
+    name = column.path_in_schema.partition(".")[0]
+    _check_number(values, length, f"{where} claims", f"values of {name!r}")
+
+
+def _check_number(number: int, length: int, claims: str, what: str) -> None:
+    if number > max(MANY, PER_BYTE * length):
+        raise UserError(
+            f"{claims} {number:,} {what} in {length:,} bytes; more than {MANY:,} must not be more "
+            f"than {PER_BYTE} a byte, or a few bytes would take all memory. If they are honest, "
+            "write them in smaller row groups, and several files"
+        )

@@ -1,0 +1,33 @@
+"""Public names of a package that are looked up when they are asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def public(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package whose names live in its modules.
+
+    So none of them costs an import, of torch or of jax, before somebody wants it.
+
+    Args:
+        package: its `__name__`.
+        homes: the module, by its full name, that holds each public name; PACKAGE.NAME for one that
+            is a module itself.
+    """
+
+    def get(name: str) -> Any:
+        if name in homes:
+            home = import_module(homes[name])
+            return home if homes[name] == f"{package}.{name}" else getattr(home, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return get, names
