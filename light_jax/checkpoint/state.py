@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
 import stat
 import sys
@@ -248,13 +249,20 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What orbax began to read and left at an error would print a traceback each."""
+    """What orbax began to read and left at an error would print a traceback each: one way or the
+    other, the error that ends the reading tells what is wrong."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
