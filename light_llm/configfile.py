@@ -1,7 +1,8 @@
-"""Config files: YAML or JSON text -> a frozen pydantic model, or a message that says what to mend.
+"""Config files: YAML or JSON text -> a frozen pydantic model, or a message that says what to fix.
 
-Coercion is by the field's type and never by the text's looks: the YAML reader leaves every number
-a string, so `lr: 3e-4` is a float, `num_steps: 1e6` is 1000000 and `wandb_run_name: 1e6` is a name.
+The type of a field decides how its value is read, never the look of the text. The YAML reader
+leaves every number a string, so `lr: 3e-4` is a float, `num_steps: 1e6` is 1000000 and
+`wandb_run_name: 1e6` is a name.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def derived() -> Any:
     """The default of a field whose value follows from others unless it is given.
 
     Left out and null are the same there. A validator of the config, or of the one that holds it,
-    sets the value (`Config.derive`), so that whoever reads the config finds a number.
+    sets the value (`Config.derive`), so that every reader of the config finds a number.
     """
     return Field(default=None)
 
@@ -67,7 +68,7 @@ class Config(BaseModel):
         return type(None) not in typing.get_args(field.annotation)  # else null is a value
 
     def derive(self, **values: Any) -> None:
-        """Set fields. For validators alone: whoever has the config afterwards finds it frozen."""
+        """Set fields. For validators only: afterwards the config is frozen."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -135,11 +136,11 @@ class _Loader(yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(
-                f"line {line}: an alias (*{event.anchor}) is not taken; write it out"
+                f"line {line}: an alias (*{event.anchor}) is not allowed; write it out"
             )
         if getattr(event, "tag", None) is not None:
             raise yaml.YAMLError(
-                f"line {line}: a tag ({event.tag}) is not taken; write a plain value"
+                f"line {line}: a tag ({event.tag}) is not allowed; write a plain value"
             )
         return super().compose_node(parent, index)
 
@@ -208,8 +209,7 @@ def parse_mapping(text: str, path: str | Path) -> dict[str, Any]:
     """The mapping that the text of the config file `path` holds.
 
     Raises:
-        UserError: broken syntax (with the line), duplicate keys, or something else than a mapping
-            at the top.
+        UserError: broken syntax (with the line), duplicate keys, or the top is not a mapping.
     """
     path = Path(path)
     try:
@@ -252,7 +252,7 @@ def _explain_one(problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         message = f"must be {problem['ctx']['expected']}"
     elif kind.startswith("model_"):
-        message = "must be a section with keys of its own, or left out"
+        message = "must be a section with its own keys, or left out"
     elif kind.startswith("int_"):
         message = "must be a whole number"
     elif kind.startswith("float_"):
@@ -277,7 +277,7 @@ def validate(config_class: type[ConfigT], data: Mapping[str, Any], source: str |
     """`data` as a `config_class`.
 
     Raises:
-        UserError: every problem, a line each, behind `source`.
+        UserError: every problem on its own line, after `source`.
     """
     try:
         return config_class.model_validate(data)
