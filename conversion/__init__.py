@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "from_torch", "load_jax", "load_torch", "to_torch"]
 
-# load_jax is light_jax's, and is found here too: whoever converts looks for it beside the others.
+# load_jax belongs to light_jax and is offered here too, beside the other conversions.
 __getattr__, __dir__ = public(
     __name__,
     {

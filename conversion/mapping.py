@@ -1,4 +1,4 @@
-"""One table: JAX path <-> PyTorch key. Every conversion, in both directions, derives from it.
+"""One table: JAX path <-> PyTorch key. Every conversion in both directions uses it.
 
 Letters: N heads, K kv-heads, H head_dim, D model, F ffn, V vocab.
 """
@@ -16,8 +16,8 @@ Path = tuple[str | int, ...]
 class Entry(NamedTuple):
     """One parameter in both layouts.
 
-    `path` leads to it in the `nnx.State`; `shape` is PyTorch's; a `transposed` one is a linear
-    layer's weight, [out, in] in PyTorch and [in, out] in JAX.
+    `path` is its place in the `nnx.State`; `shape` is PyTorch's. A `transposed` entry is a linear
+    layer's weight: [out, in] in PyTorch, [in, out] in JAX.
     """
 
     path: Path
@@ -44,13 +44,13 @@ def keys(cfg: TransformerConfig) -> list[str]:
 
 
 def parameter_groups(cfg: TransformerConfig) -> tuple[list[Entry], list[Entry]]:
-    """The optimizer's: tensors of two or more dimensions, which decay, and the others."""
+    """The optimizer's groups: tensors with two or more dimensions, which decay, and the others."""
     entries = table(cfg)
     return [e for e in entries if len(e.shape) >= 2], [e for e in entries if len(e.shape) < 2]
 
 
 def idle_keys(cfg: TransformerConfig) -> set[str]:
-    """Keys of the parameters that no output depends on: they never have a gradient."""
+    """Keys of parameters that no output depends on, so they never have a gradient."""
     idle = ("post_norm1", "post_norm2") if cfg.parallel_layers else ()
     return {entry.key for entry in table(cfg) if any(name in entry.path for name in idle)}
 

@@ -32,7 +32,7 @@ def to_torch(params: Mapping[Any, Any], config: TransformerConfig) -> dict[str, 
         Every key of the PyTorch model, in its order, `lm_head.weight` as a copy when tied.
 
     Raises:
-        ValueError: a parameter is missing or misshapen, or there are others.
+        ValueError: a parameter is missing, unexpected or misshapen.
     """
     flat = dict(flatten(params))
     entries = table(config)
@@ -64,7 +64,7 @@ def from_torch(
     """A PyTorch state dict (of tensors or numpy arrays) as the JAX model's `nnx.State`, float32.
 
     Args:
-        source: what a message calls it.
+        source: its name in messages.
 
     Raises:
         UserError: keys that are missing, unexpected or misshapen, all of them in one message, or a
@@ -83,7 +83,7 @@ def from_torch(
         node = tree
         for part in parents:
             node = node.setdefault(part, {})
-        # a copy: jnp.asarray may share memory that its owner (an optimizer in torch) writes to
+        # a copy: jnp.asarray may share memory that its owner (a torch optimizer) writes to
         node[leaf] = nnx.Param(jnp.array(to_jax_layout(arrays[entry.key], entry), jnp.float32))
     return nnx.State(tree)
 
@@ -153,9 +153,9 @@ def flatten(tree: Any, path: tuple[Any, ...] = ()) -> Any:
 
 
 def as_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
-    """A tensor of any device as an array, bfloat16 as float32."""
+    """A tensor on any device as an array, bfloat16 as float32."""
     if isinstance(value, np.ndarray):
         return value
     value = value.detach().cpu()
-    # numpy has no bfloat16 of its own; float32 holds each of its values exactly
+    # numpy has no bfloat16; float32 holds each of its values exactly
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()

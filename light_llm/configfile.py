@@ -1,7 +1,8 @@
-"""Config files: YAML or JSON text -> a frozen pydantic model, or a message that says what to mend.
+"""Config files: YAML or JSON text -> a frozen pydantic model, or a message that says what to fix.
 
-Coercion is by the field's type and never by the text's looks: the YAML reader leaves every number
-a string, so `lr: 3e-4` is a float, `num_steps: 1e6` is 1000000 and `wandb_run_name: 1e6` is a name.
+The type of a field decides how its value is read, never the look of the text. The YAML reader
+leaves every number a string, so `lr: 3e-4` is a float, `num_steps: 1e6` is 1000000 and
+`wandb_run_name: 1e6` is a name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 
 
@@ -33,7 +34,7 @@ def derived() -> Any:
     """The default of a field whose value follows from others unless it is given.
 
     Left out and null are the same there. A validator of the config, or of the one that holds it,
-    sets the value (`Config.derive`), so that whoever reads the config finds a number.
+    sets the value (`Config.derive`), so that every reader of the config finds a number.
     """
     return Field(default=None)
 
@@ -67,7 +68,7 @@ class Config(BaseModel):
         return type(None) not in typing.get_args(field.annotation)  # else null is a value
 
     def derive(self, **values: Any) -> None:
-        """Set fields. For validators alone: whoever has the config afterwards finds it frozen."""
+        """Set fields. For validators only: afterwards the config is frozen."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -137,11 +138,11 @@ class _Loader(yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(
-                f"line {line}: an alias (*{event.anchor}) is not taken; write it out"
+                f"line {line}: an alias (*{event.anchor}) is not allowed; write it out"
             )
         if getattr(event, "tag", None) is not None:
             raise yaml.YAMLError(
-                f"line {line}: a tag ({event.tag}) is not taken; write a plain value"
+                f"line {line}: a tag ({event.tag}) is not allowed; write a plain value"
             )
         return super().compose_node(parent, index)
 
@@ -210,8 +211,7 @@ def parse_mapping(text: str, path: str | Path) -> dict[str, Any]:
     """The mapping that the text of the config file `path` holds.
 
     Raises:
-        UserError: broken syntax (with the line), duplicate keys, or something else than a mapping
-            at the top.
+        UserError: broken syntax (with the line), duplicate keys, or the top is not a mapping.
     """
     path = Path(path)
     try:
@@ -230,8 +230,7 @@ def parse_mapping(text: str, path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:
         # the last four: an explicit tag on a value that it does not fit, or a monstrous nesting
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid {path.suffix[1:].upper()}: {reason}") from None
+        raise UserError(f"{path}: not valid {path.suffix[1:].upper()}: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold key: value pairs at the top, not {type(data).__name__}")
     return data
@@ -255,7 +254,7 @@ def _explain_one(problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         message = f"must be {problem['ctx']['expected']}"
     elif kind.startswith("model_"):
-        message = "must be a section with keys of its own, or left out"
+        message = "must be a section with its own keys, or left out"
     elif kind.startswith("int_"):
         message = "must be a whole number"
     elif kind.startswith("float_"):
@@ -280,7 +279,7 @@ def validate(config_class: type[ConfigT], data: Mapping[str, Any], source: str |
     """`data` as a `config_class`.
 
     Raises:
-        UserError: every problem, a line each, behind `source`.
+        UserError: every problem on its own line, after `source`.
     """
     try:
         return config_class.model_validate(data)

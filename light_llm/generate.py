@@ -35,9 +35,8 @@ def generate_batch(
 ) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
-    A prompt that has ended gives None: after max_tokens, before `eos_id` (which is not given out),
-    or when it and its continuation fill the model's max_seq_len. Without dropout, whatever the
-    model's mode.
+    A prompt that has ended gives None: after max_tokens, before `eos_id` (which is not returned),
+    or when it and its continuation fill the model's max_seq_len. Dropout is off in every mode.
 
     Raises:
         UserError: at the call, not at the first id: an empty prompt or one that leaves no room, an
@@ -56,7 +55,7 @@ def generate_batch(
         for row, prompt in enumerate(prompts):
             seen_BV[row, list(prompt)] = True
         for length, draw_B in enumerate(sampling.draws(len(prompts)), start=width):
-            # a full row ends; it stands still while others go on, as if it had one more padding
+            # a full row ends; while others continue, its padding grows so that its position stays
             pad_B.add_(length - pad_B > model.cfg.max_seq_len)
             with torch.inference_mode(), _without_dropout(model):
                 last_B1D = model.hidden(new_BT, cache)[:, -1:]

@@ -1,4 +1,4 @@
-"""Public names of a package that are looked up when they are asked for."""
+"""Public names of a package, imported when they are first used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def public(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package whose names live in its modules.
 
-    So none of them costs an import, of torch or of jax, before somebody wants it.
+    So torch or jax is imported only when a name that needs it is used.
 
     Args:
         package: its `__name__`.
-        homes: the module, by its full name, that holds each public name; PACKAGE.NAME for one that
-            is a module itself.
+        homes: the full name of the module that holds each public name; PACKAGE.NAME for a name
+            that is a module itself.
     """
 
     def get(name: str) -> Any:

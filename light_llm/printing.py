@@ -1,4 +1,4 @@
-"""What is printed: names and texts from files are shown, and never obeyed by a terminal."""
+"""Printing: a terminal shows names and texts from files, and never obeys them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNSEEN = re.compile(
     "\ud800-\udfff]"
 )
 LONGEST = 20_000
-"""Characters of a message: what a file makes of it must not flood a terminal or a log."""
+"""Characters of a message: a text from a file must not flood a terminal or a log."""
 
 
 def printable(text: str) -> str:
@@ -29,7 +29,7 @@ def message(text: str) -> str:
 
 
 def say(text: str = "") -> None:
-    """Print a line of a command's own, in which names from files may stand."""
+    """Print a line of a command's output, which may contain names from files."""
     print(printable(text))
 
 
@@ -39,7 +39,7 @@ def tell(text: str) -> None:
 
 
 def shown(text: str, stream: TextIO | None = None) -> str:
-    """Text that is the data itself: as it is, but printable where `stream` is a terminal."""
+    """Text that is data: unchanged, but printable if `stream` is a terminal."""
     stream = sys.stdout if stream is None else stream
     return printable(text) if stream.isatty() else text
 

@@ -13,23 +13,23 @@ from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
 NextIds = list[int | None]
-"""Of one step, an id per row; None where the row has ended."""
+"""The ids of one step, one per row; None where the row has ended."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen: penalty, temperature, top_k, then top_p of what is left.
+    """How the next id is chosen: penalty, temperature, top_k, then top_p of the rest.
 
     Args:
         max_tokens: write at most this many ids after each prompt.
         temperature: divides the logits; 0 always takes the most probable id.
-        top_k: choose among this many most probable ids.
+        top_k: choose among this many of the most probable ids.
         top_p: choose among the fewest most probable ids whose probabilities reach this sum
             (Holtzman et al. 2020).
         repetition_penalty: over 1, ids of the prompt and the continuation become less probable:
             their positive logits are divided by it, their negative ones multiplied (Keskar et al.
             2019).
-        seed: of the draws; None takes a new one each time.
+        seed: for the random draws; None takes a new one each time.
 
     Raises:
         UserError: names every value that is out of range.
@@ -81,10 +81,10 @@ class Sampling:
             raise UserError("\n".join(broken))
 
     def draws(self, rows: int) -> Iterator[np.ndarray]:
-        """For each step a float32 [rows] in [0, 1): where in the cumulated probabilities to choose.
+        """For each step a float32 [rows] in [0, 1): where to choose in the cumulative sum.
 
-        A row's draws depend on the seed and its index alone, so that a prompt is continued alike in
-        either framework and whatever other prompts stand behind it.
+        A row's draws depend only on the seed and on its index, so the continuation of a prompt is
+        the same in both frameworks and does not depend on the other prompts.
         """
         seeds = np.random.SeedSequence(self.seed).spawn(rows)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -122,7 +122,7 @@ def check_prompts(
 
 
 def left_padded(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as int32 ids [B, width] that end together, and how many ids each row is padded by."""
+    """Prompts as int32 ids [B, width], padded on the left, and the padding of each row [B]."""
     ids_BT = np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
         ids_BT[row, width - len(prompt) :] = prompt
@@ -132,12 +132,12 @@ def left_padded(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarra
 def until_done(
     steps: Iterator[Sequence[int]], rooms: Sequence[int], eos_id: int | None
 ) -> Iterator[NextIds]:
-    """The ids of each step, None where a row has ended; stops once all have.
+    """The ids of each step, None where a row has ended; stops when all rows have ended.
 
-    A row ends before `eos_id`, and when it has no room.
+    A row ends before `eos_id`, or when it has no room left.
 
     Args:
-        steps: for each step one id per row; a negative one says that its logits are not finite.
+        steps: for each step one id per row; a negative id means that the logits are not finite.
         rooms: how many ids each row may have.
 
     Raises:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, sampling: Sampling
 ) -> Iterator[str]:
-    """The text that continues a prompt, in pieces as they are written: `"".join` makes one of them.
+    """The text that continues a prompt, in pieces as they are written; `"".join` makes one text.
 
     It ends before the token that ends a document, after max_tokens, or at the model's max_seq_len.
 
     Raises:
         UserError: at the call: an empty prompt, one that leaves no room, or one with an id outside
-            the model's vocabulary, as another model's tokenizer gives it.
+            the model's vocabulary (the tokenizer of another model).
     """
     from light_llm.generate import generate
 
@@ -50,7 +50,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def decoded(tokenizer: Tokenizer, prompt_ids: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
-    """The text of `ids` in pieces, one for each of them, and what is left at the end."""
+    """The text of `ids` in pieces: one for each id, and the rest at the end."""
     decoder = StreamDecoder(tokenizer)
     # It continues the prompt: alone, SentencePiece would drop a leading space. A prompt whose end
     # is half a character would be held back.

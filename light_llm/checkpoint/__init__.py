@@ -1,6 +1,6 @@
-"""Checkpoints on disk, for those who read them.
+"""Checkpoints on disk: reading them.
 
-layout     where the files of a tag are, and whether they are whole
+layout     where the files of a tag are, and whether they are complete
 loading    a PyTorch model from them
 """
 

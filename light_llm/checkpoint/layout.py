@@ -3,10 +3,10 @@
     DIR/TAG.safetensors     weights, float32, PyTorch's keys
     DIR/TAG.state/          orbax: what the trainer needs besides the weights
     DIR/TAG.config.json     config snapshot, with the digests that tie the three together
-    DIR/.TAG.committed/     the three on their way there, after a crash in between
-    DIR/TAG.state.pt        the PyTorch trainer's optimizer state; `llm-convert` alone opens it
+    DIR/.TAG.committed/     the three before they are published, after a crash in between
+    DIR/TAG.state.pt        the PyTorch trainer's optimizer state; only `llm-convert` opens it
 
-A prefix is DIR/TAG, with or without one of the endings. Whoever reads turns it once into a value,
+A prefix is DIR/TAG, with or without one of the endings. A reader turns it once into a value,
 `Files` or `Checkpoint`, and passes that on.
 """
 
@@ -52,7 +52,7 @@ class Record(Config):
 
 @dataclass(frozen=True)
 class Files:
-    """Where the members of a tag are, as one look found them; each may be there or not."""
+    """Where the members of a tag are, found in one look; each may be there or not."""
 
     prefix: Path  # DIR/TAG
     weights: Path
@@ -82,9 +82,9 @@ class Files:
 class Checkpoint:
     """A tag whose config.json was read, once.
 
-    Nothing holds its files in place: before they are read, a run may publish the tag (they move out
-    of the staging folder), replace it or delete it. A reader beside a run goes through `steadily`,
-    which looks again. A writer looks while it holds the directory's lock.
+    Its files can move: before they are read, a run may publish the tag (they leave the staging
+    folder), replace it or delete it. A reader beside a run uses `steadily`, which looks again. A
+    writer looks while it holds the directory's lock.
     """
 
     files: Files
@@ -109,7 +109,7 @@ def locate(prefix: str | Path) -> Files:
 
 
 def locate_weights(prefix: str | Path) -> Files:
-    """The files of a prefix or a .safetensors file, which need have no config.json beside it.
+    """The files of a prefix or a .safetensors file, which needs no config.json beside it.
 
     Raises:
         UserError: there are no weights; lists the tags that are there.
@@ -167,13 +167,13 @@ _MAGIC = {
 
 
 def foreign_weights(path: Path) -> str | None:
-    """What a file of weights in another format is, and what to do: the end of a sentence."""
+    """The format of a foreign weights file, and what to do: the end of a sentence."""
     with given.open_regular(path) as file:
         head = file.read(8)
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     return kind and (
-        f"{kind}, which is not opened here, since a pickle can run code; where it came from, write "
-        f"its tensors to a {WEIGHTS} with safetensors.torch.save_file"
+        f"{kind}, which is not opened here, since a pickle can run code; write its tensors "
+        f"to a {WEIGHTS} with safetensors.torch.save_file where it came from"
     )
 
 
@@ -181,7 +181,7 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
     """Find the files of a prefix and read its config.json.
 
     Raises:
-        UserError: no such checkpoint, no config.json, or one that is damaged or of another format.
+        UserError: no such checkpoint, no config.json, or one that is damaged or has another format.
     """
     files = locate_weights(prefix)
     if not files.config.is_file():
@@ -204,16 +204,16 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
     valid = validate(Record, record, source)
     if valid.format != FORMAT:
         raise UserError(
-            f"{prefix}: is of checkpoint format {valid.format}, and this version reads {FORMAT}; "
+            f"{prefix}: has checkpoint format {valid.format}, and this version reads {FORMAT}; "
             "use the version that wrote it"
         )
     return Checkpoint(files, config, valid)
 
 
 def steadily(look: Callable[[], Seen], read: Callable[[Seen], Result]) -> Result:
-    """`read` what `look` sees; where that fails and another look sees a change, read again.
+    """`read` what `look` sees; if that fails and another look sees a change, read again.
 
-    For readers without the directory's lock, beside a run that goes on saving.
+    For readers without the directory's lock, beside a run that saves.
     """
     seen = look()
     while True:
@@ -230,7 +230,7 @@ def model_config(checkpoint: Checkpoint) -> TransformerConfig:
     """The `model` section of the checkpoint's config snapshot."""
     model, path = checkpoint.snapshot.get("model"), checkpoint.files.config
     if not isinstance(model, dict):
-        raise UserError(f"{path}: has no section 'model'; it is no config of a checkpoint")
+        raise UserError(f"{path}: has no section 'model', so it is not a checkpoint's config")
     return validate(TransformerConfig, model, f"{path}: model")
 
 
@@ -267,7 +267,7 @@ def _path_of(files: Files, name: str) -> Path:
     place = {WEIGHTS: files.weights, STATE: files.state}.get(ending)
     if place is None or ".." in Path(inner).parts or Path(inner).is_absolute():
         raise UserError(
-            f"{files.config}: checkpoint.files names {name!r}, which is no file of a "
+            f"{files.config}: checkpoint.files names {name!r}, which does not belong to a "
             "checkpoint; use another tag"
         )
     return place / inner if inner else place

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from light_llm.models.transformer import Transformer
 
-DTYPES = ("F64", "F32", "F16", "BF16")  # of tensors in a weights file, as its header calls them
-BUILT_AT_ONCE = 1000  # layers, that a message may list by name
+DTYPES = ("F64", "F32", "F16", "BF16")  # names in the header of a weights file
+BUILT_AT_ONCE = 1000  # layers that a message may list by name
 
 
 class Weights(NamedTuple):
@@ -38,17 +38,17 @@ class Weights(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What the header of a weights file says of one."""
+    """What the header of a weights file says about one tensor."""
 
     dtype: str  # one of DTYPES
     shape: tuple[int, ...]
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by key; none of them is read.
+    """The tensors of a safetensors file by key, without their values.
 
     Raises:
-        UserError: it is no safetensors file, or one of other numbers than weights are.
+        UserError: it is not a safetensors file, or its numbers are not of a weights type.
     """
     from safetensors import safe_open
 
@@ -75,10 +75,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def check_layers(tensors: int, cfg: TransformerConfig, source: str | Path) -> None:
-    """Refuse a config of more layers than so many tensors can be, before anything is built of it.
+    """Refuse a config with more layers than the file has tensors, before a model is built.
+
+    Args:
+        tensors: how many tensors the file has.
+        source: what messages name.
 
     Raises:
-        UserError: there are too few.
+        UserError: there are too few tensors.
     """
     if cfg.num_layers > max(tensors, BUILT_AT_ONCE):
         raise UserError(
@@ -96,13 +100,13 @@ def read_weights(
 ) -> Weights:
     """The weights of a file, a prefix or a checkpoint, by the `load_file` of safetensors.
 
-    Without a config it is the snapshot's, and the file is compared with the digest there.
+    Without a config, the snapshot's is used, and the file is compared with the digest there.
 
     Args:
         check: compares what the file's header says with the config, before a tensor is read.
 
     Raises:
-        UserError: no such file, a damaged one, or one of other numbers than weights are.
+        UserError: no such file, a damaged one, or one whose numbers are not of a weights type.
     """
 
     def read(path: Path, cfg: TransformerConfig) -> Weights:
@@ -135,7 +139,7 @@ def load_transformer(
     """The PyTorch model of a checkpoint, in evaluation mode.
 
     Args:
-        path_or_prefix: a .safetensors file, DIR/TAG, or what `read_checkpoint` gave.
+        path_or_prefix: a .safetensors file, DIR/TAG, or the result of `read_checkpoint`.
         config: read from the checkpoint's snapshot when left out.
         dtype: of the weights; float32, as stored, when left out.
 
@@ -156,7 +160,7 @@ def load_transformer(
     weights = read_weights(path_or_prefix, config, load_file, check)
     try:
         models[0].load_state_dict(weights.tensors, assign=True)
-    except RuntimeError as error:  # a tied head that is another
+    except RuntimeError as error:  # a tied head that differs
         raise _misfit(weights.path, str(error)) from None
     return models[0].to(device=device, dtype=dtype or torch.float32).eval()
 
@@ -166,7 +170,7 @@ def _misfit(path: Path, reason: str) -> UserError:
 
 
 def _problems(tensors: dict[str, Tensor], model: Transformer) -> Iterator[str]:
-    """What torch would say of the tensors, in a line each."""
+    """What torch would report about the tensors, a line each."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     optional = {"lm_head.weight"} if model.cfg.tie_embeddings else set()
     for key, shape in wanted.items():
@@ -181,10 +185,10 @@ def _problems(tensors: dict[str, Tensor], model: Transformer) -> Iterator[str]:
 
 
 def _blank(config: TransformerConfig) -> Transformer:
-    """A model without memory and without values, for weights that replace its own at once.
+    """A model without memory or values, for weights that replace its own at once.
 
     On the meta device torch draws random numbers by a decomposition, for which it imports its
-    compiler, torch._dynamo: seconds to draw nothing. So the initialisers that draw are passed over.
+    compiler, torch._dynamo: seconds to draw nothing. So the initialisers that draw are skipped.
     """
     import torch
     from torch.nn import init

@@ -1,4 +1,4 @@
-"""The two frameworks in which llm-run writes. Each is imported when it is asked for."""
+"""The two frameworks in which llm-run generates. Each is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
 
 
 def _torch_device(name: str | None) -> torch.device:
-    """The device of that name, else the fastest there is.
+    """The device with this name, else the fastest available.
 
     Raises:
         UserError: no such device here.
@@ -69,7 +69,7 @@ def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
 
 
 def _jax_device(name: str | None) -> jax.Device:
-    """The device of that name, else JAX's own choice.
+    """The device with this name, else JAX's default.
 
     Raises:
         UserError: no such device here.

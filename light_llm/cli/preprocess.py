@@ -25,37 +25,40 @@ if TYPE_CHECKING:
 
 app = runner.new_app()
 
-# What each field of PreprocessConfig is called in --help: its value's name, and a line.
+# The --help of each field of PreprocessConfig: the name of its value, and a line.
 FLAGS = {
     "input": (
         "PATH",
         "Text, .jsonl[.gz|.zst] or .parquet file, folder (deep) or glob. Repeatable.",
     ),
-    "hf_dataset": ("NAME", "Instead: a Hugging Face data set, streamed, or a folder of one."),
+    "hf_dataset": (
+        "NAME",
+        "A Hugging Face dataset, streamed, instead of --input: its name, or a folder.",
+    ),
     "hf_config": ("NAME", "Its configuration, such as 20231101.en."),
     "hf_configs": ("NAME", "Several configurations, each into a subfolder. Repeatable."),
     "hf_split": ("NAME", "Its split."),
     "hf_revision": ("NAME", "Its branch, tag or commit on the hub."),
     "output": ("DIR", "Where train/, val/, tokenizer/ and manifest.json are written."),
-    "include": ("PATTERN", "Of folders and globs, take these. Repeatable."),
-    "exclude": ("PATTERN", "Of folders and globs, leave these. Repeatable."),
-    "text_column": ("NAME", "Column of the text."),
+    "include": ("PATTERN", "Take only these files from folders and globs. Repeatable."),
+    "exclude": ("PATTERN", "Skip these in folders and globs. Repeatable."),
+    "text_column": ("NAME", "The column that holds the text."),
     "adapter_module": ("MODULE", "Python file or module whose adapt(row) gives a row's text."),
     "min_length": ("CHARS", "Skip shorter documents."),
     "tokenizer": ("bpe|char|hf", "The kind to train; hf is loaded from --tokenizer-path."),
-    "tokenizer_path": ("PATH", "Train none, load this: saved, or a Hugging Face name."),
-    "vocab_size": ("N", "Of the BPE to train."),
-    "min_frequency": ("N", "BPE merges no rarer pair than this."),
-    "train_characters": ("N", "BPE is trained on so much text at most."),
+    "tokenizer_path": ("PATH", "Load a tokenizer, train none: a path or Hugging Face name."),
+    "vocab_size": ("N", "Size of the vocabulary of the trained BPE."),
+    "min_frequency": ("N", "BPE merges pairs that occur this often or more."),
+    "train_characters": ("N", "Train the BPE on this much text at most."),
     "save_tokenizer": ("DIR", "Save the tokenizer there too."),
     "add_special_tokens": ("", "Let the tokenizer's own template add its tokens to each document."),
     "val_fraction": ("X", "Share of the texts to hold out."),
-    "shuffle_seed": ("N", "Mix the documents' order."),
-    "shard_size": ("TOKENS", "Of a shard, at most."),
-    "workers": ("N", "Processes that tokenize."),
-    "overwrite": ("", "Replace what a former run wrote to DIR."),
+    "shuffle_seed": ("N", "Shuffle the documents with this seed."),
+    "shard_size": ("TOKENS", "Most tokens in a shard."),
+    "workers": ("N", "Number of processes that tokenize."),
+    "overwrite": ("", "Replace what a previous run wrote to DIR."),
 }
-# What None means in a field, where it is a default to tell.
+# What None means in a field, where --help shows it as the default.
 MEANING_OF_NONE = {
     "hf_split": "train",
     "text_column": "the first of text, content, body",
@@ -71,7 +74,7 @@ MEANING_OF_NONE = {
 def llm_preprocess(config: str | None, version: bool, **flags: Any) -> None:
     """Turn text into parquet token shards for llm-train, and train their tokenizer.
 
-    A run that is stopped is continued by the same command.
+    The same command continues a run that was stopped.
     """
     from light_llm.preprocess.pipeline import preprocess
 
@@ -82,9 +85,9 @@ def llm_preprocess(config: str | None, version: bool, **flags: Any) -> None:
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """Of the command line: the config file, a flag for each field of PreprocessConfig, --version.
+    """The command line: the config file, a flag for each field of PreprocessConfig, --version.
 
-    A flag that is not given is None, so that it leaves the config file's value.
+    A flag that is not given is None, so that the value of the config file stays.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     help = "YAML or JSON file whose keys are the flags, with underscores. Flags override it."
@@ -107,7 +110,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 
 def _type_of_flag(field: Any) -> Any:
-    """What typer checks of a field's value: a number, a switch, or else text."""
+    """The type that typer checks: a number, a switch, or else text."""
     kinds = {field, *typing.get_args(field)}
     for kind in (bool, int, float):
         if kind in kinds:

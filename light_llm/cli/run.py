@@ -40,7 +40,7 @@ def run(
         float, typer.Option(help="0 always takes the most probable token.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among this many most probable tokens.")
+        int | None, typer.Option(help="Choose among this many of the most probable tokens.")
     ] = None,
     top_p: Annotated[
         float | None,
@@ -86,19 +86,19 @@ def run(
         elif prompt is not None:
             write(prompt)
     except KeyboardInterrupt:
-        typer.echo()  # what comes next in the terminal begins a line
+        typer.echo()  # the next output in the terminal begins on a new line
         raise
 
 
 def main() -> None:
-    # `| head` ends it without a word
+    # `| head` ends it without a message
     runner.run("llm-run", app, ended_by=[signal.SIGPIPE])
 
 
 def _converse(write: Callable[[str], None], line: str | None) -> None:
     """Continue `line`, then each line of standard input.
 
-    Ctrl-C ends a continuation, or between two of them the run.
+    Ctrl-C ends a continuation; between continuations it ends the run.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then knows the arrow keys)
@@ -128,7 +128,7 @@ def _writer(
     tokenizer_path: str | None,
     prompt: str | None,
 ) -> Callable[[str], None]:
-    """Loads all that is needed; what it returns prints a prompt and its continuation."""
+    """Load everything that is needed; the result prints a prompt and its continuation."""
     from light_llm.checkpoint.layout import model_config, read_checkpoint
     from light_llm.cli.backends import BACKEND, DTYPES
     from light_llm.sampling import check_prompts
@@ -147,10 +147,10 @@ def _writer(
         check_prompts(cfg, [ids], sampling)
         return ids
 
-    note = _PastTraining(found.snapshot.get("seq_len"))
+    past_training = _PastTraining(found.snapshot.get("seq_len"))
     if prompt is not None:
         encode(prompt)  # before a framework is imported and weights are read
-    # by name, to be looked up again: a run may save while the framework is imported
+    # by name, so that it is looked up again: a run may save while the framework is imported
     generate = BACKEND[backend](checkpoint, device, dtype)
 
     def write(text: str) -> None:
@@ -164,19 +164,19 @@ def _writer(
         count = len(times) - 1
         if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
             tell(f"stopped at the model's max_seq_len={cfg.max_seq_len}")
-        note.of(len(prompt_ids) + count)
+        past_training.check(len(prompt_ids) + count)
         tell(_speed(times))
 
     return write
 
 
 class _PastTraining:
-    """Tells once that a text goes past the windows that the model was trained on."""
+    """Warns once that a text is longer than the windows that the model was trained on."""
 
     def __init__(self, seq_len: object) -> None:
         self._seq_len = seq_len if isinstance(seq_len, int) else None  # another trainer's: unknown
 
-    def of(self, length: int) -> None:
+    def check(self, length: int) -> None:
         if self._seq_len is not None and length > self._seq_len:
             tell(
                 f"the model was trained on windows of seq_len={self._seq_len} tokens; what it "
@@ -186,7 +186,7 @@ class _PastTraining:
 
 
 def _write(text: str) -> None:
-    """Data, so it goes as it is into a file or a pipe; typer's echo would strip colours there."""
+    """Write data unchanged into a file or a pipe; typer's echo would strip colours there."""
     sys.stdout.write(shown(text))
     sys.stdout.flush()
 
@@ -199,7 +199,7 @@ def _timed(ids: Iterator[int], times: list[float]) -> Iterator[int]:
 
 
 def _speed(times: Sequence[float]) -> str:
-    """What the times of the start and of each token say."""
+    """The speed, from the times of the start and of each token."""
     count = len(times) - 1
     if count < 2:
         return f"{count} token{'s' * (count != 1)} in {times[-1] - times[0]:.2f} s"

@@ -1,4 +1,4 @@
-"""How every command starts and ends: its signals, its one message on stderr, its exit code.
+"""How every command starts and ends: its signals, its message on stderr, its exit code.
 
 0 done, 2 what was asked cannot be done, 3 training is not finite, 128 + n ended by signal n.
 Imports nothing heavy, so that `--help` and a mistyped flag are answered at once.
@@ -24,7 +24,7 @@ from light_llm import __version__
 from light_llm.errors import NonFinite, UserError
 from light_llm.printing import tell
 
-# The base of what typer raises for a wrong command line; it exports BadParameter alone.
+# The base class of typer's errors for a wrong command line; typer exports only BadParameter.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 DEVICES = "import jax; all = jax.devices(); print(len(all), all[0].device_kind)"
@@ -32,7 +32,7 @@ DEVICES_TIMEOUT = 20  # seconds: an accelerator that others hold may never answe
 
 
 class Stopped(BaseException):
-    """By a signal. Not SystemExit, which a user's own code, as an adapter, may raise too."""
+    """Stopped by a signal. Not SystemExit, which the user's own code (an adapter) may raise too."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -40,7 +40,7 @@ class Stopped(BaseException):
 
 
 def new_app() -> typer.Typer:
-    """An app in the family's look: plain help, plain tracebacks of what is a bug."""
+    """An app with the common look: plain help, and plain tracebacks for bugs."""
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -71,7 +71,7 @@ def _installed(package: str) -> str:
 
 
 def _devices() -> str:
-    """How many and which. A process of its own asks, since it can be given up."""
+    """How many devices and which. A separate process asks JAX, since it can be abandoned."""
     command = [sys.executable, "-P", "-c", DEVICES]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEVICES_TIMEOUT)
@@ -91,9 +91,9 @@ def run(
     """Run the command of `app` on sys.argv, and exit.
 
     Args:
-        ended_by: signals that end the process at once, as if it did not know them. For a command
-            that has nothing to put in order, or does not yet.
-        unwound_by: signals that raise `Stopped`, so that `finally` and `with` put things in order.
+        ended_by: signals that end the process at once, by the default action. For a command with
+            nothing to clean up, or not yet.
+        unwound_by: signals that raise `Stopped`, so that `finally` and `with` clean up.
     """
     for number in ended_by:
         signal.signal(number, signal.SIG_DFL)
@@ -109,30 +109,30 @@ def _exit_code(name: str, app: typer.Typer) -> int:
     try:
         code = _invoke(name, app)
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk is told here, and not as the interpreter ends
+            sys.stdout.flush()  # a full disk is reported here, not when the interpreter ends
         return code
     except UsageError as error:
         problem = " ".join(error.format_message().split()).rstrip(".")
         command = name if error.ctx is None else error.ctx.command_path
-        return _told(name, f"{problem} (see {command} --help)", 2)
+        return _report(name, f"{problem} (see {command} --help)", 2)
     except UserError as error:
-        return _told(name, error, 2)
+        return _report(name, error, 2)
     except NonFinite as error:
-        return _told(name, error, 3)
+        return _report(name, error, 3)
     except Stopped as stop:
         return 128 + stop.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # what reads the output, as `| head`, has ended
+    except BrokenPipeError:  # the reader of the output, such as `| head`, has ended
         _flush_or_drop()
         return 128 + signal.SIGPIPE
     except OSError as error:  # a name too long for the file system, a full disk behind `>`
         where = "" if error.filename is None else f"{str(error.filename)[:80]}: "
-        return _told(name, f"{where}{error.strerror or error}", 2)
+        return _report(name, f"{where}{error.strerror or error}", 2)
 
 
 def _invoke(name: str, app: typer.Typer) -> int:
-    """What typer's own `main` does, without its ways to end."""
+    """What typer's own `main` does, without its exits."""
     command = typer.main.get_command(app)
     try:
         with command.make_context(name, sys.argv[1:]) as context:
@@ -141,7 +141,7 @@ def _invoke(name: str, app: typer.Typer) -> int:
         return end.exit_code
 
 
-def _told(name: str, message: object, code: int) -> int:
+def _report(name: str, message: object, code: int) -> int:
     _flush_or_drop()
     with contextlib.suppress(OSError):  # nobody reads it
         tell(f"{name}: {message}")
@@ -149,7 +149,7 @@ def _told(name: str, message: object, code: int) -> int:
 
 
 def _flush_or_drop() -> None:
-    """Write what was printed, and drop what cannot be: at its end Python would try once more."""
+    """Write what was printed, or drop it if that fails: otherwise Python tries again as it ends."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

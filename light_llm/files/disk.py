@@ -1,4 +1,4 @@
-"""What must be on the disk itself before it is relied on: a crash can lose what is only cached."""
+"""Writing that survives a crash: data is flushed to the disk before anything relies on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sync(path: Path) -> None:
 
 
 def flush(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Flush every folder below `folder`, itself, and every file.
+    """Flush `folder`, every folder below it, and every file.
 
     Args:
         wanted: chooses files by name relative to `folder`.
@@ -39,7 +39,7 @@ def flush(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> No
 
 
 def remove(folder: Path) -> None:
-    """Delete what has this name, a folder with all that it holds; of a link, the link alone."""
+    """Delete a file, a folder with its content, or a link (not its target)."""
     try:
         mode = os.lstat(folder).st_mode
     except FileNotFoundError:
@@ -51,10 +51,10 @@ def remove(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those that it is in, unless it is there.
+    """Make a folder and its parents, unless it is there.
 
     Raises:
-        UserError: something else has its name; so has a link, even one to a folder.
+        UserError: something else has its name, or a link has, even one to a folder.
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)
@@ -66,13 +66,13 @@ def make_folder(folder: Path) -> None:
 
 
 def create(path: Path) -> BinaryIO:
-    """Open a new file to write. What had its name is deleted; of a link, the link alone."""
+    """Open a new file to write. A file or link with its name is deleted first."""
     path.unlink(missing_ok=True)
     return path.open("xb")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file by another, whole at every instant."""
+    """Replace a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with create(temporary) as file:
@@ -116,11 +116,11 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(path: Path, message: str) -> Iterator[Lock]:
-    """Hold a lock: a file that is made where it is absent, and that nobody reads or writes.
+    """Hold a lock: a file that is made if it is absent, and that nobody reads or writes.
 
     Raises:
-        UserError: with `message`, another process holds it; or it is no regular file.
-        OSError: it cannot be opened; so it is with a symlink, which is not followed.
+        UserError: with `message`, another process holds it; or `path` is not a regular file.
+        OSError: it cannot be opened, or is a symlink, which is not followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o666)

@@ -1,7 +1,7 @@
 """Reading what comes from outside: a file that somebody else wrote is data, and may be hostile.
 
 Each reader here opens regular files only (a FIFO would hang, a device has no end), reads no more
-than a limit, and turns whatever the content provokes into a `UserError` that names the file.
+than a limit, and turns any error that the content causes into a `UserError` that names the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 
 SMALL = 16 * 2**20
 """Bytes: configs, snapshots, manifests, notes."""
@@ -37,10 +37,10 @@ def open_regular(path: str | Path, what: str = "the file") -> BufferedReader:
     """Open a regular file to read its bytes; never waits.
 
     Args:
-        what: how a message calls the file.
+        what: the file's name in messages.
 
     Raises:
-        UserError: there is no such file, it cannot be opened, or it is no regular file.
+        UserError: there is no such file, it cannot be opened, or it is not a regular file.
     """
     try:
         # O_NONBLOCK: opening a FIFO would wait for a writer
@@ -57,12 +57,12 @@ def open_regular(path: str | Path, what: str = "the file") -> BufferedReader:
 
 
 def kind_of(path: Path) -> str:
-    """What has this name, in a word for a message: `a folder`, `a link`; a link is not followed."""
+    """The kind of a file, for a message: `a folder`, `a link`; a link is not followed."""
     return _kind(os.lstat(path).st_mode)
 
 
 def _kind(mode: int) -> str:
-    return next((name for test, name in _KINDS if test(mode)), "no regular file")
+    return next((name for test, name in _KINDS if test(mode)), "not a regular file")
 
 
 def check_regular(path: str | Path, what: str = "the file") -> int:
@@ -131,7 +131,7 @@ def read_json(path: str | Path, limit: int = SMALL, what: str = "the file", **op
 
 
 def is_name(text: Any) -> bool:
-    """Whether a name that a file gives stays where it is put: one component of a path."""
+    """Whether a name from a file is one component of a path, so that it cannot lead elsewhere."""
     return (
         isinstance(text, str)
         and text not in ("", ".", "..")
@@ -149,10 +149,10 @@ def leads_out(path: Path, folder: Path) -> Path | None:
 
 @contextlib.contextmanager
 def foreign(explain: Callable[[str], str]) -> Iterator[None]:
-    """Around a library that parses what is given: whatever it raises becomes a `UserError`.
+    """Around a library that parses given data: any error that it raises becomes a `UserError`.
 
-    A panic of a library in Rust is a BaseException, which `except Exception` misses. Errors that
-    are a message already, and those that end the program, pass.
+    A panic of a library in Rust is a BaseException, which `except Exception` misses. A
+    `UserError`, and errors that end the program, pass unchanged.
 
     Args:
         explain: makes the message from the library's reason.
@@ -164,5 +164,4 @@ def foreign(explain: Callable[[str], str]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(explain(reason[:500])) from None
+        raise UserError(explain(one_line(error))) from None

@@ -1,7 +1,7 @@
-"""The headers of a parquet file's pages: how many values each claims, and how many bytes.
+"""The headers of the pages of a parquet file: how many values and bytes each page claims.
 
-The footer's counts are one claim and the pages' another, and what is allocated goes by the pages'.
-A page header is a struct in Thrift's compact protocol, before the page's own bytes.
+The footer and the pages each claim counts, and a reader allocates what the pages claim. A page
+header is a struct in Thrift's compact protocol, before the bytes of the page.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 LARGE = 2**28
-"""Bytes of a column in a row group, decompressed, that are taken without a question."""
+"""Bytes of a column in a row group, decompressed, that are always accepted."""
 PER_BYTE = 256
-"""Beyond that, so many for each compressed byte."""
+"""Beyond that, the limit for each compressed byte."""
 DICTIONARY = 7
 COUNTING = (5, DICTIONARY, 8)
 """Fields of a page header: the structs whose field 1 counts values."""
@@ -24,16 +24,16 @@ _DEEPEST = 4
 
 
 def check_pages(descriptor: int, column: pq.ColumnChunkMetaData) -> int:
-    """Before a column of a row group is decoded.
+    """Check the pages of a column in a row group, before it is decoded.
 
     Args:
         descriptor: of the open file.
 
-    Returns the bytes of its largest page, decompressed, which no value exceeds.
+    Returns the bytes of its largest page, decompressed; no value is larger.
 
     Raises:
-        ValueError: its pages hold more values than the footer says, claim too many bytes, or
-            are none.
+        ValueError: its pages hold more values than the footer says or claim too many bytes, or a
+            page header cannot be read.
     """
     at = column.dictionary_page_offset or column.data_page_offset
     end = at + column.total_compressed_size
@@ -61,13 +61,13 @@ def check_pages(descriptor: int, column: pq.ColumnChunkMetaData) -> int:
 
 
 def _number(fields: Any, number: int) -> int:
-    """A field that must be there, and a number; -1 if not."""
+    """A field that must be a number; -1 if it is not, or is absent."""
     value = fields.get(number) if isinstance(fields, dict) else None
     return value if isinstance(value, int) else -1
 
 
 def _header(descriptor: int, at: int) -> tuple[dict[int, Any], int]:
-    """The fields of the page header at a place, and the place behind it."""
+    """The fields of the page header at byte `at`, and where it ends."""
     for length in (_USUAL, _LONGEST):
         data = os.pread(descriptor, length, at)
         try:
@@ -81,7 +81,7 @@ def _header(descriptor: int, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and the place behind it."""
+    """The fields of a struct by their numbers, and where it ends."""
     fields: dict[int, Any] = {}
     number = 0
     while (head := data[at]) != 0:

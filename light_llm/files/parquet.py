@@ -1,7 +1,7 @@
-"""What a parquet file says of itself, compared with what is there before anything is allocated.
+"""What a parquet file claims, compared with its size before anything is allocated.
 
-A few bytes can claim any number: runs of equal values are stored as their length. Decoding makes
-room for what is claimed, so a claim must be one that an honest file could make.
+A few bytes can claim any number: runs of equal values are stored as their length. Decoding
+allocates what is claimed, so a claim must be one that an honest file could make.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MANY = 2**26
-"""Values of a column in a row group, and rows of a file, that are taken without a question."""
+"""Values of a column in a row group, and rows of a file, that are always accepted."""
 # Beyond that, PER_BYTE for each byte that they take in the file. Text takes about one byte a token;
 # what exceeds PER_BYTE is one value repeated, as in padding.
 
@@ -29,7 +29,7 @@ MANY = 2**26
 def footer_fits(length: int, size: int) -> bool:
     """Whether a footer of `length` bytes may be parsed in a file of `size`.
 
-    Parsing takes some 250 bytes of memory a byte, so that a long one must be a small part of a
+    Parsing takes about 250 bytes of memory per byte, so a long footer must be a small part of a
     long file.
     """
     return length + 12 <= size and length <= max(given.SMALL, size // 8)
@@ -39,16 +39,16 @@ def footer_fits(length: int, size: int) -> bool:
 class Opened:
     file: pq.ParquetFile
     longest: int
-    """Bytes of a value, at most. A dictionary's can be repeated in every row for nothing."""
+    """Most bytes of a value. A value in a dictionary can be repeated in every row at no cost."""
 
 
 @contextlib.contextmanager
 def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
-    """A parquet file to read `columns` of, the name of one or None for all, once its claims hold.
+    """Open a parquet file and check its claims about `columns`: one column's name, or None for all.
 
     Raises:
         UserError: as `given.open_regular`, `check_claims` and `check_pages`.
-        pa.ArrowException, OSError: it is no parquet file.
+        pa.ArrowException, OSError: it is not a parquet file.
     """
     import pyarrow.parquet as pq
 
@@ -76,7 +76,7 @@ def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
 
 
 def leaves(metadata: pq.FileMetaData, column: str | None) -> list[int]:
-    """The numbers of a column's leaves; None: of all columns."""
+    """The numbers of a column's leaves; the leaves of all columns for None."""
     paths = (metadata.schema.column(leaf).path for leaf in range(metadata.num_columns))
     return [i for i, path in enumerate(paths) if column in (None, path, path.partition(".")[0])]
 
@@ -84,14 +84,15 @@ def leaves(metadata: pq.FileMetaData, column: str | None) -> list[int]:
 def check_claims(
     metadata: pq.FileMetaData, size: int, path: str | Path, columns: Iterable[int]
 ) -> None:
-    """Before columns of a file of `size` bytes are read.
+    """Check what the footer claims about columns, before they are read.
 
     Args:
+        size: bytes of the file.
         columns: the numbers of the leaves that will be read.
 
     Raises:
-        UserError: a column is said to lie outside of the file, a number is negative, or there are
-            more values or rows than so many bytes hold in an honest file.
+        UserError: a column is said to lie outside the file, a number is negative, or there are more
+            values or rows than an honest file of this size holds.
     """
     wanted = list(columns)
     rows = 0

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from light_llm.configfile import Config
 
-# Of fields that are None unless they are given: given where they have no meaning, they are refused.
+# Defaults of fields that are None unless given, since they are refused where they mean nothing.
 DEFAULT_HF_SPLIT = "train"
 DEFAULT_VOCAB_SIZE = 8192
 MOST_IDS = 2**24  # BPE's trainer allocates for all of them
@@ -27,44 +27,44 @@ class PreprocessConfig(Config):
 
     input: tuple[str, ...] = ()
     hf_dataset: str | None = None
-    """A Hugging Face data set instead of `input`: its name on the hub, or a folder like one."""
+    """A Hugging Face dataset instead of `input`: its name on the hub, or a folder like one."""
     hf_config: str | None = None
     hf_configs: tuple[str, ...] = ()
-    """Several of its configurations, each into a subfolder of `output` named for it."""
+    """Several of its configurations, each into a subfolder of `output` with its name."""
     hf_split: str | None = None
     hf_revision: str | None = None
     output: Path
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     text_column: str | None = None
-    """None: the one that is known for the data set, else the first of text, content and body."""
+    """None: the known column of the dataset, else the first of text, content and body."""
     adapter_module: str | None = None
     min_length: int = 1
-    """Documents of fewer characters are skipped; so are those of white space alone, always."""
+    """Documents with fewer characters are skipped. So are documents of white space, always."""
 
     tokenizer: Literal["bpe", "char", "hf"] | None = None
-    """The kind to train; with tokenizer_path the kind that is expected there. None: bpe, any."""
+    """The kind to train, or with tokenizer_path the kind to expect. None: bpe, or any."""
     tokenizer_path: str | None = None
     vocab_size: int | None = None
     min_frequency: int | None = None
     train_characters: int | None = None
-    """Of the text, as much as BPE is trained on at most: its memory grows with it."""
+    """Most characters to train BPE on; its memory grows with them."""
     save_tokenizer: Path | None = None
-    """A folder for another copy of the tokenizer, beside the one in `output`."""
+    """A folder for a second copy of the tokenizer, besides the one in `output`."""
     add_special_tokens: bool = False
     """Let the tokenizer's own template add its tokens to each document."""
 
     val_fraction: float = 0.01
     shuffle_seed: int | None = None
-    """Mix the documents' order with this seed. None: in the order of the sorted input."""
+    """Shuffle the documents with this seed. None: the order of the sorted input."""
     shard_size: int = 50_000_000
     """Tokens; only a longer document makes a longer shard."""
     workers: int | None = None
-    """Processes that tokenize. None: one per core. The shards do not depend on it."""
+    """Number of processes that tokenize. None: one per core. The shards do not depend on it."""
     overwrite: bool = False
 
     def decisive(self) -> dict[str, Any]:
-        """The options that what is written depends on, as JSON."""
+        """The options that the output depends on, as JSON."""
         return self.model_dump(
             mode="json", exclude={"output", "save_tokenizer", "workers", "overwrite"}
         )
@@ -160,7 +160,7 @@ class PreprocessConfig(Config):
     @model_validator(mode="after")
     def _one_source(self) -> PreprocessConfig:
         if not self.input and self.hf_dataset is None:
-            raise ValueError("input or hf_dataset is required: files to read, or a data set's name")
+            raise ValueError("input or hf_dataset is required: files to read, or a dataset's name")
         if self.input and self.hf_dataset is not None:
             raise ValueError(
                 f"input={self.input[0]!r} and hf_dataset={self.hf_dataset!r} are both set; "

@@ -1,7 +1,7 @@
-"""What a run reads: usable documents, in an order that never changes, from any place on.
+"""What a run reads: usable documents, in an order that never changes, from any place.
 
-A corpus gives its documents and says after each of them where it stands (`here`), as JSON; given
-that place again, it goes on from there. That is what lets an interrupted run continue.
+A corpus gives its documents and says after each of them where it is (`here`), as JSON. Given that
+place again, it continues from there, which lets an interrupted run continue.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def check_number(number: Any) -> int:
 
 @dataclass
 class Skipped:
-    """What a reading left out; part of the place where it stands."""
+    """What a reading left out; part of its place."""
 
     empty: int = 0
     short: int = 0
     binary: int = 0
     examples: list[str] = field(default_factory=list)
-    """The first few of the files that are not text."""
+    """The first files that are not text, a few."""
 
     @classmethod
     def parse(cls, row: Any) -> Skipped:
         """From the JSON of a journal, which anybody may have written.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a count of skipped documents.
         """
         skipped = cls(**row)
         for number in (skipped.empty, skipped.short, skipped.binary):
@@ -76,48 +76,48 @@ class Corpus(Protocol):
     """The usable documents of one source."""
 
     skipped: Skipped
-    """By the latest reading, so far."""
+    """What the latest reading skipped so far."""
 
     @property
     def name(self) -> str:
-        """Of the subfolder of the output that it goes to; "" for the output itself."""
+        """The subfolder of the output that it goes to; "" for the output itself."""
 
     def documents(self, place: Any = None) -> Iterator[Document]:
-        """From the first on, or from where `here` gave `place`.
+        """All documents, or those after the `place` that `here` gave.
 
         Raises:
             UserError: while iterating, a source that cannot be read; names line or row.
         """
 
     def here(self) -> Any:
-        """Where the latest reading stands, behind the last document that it gave."""
+        """The place of the latest reading, after the last document that it gave."""
 
     def sample(self, characters: int) -> Iterator[Document]:
-        """Documents of about so many characters at most, from all over the corpus."""
+        """Documents with about `characters` characters in total at most, from the whole corpus."""
 
     def reordered(self, draw: random.Random) -> Corpus:
-        """The same with its files in a random order."""
+        """The same corpus with its files in a random order."""
 
     def identity(self) -> dict[str, Any]:
-        """As JSON, what tells this corpus from any other, later states of the same included."""
+        """What identifies this corpus and its present state, as JSON."""
 
     def describe(self) -> str:
-        """What was read, for the message that there was nothing in it."""
+        """What was read, for the message that it has no documents."""
 
 
 @contextlib.contextmanager
 def believable() -> Iterator[None]:
-    """Around the reading of a place that a journal gives.
+    """Around the reading of a place from a journal.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a place.
     """
     try:
         yield
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"the place where the run that was stopped is to go on is none ({error!r}); begin anew "
-            "with --overwrite"
+            f"the stopped run's place in its input is not valid ({error!r}); begin again with "
+            "--overwrite"
         ) from None
 
 
@@ -155,7 +155,7 @@ class FileCorpus:
         return {"at": list(self._at), "skipped": dataclasses.asdict(self.skipped)}
 
     def sample(self, characters: int) -> Iterator[Document]:
-        """From the start of each file, as many as its share of all bytes allows."""
+        """From the start of each file, as many documents as its share of the bytes allows."""
         self.skipped = Skipped()
         weights = [_weight(file.path) for file in self.files]
         whole = sum(weights)
@@ -209,24 +209,24 @@ class FileCorpus:
 
 
 def _weight(path: Path) -> int:
-    """About how many characters are in a file."""
+    """About how many characters a file has."""
     packed = path.name.lower().endswith((".gz", ".zst", ".parquet"))
     return path.stat().st_size * (COMPRESSED if packed else 1)
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream of documents that are tokenized: `skip` documents behind `place`."""
+    """A place in the stream of documents that are tokenized: `skip` documents after `place`."""
 
     place: Any = None
     skip: int = 0
 
     @classmethod
     def parse(cls, row: Any) -> Position:
-        """From the JSON of a journal, which anybody may have written; `place` is as it was.
+        """From the JSON of a journal, which anybody may have written; `place` is not checked.
 
         Raises:
-            ValueError: it is no position.
+            ValueError: it is not a position.
         """
         position = cls(**row)
         check_number(position.skip)
@@ -243,9 +243,9 @@ class Chunk:
 
 
 def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterator[Chunk]:
-    """The documents from `start` on, in pieces that are worth sending to another process.
+    """The documents from `start`, in pieces large enough to send to another process.
 
-    A shuffled order is the history of a buffer, so there `start` is reached by going through it.
+    A shuffled order depends on all documents before, so there `start` is reached by reading them.
     """
     if shuffle_seed is None:
         documents = corpus.documents(start.place)

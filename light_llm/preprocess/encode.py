@@ -1,9 +1,9 @@
 """Texts -> token ids, on all cores.
 
-Python holds one lock a process, and the tokenizers' threads share one cache of words: separate
-processes, each with a tokenizer of its own, are what scales. A worker is this module run as a
-program, which answers pickled lists of texts on its pipes until they end; so nothing of it outlives
-its parent, however that dies.
+Threads do not scale: Python has one lock per process, and the tokenizer's threads share one cache
+of words. So each worker is a separate process with its own tokenizer. It is this module run as a
+program, which answers pickled lists of texts on its pipes until they end, and therefore never
+outlives its parent, however that dies.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from light_llm.preprocess.corpus import Chunk
     from light_llm.tokenizer import Tokenizer
 
-# While it works a tokenizer holds hundreds of bytes a token: small batches stay in the caches.
+# A working tokenizer holds hundreds of bytes per token: small batches stay in the CPU caches.
 BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
 
 
 class Untokenizable(Exception):
-    """A text that the tokenizer fails on: its index, and what the tokenizer says."""
+    """A text that the tokenizer fails on. Arguments: its index, and the tokenizer's message."""
 
 
 def untokenizable(chunk: Chunk, index: int, reason: str) -> UserError:
@@ -49,8 +49,8 @@ def encode(
 ) -> list[np.ndarray]:
     """The int32 ids of each text: BOS first and EOS last, where the tokenizer has them.
 
-    Where one token is both (GPT-2's), it ends documents. None is added where it is already, by the
-    tokenizer's own template (`add_special_tokens`) or in the text.
+    If one token is both (GPT-2's), it ends documents. A mark is not added where it already is, from
+    the tokenizer's template (`add_special_tokens`) or from the text.
 
     Raises:
         Untokenizable: the tokenizer fails on one of them.
@@ -78,7 +78,7 @@ def _first_failing(batch: Sequence[str], tokenizer: Tokenizer, special: bool) ->
             tokenizer.encode(text, special)
         except Exception:  # as in `encode`
             return index
-    return 0  # none alone
+    return 0  # none fails alone
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -138,7 +138,7 @@ class Encoders:
         for worker in self._all:
             for pipe in (worker.stdin, worker.stdout):
                 assert pipe is not None
-                with contextlib.suppress(OSError):  # what a dead worker did not take
+                with contextlib.suppress(OSError):  # a dead worker did not read its input
                     pipe.close()
             worker.wait()
 
@@ -176,8 +176,8 @@ class Encoders:
 
 
 def serve(tokenizer: Tokenizer, special: bool, questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer each pickled list of texts with their lengths in tokens and all ids, or None and
-    which of them fails and why, until the end."""
+    """Answer pickled lists of texts until the end: with their lengths in tokens and all ids, or
+    with None and which text fails and why."""
     import numpy as np
 
     while True:

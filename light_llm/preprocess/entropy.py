@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def unigram_entropy(shard_paths: str | Path | Iterable[str | Path]) -> float:
     """Entropy of the distribution of tokens in shards, in nats per token.
 
-    It is the loss of the best model that ignores all context: one that has learned anything from
-    the order of tokens is below it.
+    It is the loss of the best model that ignores all context: a model that has learned anything
+    from the order of tokens is below it.
 
     Args:
         shard_paths: parquet files, or folders of them.
 
     Raises:
-        UserError: there is no token in them.
+        UserError: the shards hold no tokens.
     """
     import numpy as np
 
@@ -39,7 +39,7 @@ def unigram_entropy(shard_paths: str | Path | Iterable[str | Path]) -> float:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of what was counted, int [n]; 0 if that is nothing."""
+    """Entropy in nats of the distribution with these counts, int [n]; 0 if all are 0."""
     import numpy as np
 
     share = counts[counts > 0] / max(1, counts.sum())

@@ -1,4 +1,4 @@
-"""Which files an --input means: itself, all files of a folder, the matches of a glob."""
+"""The files of an --input: the file itself, all files in a folder, or the matches of a glob."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SourceFile:
     named: bool
     """Named by the user, not found in a folder or by a glob: it must be text."""
     leads_to: Path | None = None
-    """Where it is, if it is a link that leads out of the folder that was given."""
+    """Its target, if it is a link that leads out of the given folder."""
 
 
 def find_files(
@@ -29,12 +29,12 @@ def find_files(
     exclude: Sequence[str] = (),
     without: Iterable[Path] = (),
 ) -> tuple[list[SourceFile], int]:
-    """The files of all inputs, each input's in sorted order, and how many duplicates were dropped.
+    """The files of all inputs, sorted within each input, and how many duplicates were dropped.
 
-    A folder gives all its files, deep, save hidden ones and what is below `without`. `include`
-    and `exclude` choose among what folders and globs give; a file that is named is always taken.
-    A pattern with a slash is matched with the path from the input (of a glob: from where its
-    pattern begins), one without with the name alone; what is below an excluded folder is out.
+    A folder gives all files below it, except hidden ones and those below `without`. `include` and
+    `exclude` choose among the files of folders and globs; a named file is always taken. A pattern
+    with a slash is matched with the path from the input (for a glob: from where its pattern
+    begins), a pattern without one with the name only. Files below an excluded folder are left out.
 
     Raises:
         UserError: an input does not exist, matches nothing, or leaves no file.
@@ -61,10 +61,10 @@ def find_files(
 
 
 def links_out(folder: Path) -> dict[Path, Path]:
-    """The links to files in a folder, deep, that lead out of it, each with where it leads.
+    """The links to files below a folder that lead out of it, each with its target.
 
     Raises:
-        UserError: a file in it is no regular file, so that reading it might never end.
+        UserError: a file in it is not a regular file, so reading it might never end.
     """
     found = {}
     for root, _, names in os.walk(folder):
@@ -79,7 +79,7 @@ def links_out(folder: Path) -> dict[Path, Path]:
 def _choose(
     path: Path, text: str, include: Sequence[str], exclude: Sequence[str], barred: set[Path]
 ) -> tuple[Path, list[Path]]:
-    """What is in a folder, or what a glob matches, and the folder that it is in."""
+    """A folder, or the folder that a glob starts in, and the chosen files below it."""
     root, starts = _root_and_starts(path, text)
 
     def is_out(found: Path) -> bool:
@@ -104,7 +104,7 @@ def _out_of(root: Path, file: Path) -> Path | None:
 
 
 def _root_and_starts(path: Path, text: str) -> tuple[Path, list[Path]]:
-    """What patterns are relative to, and the files and folders that `text` stands for."""
+    """The folder that patterns are relative to, and the files and folders that `text` names."""
     if path.is_dir():
         return path, [path]
     if path.exists():
@@ -116,7 +116,7 @@ def _root_and_starts(path: Path, text: str) -> tuple[Path, list[Path]]:
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     root = Path(*fixed)
     rest = [part if part == "**" else part.replace("**", "*") for part in path.parts[len(fixed) :]]
-    # pathlib's ** passes by links to folders, where glob's follows them round and round
+    # pathlib's ** skips links to folders, but glob's follows them in circles
     matches = [match for match in root.glob("/".join(rest)) if not _is_linked(match, root)]
     if not matches:
         raise UserError(f"--input {text}: the glob matches nothing (looked from {Path.cwd()})")

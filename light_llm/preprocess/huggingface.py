@@ -1,4 +1,4 @@
-"""Hugging Face data sets, streamed: by their name on the hub, or from a folder laid out as one."""
+"""Hugging Face datasets, streamed: by name from the hub, or from a folder laid out like one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
 from light_llm.preprocess.corpus import Skipped, believable, check_number
@@ -31,11 +31,11 @@ INSTALL = "pip install datasets zstandard"
 
 @dataclass
 class HubCorpus:
-    """The rows of one configuration of a data set, in order."""
+    """The rows of one configuration of a dataset, in order."""
 
     stream: datasets.IterableDataset
     label: str
-    """data set/configuration/split, as it stands before the row's number in `source`."""
+    """dataset/configuration/split, as it is written before the row's number in `source`."""
     rows: RowText
     files: dict[str, Any]
     name: str = ""
@@ -64,7 +64,7 @@ class HubCorpus:
                     yield Document(where, text)
         except UserError:
             raise
-        except Exception as error:  # whatever the network, the loader or a file's format raises
+        except Exception as error:  # any error of the network, the loader or a file's format
             raise UserError(
                 f"{self.label}: cannot be read beyond row {self._row}: {_reason(error)}"
             ) from error
@@ -100,8 +100,8 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
     """The corpora that `config` names: one, or one per name in hf_configs.
 
     Raises:
-        UserError: `datasets` is not installed, or there is no such data set, configuration, split
-            or column.
+        UserError: `datasets` is not installed, or there is no such dataset, configuration, split or
+            column.
     """
     dataset = config.hf_dataset
     assert dataset is not None
@@ -116,8 +116,9 @@ def open_hub(config: PreprocessConfig, rows: RowText) -> list[HubCorpus]:
         )
     if not Path(dataset).exists() and not reachable():
         raise UserError(
-            f"hf_dataset={dataset!r}: is no folder here (looked from {Path.cwd()}), and Hugging "
-            "Face cannot be reached; check the path or the connection, or read files with --input"
+            f"hf_dataset={dataset!r}: there is no such folder here (looked from {Path.cwd()}), "
+            "and Hugging Face cannot be reached; check the path or the connection, or read files "
+            "with --input"
         )
     if Path(dataset).is_dir():
         notice_links(links_out(Path(dataset)))
@@ -144,7 +145,7 @@ def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: Ro
             stream = builder.as_streaming_dataset(split=split)
     except UserError:
         raise
-    except Exception as error:  # no such name, configuration or split; a loader's or the net's own
+    except Exception as error:  # no such name, configuration or split; the loader or the network
         chosen = "" if name is None else f" with the configuration {name!r}"
         raise UserError(
             f"hf_dataset={dataset!r}: its split {split!r} cannot be opened{chosen}: "
@@ -164,10 +165,10 @@ def _open_one(config: PreprocessConfig, dataset: str, name: str | None, rows: Ro
 
 
 def check_card(folder: Path) -> None:
-    """Refuse a data set's card that names files elsewhere, before they are looked for.
+    """Refuse a dataset card that names files elsewhere, before they are looked for.
 
     Raises:
-        UserError: as said, or the card cannot be read.
+        UserError: it names such files, or cannot be read.
     """
     for path in (folder / "README.md", folder / ".huggingface.yaml"):
         if not os.path.lexists(path):
@@ -178,7 +179,7 @@ def check_card(folder: Path) -> None:
             last = place.rpartition("::")[2]  # zip://member::archive
             if "://" in last or os.path.isabs(last) or ".." in Path(last).parts:
                 raise UserError(
-                    f"{path}: names files outside of its folder ({place}), which may be private; "
+                    f"{path}: names files outside its folder ({place}), which may be private; "
                     "put them into the folder, or give them with --input"
                 )
 
@@ -187,8 +188,8 @@ def _read_card(path: Path) -> dict[str, Any]:
     import yaml
     from huggingface_hub import metadata_load
 
-    given.check_regular(path, "the data set's card")
-    with given.foreign(lambda reason: f"{path}: is no card of a data set: {reason}"):
+    given.check_regular(path, "the dataset card")
+    with given.foreign(lambda reason: f"{path}: is not a dataset card: {reason}"):
         if path.suffix == ".md":
             return dict(metadata_load(path) or {})
         return dict(yaml.safe_load(path.read_text("utf-8")) or {})
@@ -203,14 +204,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def check_files(dataset: str, folder: Path | None, files: Iterable[str]) -> None:
-    """Refuse files that are not the data set's: its card may name yours, or another server's.
+    """Refuse files outside the dataset: its card may name the user's, or another server's.
 
     Args:
-        folder: of a data set that is here, else None.
-        files: what `datasets` made of the card.
+        folder: the dataset's, if it is a folder here, else None.
+        files: those that `datasets` found by the card.
 
     Raises:
-        UserError: as said.
+        UserError: there is such a file.
     """
     for file in files:
         last = file.rpartition("::")[2]
@@ -234,4 +235,4 @@ def _identity(builder: datasets.DatasetBuilder, split: str) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

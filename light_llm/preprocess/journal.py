@@ -1,10 +1,10 @@
-"""The memory of a run: what it was asked, and after each of its steps, what is on disk and where it
-stands. A line of JSON each; a line counts once it is flushed, and what it names was flushed before.
+"""The journal of a run: its options and, after each step, what is on disk and where it is in its
+input. Each is a line of JSON, which counts once it is flushed; what it names was flushed before.
 
 A line is the unit of commit, because it says two things that must be true together: these shards
-are complete, and the input goes on from this position. Were they two files, a crash between them
-would lose documents or write them twice. A line is there with its line break or it does not count.
-A shard without a line is deleted: its documents lie behind the last position and are read again.
+are complete, and the input continues from this position. With two files, a crash between them would
+lose documents or write them twice. A line without its line break does not count. A shard without a
+line is deleted: its documents come after the last position and are read again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from light_llm.preprocess.split import Split
 
 @dataclass
 class Part:
-    """How far one corpus is: `split` once it is known, the committed shards, what comes next."""
+    """The progress of one corpus: its split once known, the committed shards, the next position."""
 
     split: Split | None = None
     position: Position = field(default_factory=Position)
@@ -36,29 +36,29 @@ class Part:
 
 
 def under(folder: str, shards: Iterable[Shard]) -> list[Shard]:
-    """Those that are in `folder`."""
+    """The shards in `folder`."""
     return [shard for shard in shards if shard.file.rpartition("/")[0] == folder]
 
 
 class Damaged(UserError):
-    """What a stopped run left is not what it noted."""
+    """What a stopped run left differs from its journal."""
 
 
 class Journal:
-    """Reads what a former run left, if anything, and takes notes for the next.
+    """Reads the lines of a previous run, if any, and writes lines for the next.
 
     Args:
-        check: called before each note; raises if the folder is no longer ours.
+        check: called before each line; raises if the folder is no longer ours.
 
     Raises:
-        Damaged: a whole line of it is none that a run wrote.
+        Damaged: a complete line is not one that a run wrote.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None):
         self.path = path
         self.check = check
         self.asked: dict[str, Any] | None = None
-        """What the run was asked for; None: nothing is noted yet."""
+        """What the run was asked for; None: the journal is empty."""
         self.tokenizer: str | None = None
         """Its fingerprint, once it is saved."""
         self.parts: dict[str, Part] = {}
@@ -67,8 +67,8 @@ class Journal:
                 self._apply(given.parse_json(line, f"line {number}"))
             except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise Damaged(
-                    f"{path}:{number}: is not a line that a run wrote ({error!r}), so the run that "
-                    "was stopped cannot be continued; begin anew with --overwrite"
+                    f"{path}:{number}: is not a line that a run wrote ({error!r}), so the stopped "
+                    "run cannot be continued; begin again with --overwrite"
                 ) from None
 
     def part(self, name: str) -> Part:
@@ -79,25 +79,25 @@ class Journal:
         return [shard for part in self.parts.values() for shard in part.shards]
 
     def ask(self, asked: dict[str, Any]) -> None:
-        self._note({"asked": asked})
+        self._write({"asked": asked})
 
     def save_tokenizer(self, fingerprint: str) -> None:
-        self._note({"tokenizer": fingerprint})
+        self._write({"tokenizer": fingerprint})
 
     def begin(self, name: str, split: Split) -> None:
-        self._note({"part": name, "split": asdict(split)})
+        self._write({"part": name, "split": asdict(split)})
 
     def commit(self, name: str, shards: list[Shard], position: Position) -> None:
-        """`shards` are on disk; the documents from `position` on are in none."""
+        """`shards` are on disk; the documents from `position` on are in no shard."""
         rows = [asdict(shard) for shard in shards]
-        self._note({"part": name, "shards": rows, "position": asdict(position)})
+        self._write({"part": name, "shards": rows, "position": asdict(position)})
 
     def finish(self, name: str, shards: list[Shard], skipped: dict[str, Any]) -> None:
-        """As `commit`, with the last."""
+        """As `commit`, for the last shards."""
         rows = [asdict(shard) for shard in shards]
-        self._note({"part": name, "shards": rows, "done": True, "skipped": skipped})
+        self._write({"part": name, "shards": rows, "done": True, "skipped": skipped})
 
-    def _note(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
         self.check()
         new = not self.path.exists()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -112,7 +112,7 @@ class Journal:
     def _apply(self, line: dict[str, Any]) -> None:
         if "asked" in line:
             if not isinstance(line["asked"], dict):
-                raise ValueError("what was asked is no object")
+                raise ValueError("what was asked is not an object")
             self.asked = _first(self.asked, line["asked"])
         elif "tokenizer" in line:
             self.tokenizer = _first(self.tokenizer, line["tokenizer"])
@@ -126,7 +126,7 @@ class Journal:
             shards = [Shard.parse(row) for row in line.get("shards", ())]
             sides = {f"{name}/{side}".lstrip("/") for side in ("train", "val")}
             if any(shard.file.rpartition("/")[0] not in sides for shard in shards):
-                raise ValueError(f"a shard of another part than {name!r}")
+                raise ValueError(f"a shard is not in the part {name!r}")
             part.shards += shards
             if len({shard.file for shard in part.shards}) < len(part.shards):
                 raise ValueError("a shard that is there already")
@@ -136,16 +136,16 @@ class Journal:
 
 
 def _first(known: Any, value: Any) -> Any:
-    """`value`, which a run notes once."""
+    """`value`, which a run writes once."""
     if known is not None:
-        raise ValueError("a second line of what is noted once")
+        raise ValueError("a line that a run writes once is there twice")
     return value
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of the file, which is cut behind the last that was written whole.
+    """The complete lines of the file; an incomplete last line is cut off.
 
-    It is written anew for that, and where it has a second name: what is under that stays.
+    For that the file is rewritten. So it is if it has a second name, whose content then stays.
     """
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""manifest.json: what a folder of shards is, beside them."""
+"""manifest.json: the description of a folder of shards, beside them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that the shards' bytes depend on."""
+    """The versions of the libraries that the shards' bytes depend on."""
     return {name: version(name) for name in WRITERS}
 
 
@@ -75,15 +75,15 @@ def write_manifest(
 
 
 def _shareable(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with paths below the working directory told from there: a manifest is published
-    with its shards, and where this machine keeps things is nobody's business."""
+    """The options, with paths below the working directory relative to it: a manifest is published
+    with its shards, and should not show where this machine keeps its files."""
 
-    def told(value: Any) -> Any:
+    def relative(value: Any) -> Any:
         if isinstance(value, str):
             return value.removeprefix(f"{Path.cwd()}/") or value
-        return [told(each) for each in value] if isinstance(value, list) else value
+        return [relative(each) for each in value] if isinstance(value, list) else value
 
-    return {key: told(value) if key in _PATHS else value for key, value in options.items()}
+    return {key: relative(value) if key in _PATHS else value for key, value in options.items()}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -100,20 +100,20 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _outputs(shards: Path) -> Sequence[Path]:
-    """What may be the output that the folder `shards` belongs to: OUT of OUT/train, or of
-    OUT/CONFIG/train, where a data set has several configurations."""
+    """Candidates for the output that the folder `shards` belongs to: OUT in OUT/train, or in
+    OUT/CONFIG/train if a dataset has several configurations."""
     return shards.absolute().parents[:2]
 
 
 def tokenizer_beside(shards: Path) -> Path | None:
-    """The folder of the tokenizer that the shards in the folder `shards` came with, if any."""
+    """The tokenizer's folder that belongs to the shards in the folder `shards`, if any."""
     places = (folder / TOKENIZER for folder in (shards, *_outputs(shards)))
     return next((place for place in places if place.is_dir()), None)
 
 
 def _manifests_of(shards: Path) -> list[tuple[Path, int, set[Path]]]:
-    """Those that may list what is in the folder `shards`. Of each the path, the vocabulary size
-    and the shards that it lists."""
+    """The manifests that may list the shards in the folder `shards`: for each its path, its
+    vocabulary size and the shards that it lists."""
     found = []
     for folder in _outputs(shards):
         manifest = read_manifest(folder / MANIFEST)

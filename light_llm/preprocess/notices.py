@@ -1,4 +1,4 @@
-"""What a run says on stderr beside its progress."""
+"""What a run prints on stderr besides its progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def are(number: int, noun: str) -> str:
 
 
 def notice_links(links: Mapping[Path, Path]) -> None:
-    """Files of the input that are links, and where they lead out of it: they are read too."""
+    """Print the links that lead out of the input, and their targets: they are read too."""
     if links:
         some = ", ".join(f"{path} -> {links[path]}" for path in list(links)[:EXAMPLES])
         more = ", …" if len(links) > EXAMPLES else ""

@@ -31,14 +31,14 @@ TOKENIZER_NAMES = frozenset(
         "merges.txt",
     )
 )
-"""What a tokenizer is saved as. A few of transformers have others besides; those a manifest knows
-by their fingerprint."""
+"""Names of a tokenizer's files. A few tokenizers of transformers have more; those are recognised by
+the fingerprint in the manifest."""
 SPLITS = ("val", "train")
 
 
 def placed(parts: tuple[str, ...]) -> list[str]:
     """What an output of the corpora `parts` holds, in the order of publication: shards come last,
-    so that they never lack their tokenizer and their manifest."""
+    so that their tokenizer and their manifest are always there."""
     return [
         TOKENIZER,
         MANIFEST,
@@ -61,7 +61,7 @@ def check_place(output: Path, flag: str = "--output") -> None:
 def check_copy(folder: Path, output: Path, parts: tuple[str, ...]) -> None:
     """
     Raises:
-        UserError: nothing can be written in `folder`, or it is where publication replaces all.
+        UserError: nothing can be written in `folder`, or publication replaces it.
     """
     check_place(folder, "--save-tokenizer")
     for name in (STAGE, *placed(("",)), *placed(parts)):
@@ -75,8 +75,8 @@ def check_copy(folder: Path, output: Path, parts: tuple[str, ...]) -> None:
 def check_free(folder: Path, overwrite: bool, saving: Path) -> None:
     """
     Raises:
-        UserError: there is another tokenizer in `folder` than that in `saving`, which may not be
-            there yet, and not `overwrite`.
+        UserError: `folder` holds another tokenizer than `saving` (which may not exist yet), and
+            `overwrite` is false.
     """
     if overwrite:
         return
@@ -89,7 +89,7 @@ def check_free(folder: Path, overwrite: bool, saving: Path) -> None:
 
 
 def _agrees(folder: Path, saving: Path) -> bool:
-    """Whether `folder` holds the files of `saving`, or the first of them, and no other kind's."""
+    """Whether `folder` holds files of `saving`, or the first of them, and no other tokenizer's."""
     names = [path.name for path in saving.iterdir()] if saving.exists() else []
     there = [name for name in {*names, *TOKENIZER_NAMES} if os.path.lexists(folder / name)]
     return all(
@@ -101,7 +101,7 @@ def _agrees(folder: Path, saving: Path) -> bool:
 
 
 def copy_tokenizer(saved: Path, folder: Path) -> None:
-    """Each file whole or not at all, and on the disk; none of another kind stays beside them."""
+    """Copy each file atomically, and delete the main file of another kind of tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(saved.iterdir()):
         write_atomically(folder / path.name, given.read_bytes(path, given.LARGE))
@@ -115,8 +115,8 @@ def copy_tokenizer(saved: Path, folder: Path) -> None:
 def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) -> None:
     """
     Raises:
-        UserError: `output` holds shards already (unless `overwrite`) or, in the place of those of
-            the corpora `parts`, files of someone else.
+        UserError: `output` holds shards already (unless `overwrite`), or somebody else's files
+            where those of the corpora `parts` would go.
     """
     there = present(output, parts)
     for name in there:
@@ -129,7 +129,7 @@ def check_output(output: Path, overwrite: bool, parts: tuple[str, ...] = ("",)) 
 
 
 def check_ours(folder: Path, name: str, output: Path) -> None:
-    """That folder/name, a file or folder of a former run or in the way of this one, may be deleted.
+    """Check that folder/name, which a previous run left or which is in the way, may be deleted.
 
     Raises:
         UserError: it holds what a run does not write there.
@@ -165,18 +165,18 @@ def _foreign_to_tokenizer(folder: Path) -> Path | None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, or itself if it is none."""
+    """What is in a folder; the path itself if it is not a folder."""
     return sorted(folder.iterdir()) if folder.is_dir() else [folder]
 
 
 def _is_file(path: Path) -> bool:
-    """Whether deleting it deletes one regular file, or one link."""
+    """Whether it is a regular file or a link, so that deleting it deletes nothing else."""
     mode = path.lstat().st_mode
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 def present(output: Path, parts: tuple[str, ...]) -> list[str]:
-    """Of a former run or in the way of this one."""
+    """What a previous run left, or what is in the way of this one."""
     names = [*placed(("",)), *placed(parts)]
     if os.path.lexists(output / MANIFEST):
         manifest = read_manifest(output / MANIFEST)

@@ -1,4 +1,4 @@
-"""One corpus to its shards: tokenized, split into train and val, committed shard by shard."""
+"""From one corpus to its shards: tokenize, split into train and val, commit shard by shard."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from light_llm.tokenizer import CharTokenizer, Tokenizer
 if TYPE_CHECKING:
     import numpy as np
 
-# A corpus that ends within this is a small one: both sides of its split get something, and one
-# process tokenizes it before others would have started.
+# A corpus with fewer chunks is small: both sides of its split get something, and one process
+# tokenizes it before others would have started.
 SMALL_CHUNKS = 16
 
 
 def write_part(
     config: PreprocessConfig, corpus: Corpus, tokenizer: Tokenizer, journal: Journal, new: Path
 ) -> None:
-    """Write the shards of one corpus, from where the journal says on."""
+    """Write the shards of one corpus, from the position in the journal."""
     part = journal.part(corpus.name)
     stream = chunks(corpus, config.shuffle_seed, part.position)
     head: list[Chunk] = []
@@ -73,14 +73,14 @@ def write_part(
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _split(fraction: float, head: list[Chunk]) -> Split:
-    """The split of a corpus that begins with `head`, and ends with it if that is short."""
+    """The split of a corpus that begins with `head`; if `head` is short, it is the whole corpus."""
     if len(head) == SMALL_CHUNKS:
         return Split(fraction)
     split = split_of_all(fraction, (doc.text for chunk in head for doc in chunk.documents))
@@ -96,7 +96,7 @@ Encode = Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, "list[np.ndarray]"]]]
 def _encoded(
     config: PreprocessConfig, tokenizer: Tokenizer, folder: Path, workers: int
 ) -> Iterator[Encode]:
-    """What turns chunks into ids: this process, or `workers` others."""
+    """The function that turns chunks into ids: in this process, or in `workers` others."""
     special = config.add_special_tokens
     if workers == 1:
 

@@ -1,4 +1,4 @@
-"""The job: open the corpora, settle on a tokenizer, write each corpus, publish."""
+"""The job: open the corpora, choose the tokenizer, write each corpus, publish."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ from light_llm.tokenizer import Tokenizer, load_tokenizer
 def preprocess(config: PreprocessConfig) -> Summary:
     """Do what `config` asks for: shards in output/train and output/val, output/tokenizer.
 
-    Progress and notices go to stderr. What is written becomes visible at the end, at once. A run
-    that is stopped, however, after its first shard is continued by the next that asks for the same.
+    Progress and notices go to stderr. The output becomes visible at the end, at once. A run that is
+    stopped after its first shard is continued by the next run with the same options.
 
     Raises:
         UserError: an input, the output or the tokenizer is unusable; the output is as it was.
@@ -82,7 +82,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
                 return _summary_of_output(config, names)
             check_output(config.output, config.overwrite, names)
         journal = journal_of(config, stage.path, asked, stage.check)
-        tokenizer = _settle_tokenizer(config, stage, asked, journal, corpora)
+        tokenizer = _choose_tokenizer(config, stage, asked, journal, corpora)
         drop_uncommitted(journal, new)
         _write_parts(config, corpora, tokenizer, journal, new)
         stage.check()
@@ -112,7 +112,7 @@ def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:
 
 
 def _save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
-    """Save the tokenizer that is to be loaded and give its fingerprint; None: one is trained."""
+    """Save the tokenizer of tokenizer_path and return its fingerprint; None: one is trained."""
     if config.tokenizer_path is None:
         return None
     remove(folder)
@@ -120,14 +120,14 @@ def _save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
     return tokenizer_fingerprint(folder)
 
 
-def _settle_tokenizer(
+def _choose_tokenizer(
     config: PreprocessConfig,
     stage: Stage,
     asked: dict[str, Any],
     journal: Journal,
     corpora: Sequence[Corpus],
 ) -> Tokenizer:
-    """The tokenizer that the journal knows, or a new one, saved where it will be published from."""
+    """The tokenizer in the journal, or a new one, saved where it will be published from."""
     loaded, folder = stage.path / LOADED, stage.path / NEW / TOKENIZER
     if journal.asked is None:
         journal.ask(asked)
@@ -178,7 +178,7 @@ def _complete(
     journal: Journal,
     new: Path,
 ) -> Summary:
-    """Add to the shards what is written once all are there: the manifest, the user's copy of the
+    """Add what is written when all shards are there: the manifest and the user's copy of the
     tokenizer."""
     assert journal.asked is not None
     assert journal.tokenizer is not None
@@ -191,7 +191,7 @@ def _complete(
 
 
 def _summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summary:
-    """Of the run whose publication was just completed, with the user's copy of its tokenizer."""
+    """The summary of a run whose publication was just completed; saves the tokenizer's copy."""
     manifest = read_manifest(config.output / MANIFEST)
     try:
         shards = [Shard.parse(row) for row in manifest["shards"]] if manifest else []
@@ -208,7 +208,7 @@ def _summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summar
 
 
 def _set_threads(workers: int | None) -> None:
-    """Before the tokenizers library first works in parallel: its pool is made once a process."""
+    """Must run before the tokenizers library works in parallel: it makes its pool only once."""
     if workers is not None:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"

@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, a line now and then anywhere else."""
+"""The progress of a run on stderr: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_BETWEEN_UPDATES = 0.1
 
 
 class Progress:
-    """One phase, as a context manager: counts documents and tokens, shows them and the rate."""
+    """The progress of one phase, a context manager: counts documents and tokens, shows the rate."""
 
     def __init__(self, phase: str):
         self.phase = printable(phase)

@@ -1,8 +1,8 @@
-"""The stage of a run, out of sight in its output folder, and how it is published from there, whole.
+"""The stage of a run, a hidden folder in its output, and how it is published from there at once.
 
-output/.preprocess/ holds `lock`, a mark that this program made it, `journal.jsonl`, `new/` (what is
-to be published) and, while that happens, `moves.json` and `old/` (what is replaced). A run that
-finds it goes on from there.
+output/.preprocess/ holds `lock`, a mark that this program made it, `journal.jsonl`, `new/` (to be
+published) and, during publication, `moves.json` and `old/` (what is replaced). A run that finds it
+continues from there.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ from light_llm.preprocess.stage import (
 
 
 def _unlocked() -> None:
-    """The check of whoever holds no lock, as a test."""
+    """The check of a caller without a lock, such as a test."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder that a run writes in, which it holds the lock of."""
+    """The folder that a run writes in and holds the lock of."""
 
     path: Path
     lock: Lock
 
     def check(self) -> None:
-        """Before each commit.
+        """To be called before each commit.
 
         Raises:
             UserError: the folder is no longer the one that was locked.
@@ -75,11 +75,11 @@ class Stage:
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Stage]:
-    """output/.preprocess, locked. It is gone at the end unless the body leaves a journal with
-    shards behind it; so are folders that were made for nothing.
+    """output/.preprocess, locked. At the end it is deleted, unless the body leaves a journal that
+    names shards; so are parent folders that were made and stayed empty.
 
     Raises:
-        UserError: another run holds it, it is not of our making, or the disk refuses.
+        UserError: another run holds it, llm-preprocess did not make it, or the disk fails.
     """
     stage = output.absolute() / STAGE
     made = [path for path in (stage.parent, *stage.parent.parents) if not path.exists()]
@@ -97,7 +97,7 @@ def staging(output: Path) -> Iterator[Stage]:
                 yield Stage(stage, lock)
             finally:
                 if lock.holds() and not _worth_keeping(stage):
-                    shutil.rmtree(stage, ignore_errors=True)  # a next run may be in it already
+                    shutil.rmtree(stage, ignore_errors=True)  # the next run may already use it
     except OSError as error:  # a full disk names no file
         what = f"--output {output}" if error.filename is None else error.filename
         raise UserError(f"{what}: {error.strerror or error}") from error
@@ -122,11 +122,11 @@ def publish_shards(
     overwrite: bool = True,
     check: Callable[[], None] = _unlocked,
 ) -> None:
-    """Move what is in stage/new to `output`, in place of what a former run wrote there.
+    """Move what is in stage/new to `output`, in place of what a previous run wrote there.
 
-    Decided by one rename, of moves.json; from then on it will happen, now or at the next start
-    (`complete_moves`). There are no train shards from the first move to the last, so that nobody
-    can read those of two runs as one. A signal waits until it is done.
+    One rename, of moves.json, decides it; from then on it will happen, now or at the next start
+    (`complete_moves`). From the first move to the last there are no train shards, so nobody can
+    read shards of two runs as one dataset. A signal waits until it is done.
 
     Args:
         asked: what the run was asked for, as JSON; `complete_moves` gives it to the run that
@@ -134,7 +134,7 @@ def publish_shards(
         check: raises if the stage is no longer ours.
 
     Raises:
-        UserError: as `check` and `check_output`, since much may have come while the run worked.
+        UserError: as `check` and `check_output`, since files may have come during the run.
     """
     check_output(output, overwrite, parts)
     flush(stage / NEW)
@@ -155,14 +155,14 @@ def complete_moves(
 ) -> dict[str, Any] | None:
     """Complete a publication that was decided; can be repeated after a crash at any point.
 
-    Returns what the run was asked for that decided it; None: there was none.
+    Returns what the run that decided it was asked for; None: there was no such run.
 
     Args:
         verify: compare what is still to move with the manifest's checksums.
 
     Raises:
-        UserError: moves.json or what it would move is damaged, and not `overwrite`, which forgets
-            it; or it would move what no run writes.
+        UserError: moves.json or what it would move is damaged, and `overwrite` is false (true
+            discards it); or it would move what no run writes.
     """
     if not (stage / MOVES).exists():
         return None
@@ -173,9 +173,9 @@ def complete_moves(
     if moves is None or damaged is not None:
         if not overwrite:
             raise UserError(
-                f"{damaged}: is damaged, so that the run that was stopped while its "
-                f"shards were moved into place cannot be completed; {stage} holds what is left of "
-                "it. Begin anew with --overwrite"
+                f"{damaged}: is damaged, so the run that was stopped while its shards "
+                f"were moved into place cannot be completed; {stage} holds what is left of it. "
+                "Begin again with --overwrite"
             )
         for name in (NEW, OLD):
             remove(stage / name)
@@ -217,11 +217,11 @@ def _damaged(stage: Path, output: Path, moves: dict[str, Any]) -> Path | None:
 
 
 def _still_to_move(stage: Path, output: Path, moves: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Of what moves.json names, which may have come from anywhere: what leaves `output` yet, and
-    what goes there yet.
+    """What must still leave `output`, and what must still go there, by moves.json (which anybody
+    may have written).
 
     Raises:
-        UserError: it is not what a run writes, or would replace something that does not leave.
+        UserError: it is not what a run writes, or would replace something that stays.
     """
     to_come = [name for name in moves["in"] if (stage / NEW / name).exists()]
     away = [
@@ -237,8 +237,8 @@ def _still_to_move(stage: Path, output: Path, moves: dict[str, Any]) -> tuple[li
         check_ours(stage / NEW, name, output)
         if os.path.lexists(output / name) and name not in away:
             raise UserError(
-                f"{stage / MOVES}: {output / name} would be replaced by that in {stage / NEW}, and "
-                "is none of what the run that was stopped found; move it away"
+                f"{stage / MOVES}: {output / name} would be replaced by that in {stage / NEW}, but "
+                "the stopped run did not find it there; move it away"
             )
     return away, to_come
 
@@ -255,7 +255,7 @@ def _moves(path: Path) -> dict[str, Any] | None:
 
 
 def _is_name(entry: Any) -> bool:
-    """Whether a run publishes under such a name: the tokenizer, the manifest, a split, a corpus."""
+    """Whether a run may publish under this name: the tokenizer, the manifest, a split, a corpus."""
     return given.is_name(entry) and not entry.startswith(".")
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped: whether this one continues it, and that what it left is still there."""
+"""A stopped run: whether this run continues it, and whether what it left is still there."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from light_llm.preprocess.stage import JOURNAL, NEW
 def journal_of(
     config: PreprocessConfig, stage: Path, asked: dict[str, Any], check: Callable[[], None]
 ) -> Journal:
-    """The journal of the run to continue; an empty one, and nothing beside it, if there is none.
+    """The journal of the run to continue; if there is none, an empty journal in an emptied stage.
 
     Args:
         check: raises if the stage is no longer ours.
 
     Raises:
-        UserError: there are shards of a run that was asked for something else, or damaged ones.
+        UserError: there are shards of a run with other options, or damaged ones.
     """
     path = stage / JOURNAL
     try:
@@ -42,7 +42,7 @@ def journal_of(
             raise
         discarded = str(error)
     if discarded:
-        notice(f"what is there of a run that was stopped is discarded ({discarded})")
+        notice(f"what a stopped run left is discarded ({discarded})")
     path.unlink(missing_ok=True)
     remove(stage / NEW)
     return Journal(path, check)
@@ -51,7 +51,7 @@ def journal_of(
 def _check_kept(journal: Journal, new: Path) -> None:
     """
     Raises:
-        Damaged: what the journal says is on disk is not, or is another.
+        Damaged: what the journal names is not on disk, or differs.
     """
     for shard in journal.shards:
         path = new / shard.file
@@ -59,36 +59,35 @@ def _check_kept(journal: Journal, new: Path) -> None:
         if size != shard.bytes:
             there = "is gone" if size is None else f"has {counted(size, 'byte')}"
             raise Damaged(
-                f"{path}: {there}, and the run that was stopped wrote "
-                f"{counted(shard.bytes, 'byte')}; begin anew with --overwrite"
+                f"{path}: {there}, and the stopped run wrote "
+                f"{counted(shard.bytes, 'byte')}; begin again with --overwrite"
             )
         if sha256(path) != shard.sha256:
             raise Damaged(
                 f"{path}: its bytes are not those that the run that was stopped wrote (SHA-256); "
-                "begin anew with --overwrite"
+                "begin again with --overwrite"
             )
         held = counts(path)
         if held != (shard.documents, shard.tokens):
             raise Damaged(
-                f"{path}: holds {held[0]:,} documents and {held[1]:,} tokens, and the run that "
-                f"was stopped noted {shard.documents:,} and {shard.tokens:,}; begin anew with "
-                "--overwrite"
+                f"{path}: holds {held[0]:,} documents and {held[1]:,} tokens, and the stopped "
+                f"run wrote {shard.documents:,} and {shard.tokens:,}; begin again with --overwrite"
             )
     folder = new / TOKENIZER
     if journal.tokenizer is not None and (
         not folder.is_dir() or tokenizer_fingerprint(folder) != journal.tokenizer
     ):
         raise Damaged(
-            f"{folder}: is not the tokenizer that the run that was stopped wrote there; begin anew "
-            "with --overwrite"
+            f"{folder}: is not the tokenizer that the stopped run wrote; begin again with "
+            "--overwrite"
         )
 
 
 def _difference(
     config: PreprocessConfig, journal: Journal, asked: dict[str, Any], there: str
 ) -> str:
-    former = journal.asked or {}
-    old = former.get("options")
+    previous = journal.asked or {}
+    old = previous.get("options")
     old = old if isinstance(old, dict) else {}
     changed = [
         f"{key} was {old.get(key)!r} and is {value!r}"
@@ -103,17 +102,17 @@ def _difference(
             ("versions", "the version of a library"),
             ("tokenizer", "the tokenizer"),
         )
-        if former.get(key) != asked[key]
+        if previous.get(key) != asked[key]
     ]
     return (
         f"--output {config.output}: holds {there} of a run that "
-        f"was stopped, and this one is another: {'; '.join(changed)}. Continue that one as it was, "
-        "or discard it with --overwrite"
+        f"was stopped, and this run differs: {'; '.join(changed)}. Continue that run as it was, or "
+        "discard it with --overwrite"
     )
 
 
 def drop_uncommitted(journal: Journal, new: Path) -> None:
-    """Delete the shards below `new` that the journal does not name: they were begun and no more."""
+    """Delete the shards below `new` that the journal does not name: they are incomplete."""
     committed = {new / shard.file for shard in journal.shards}
     for path in new.rglob("shard_*"):
         if path not in committed:

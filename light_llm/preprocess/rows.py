@@ -1,4 +1,4 @@
-"""From a row (of JSON lines, parquet, a Hugging Face data set) to its text."""
+"""From a row (JSON lines, parquet or a Hugging Face dataset) to its text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT_FIELDS = {
     "bookcorpus": "text",
     "bookcorpus/bookcorpus": "text",
 }
-"""Where the text of well-known data sets is, by the name on the hub in lower case."""
+"""The text column of well-known datasets, by their name on the hub in lower case."""
 
 USUAL_FIELDS = ("text", "content", "body")
 
@@ -45,13 +45,13 @@ Adapt = Callable[[dict[str, Any]], "str | None"]
 
 @dataclass(frozen=True)
 class RowText:
-    """The text of a row: of the first of `fields` that is there, or what `adapt` makes of it."""
+    """The text of a row: the first of `fields` that is there, or what `adapt` returns."""
 
     fields: tuple[str, ...]
     adapt: Adapt | None = None
 
     def field(self, names: Iterable[str], where: str) -> str | None:
-        """Which of the columns `names` is needed; None with an adapter, which may want them all.
+        """Which of the columns `names` is needed; None with an adapter, which may need them all.
 
         Raises:
             UserError: none of `fields` is among them.
@@ -69,19 +69,19 @@ class RowText:
         )
 
     def text(self, row: dict[str, Any], where: str) -> str:
-        """Of a null an empty one.
+        """The text of a row; null is an empty text.
 
         Raises:
-            UserError: the row has no such column, or what is there is no string.
+            UserError: the row has no such column, or its value is not a string.
         """
         if self.adapt is None:
             name = self.field(row, where)
             text, what = row[name], repr(name)  # type: ignore[index]
         else:
-            what = "what the adapter gives"
+            what = "what the adapter returns"
             try:
                 text = self.adapt(row)
-            except (Exception, SystemExit) as error:  # the user's code: name the row it stumbled on
+            except (Exception, SystemExit) as error:  # the user's code: name the row
                 raise UserError(
                     f"{where}: the adapter raised {type(error).__name__}: {error}"
                 ) from error
@@ -93,10 +93,10 @@ class RowText:
 
 
 def bounded(text: str, where: str) -> str:
-    """The text, if it is short enough for a document: a tokenizer needs hundreds of bytes a token.
+    """The text, if it is short enough: a tokenizer needs hundreds of bytes per token.
 
     Raises:
-        UserError: it is longer.
+        UserError: it is too long.
     """
     if len(text) > LONGEST_DOCUMENT:
         raise UserError(
@@ -107,7 +107,7 @@ def bounded(text: str, where: str) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which UTF-8 cannot hold: it becomes U+FFFD."""
+    """The text with U+FFFD for half surrogate pairs, which JSON can hold and UTF-8 cannot."""
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -146,7 +146,7 @@ def load_adapter(module: str) -> tuple[Adapt, str]:
             finally:
                 sys.path.pop(0)
             source = given.read_bytes(loaded.__file__ or "")
-    except (Exception, SystemExit) as error:  # it is the user's code, which can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise UserError(f"{failure}: {type(error).__name__}: {error}") from error
     adapt = getattr(loaded, "adapt", None)
     if not callable(adapt):

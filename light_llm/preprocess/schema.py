@@ -1,4 +1,4 @@
-"""The columns of a shard: what llm-preprocess writes, and what training reads of it."""
+"""The columns of a shard: what llm-preprocess writes, and what training reads."""
 
 from __future__ import annotations
 

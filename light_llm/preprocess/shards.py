@@ -1,4 +1,4 @@
-"""Shards: parquet files of tokenized documents, each there whole or not at all."""
+"""Shards: parquet files of tokenized documents, each written atomically."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Shard:
         """From the JSON of a journal or a manifest, which anybody may have written.
 
         Raises:
-            ValueError: its file is not where a run puts shards, or a number is negative or none.
+            ValueError: its file is not where a run puts shards, or a count is below 0 or no number.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(row, dict) or sorted(row) != sorted(names):
@@ -58,7 +58,7 @@ class Shard:
 
 
 def is_shard_file(text: Any) -> bool:
-    """Whether a run writes shards of that name: train/shard_00000.parquet, PART/val/…"""
+    """Whether a run writes shards with this name: train/shard_00000.parquet, PART/val/…"""
     return isinstance(text, str) and _FILE.fullmatch(text) is not None
 
 
@@ -69,7 +69,7 @@ def sha256(path: Path) -> str:
 
 
 def counts(path: Path) -> tuple[int, int]:
-    """The documents and tokens in a shard that was written here, by its column of lengths.
+    """How many documents and tokens a shard holds, by its column of lengths.
 
     Raises:
         UserError: it cannot be read.
@@ -91,8 +91,8 @@ def counts(path: Path) -> tuple[int, int]:
 class ShardWriter:
     """Writes documents to root/part/shard_00000.parquet, shard_00001.parquet, …
 
-    A shard has at most `shard_size` tokens, or one document that is longer: ask `fits`, and `close`
-    it if not. Equal documents in equal order give equal bytes.
+    A shard has at most `shard_size` tokens, or one longer document: ask `fits`, and `close` the
+    shard if it is false. Equal documents in equal order give equal bytes.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ShardWriter:
     ):
         """
         Args:
-            number: of the first shard to write.
+            number: the first shard's number.
             check: called before a file is made; raises if `root` is no longer ours.
         """
         self.root = root
@@ -123,7 +123,7 @@ class ShardWriter:
         self._documents = self._tokens = self._characters = 0
 
     def fits(self, tokens: int) -> bool:
-        """Whether the open shard has room for a document of so many."""
+        """Whether the open shard has room for a document of `tokens` tokens."""
         return not self._documents or self._tokens + tokens <= self.shard_size
 
     def add(self, source: str, text: str, tokens: np.ndarray) -> None:
@@ -136,7 +136,7 @@ class ShardWriter:
             self._write_row_group()
 
     def close(self) -> Shard | None:
-        """Complete the open shard and bring it to disk under its name. None: it has no document."""
+        """Complete the open shard and move it to its name, on disk. None: it has no documents."""
         if self._rows:
             self._write_row_group()
         if self._writer is None or self._file is None:
@@ -148,7 +148,7 @@ class ShardWriter:
         temporary = path.with_name(path.name + TEMPORARY)
         sync(temporary)
         temporary.rename(path)
-        for folder in (path.parent, *path.parent.parents):  # a new folder is a name in its own
+        for folder in (path.parent, *path.parent.parents):  # a new folder is an entry of its parent
             sync(folder)
             if folder == self.root:
                 break
@@ -192,7 +192,7 @@ class ShardWriter:
         self._check()
         path = self._path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # pyarrow takes names in UTF-8 alone, and an open file whatever its name
+        # pyarrow needs names in UTF-8, but takes an open file with any name
         self._file = create(path.with_name(path.name + TEMPORARY))
         return pq.ParquetWriter(
             self._file,

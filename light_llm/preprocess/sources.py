@@ -21,10 +21,10 @@ from light_llm.preprocess.rows import RowText, bounded
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PIECE_CHARS = 2**20
 LONGEST_LINE = 64 * 2**20
-"""Bytes: a small compressed file can hold a line of any length, and a line is read whole."""
+"""Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
 BATCH = 256
 BATCH_BYTES = 2**30
-"""Rows of parquet that are read at once, and what they may come to."""
+"""Most parquet rows, and most bytes, that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Document:
 
 
 def printable(path: Path) -> str:
-    """The path as text that UTF-8 can hold, whatever bytes the file system has."""
+    """The path as valid UTF-8 text, for any bytes in the file system."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def has_rows(path: Path) -> bool:
-    """Whether `read_file` takes it for rows with columns."""
+    """Whether `read_file` reads it as rows with columns."""
     return path.name.lower().endswith((*JSON_LINES, ".parquet"))
 
 
 def read_file(path: Path, rows: RowText) -> Iterator[Document]:
-    """The documents of a file, by what its ending says it is.
+    """The documents of a file, read by its ending.
 
     Raises:
-        NotText: a text file that holds something else; before its first document.
-        UserError: it cannot be read, or is not what its ending says; names the line or row.
+        NotText: a text file holds something else; raised before its first document.
+        UserError: it cannot be read, or does not match its ending; names the line or row.
     """
     name = path.name.lower()
     try:
@@ -65,16 +65,16 @@ def read_file(path: Path, rows: RowText) -> Iterator[Document]:
 
 
 class NotText(Exception):
-    """A file that holds something else than UTF-8 text."""
+    """A file that does not hold UTF-8 text."""
 
 
 def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
     """One document; a file beyond `piece_chars` comes in pieces of about that, cut at line ends.
 
-    Memory is the reason: while it works, a tokenizer holds 400 bytes per token of a document.
+    This saves memory: a working tokenizer holds 400 bytes per token of a document.
 
     Raises:
-        NotText: before the first document, wherever in the file the reason is.
+        NotText: raised before the first document, even if the reason is at the file's end.
     """
     source = printable(path)
     if path.stat().st_size <= piece_chars:
@@ -137,7 +137,7 @@ def _row(line: bytes, where: str) -> dict:
     except (
         ValueError,
         RecursionError,
-    ) as error:  # the latter: brackets in brackets, thousands deep
+    ) as error:  # the latter: thousands of nested brackets
         raise UserError(f"{where}: is not a line of JSON in UTF-8: {error}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: is JSON, but not an object with the text in it")

@@ -1,4 +1,4 @@
-"""Which texts are held out."""
+"""The split into train and val: which texts are held out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Split:
-    """Held out are the texts whose hash is in the lowest `fraction` of all hashes.
+    """Texts whose hash is in the lowest `fraction` of all hashes are held out.
 
-    So a text's side depends on nothing but the text, with one exception: in a small corpus, whose
-    lowest and highest hash are known, if all texts would be on one side, the text with the lowest
-    (if none is in val) or the highest (if none is in train) moves to the other. A corpus of one
+    So a text's side depends only on the text, with one exception. In a small corpus the lowest and
+    the highest hash are known; if all its texts would be on one side, the text with the lowest hash
+    (if val is empty) or the highest (if train is empty) moves to the other. A corpus with one
     distinct text is all train.
     """
 
@@ -27,7 +27,7 @@ class Split:
         """From the JSON of a journal, which anybody may have written.
 
         Raises:
-            ValueError: it is no split.
+            ValueError: it is not a split.
         """
         split = cls(**row)
         hashes = (split.lowest, split.highest)
@@ -54,5 +54,5 @@ def split_of_all(fraction: float, texts: Iterable[str]) -> Split:
 
 
 def text_hash(text: str) -> int:
-    """Evenly spread over 0 .. 2^64 - 1, the same on every machine."""
+    """A hash in 0 .. 2^64 - 1, evenly distributed and the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,8 +1,8 @@
-"""The stage: a folder that this program made, told from one that it did not make.
+"""The stage: how a folder that this program made is recognised.
 
-A stage is emptied at the end of a run, so a folder must be known for one first: it carries a mark
-that is written when it is made. The stages of versions before the mark are known by what they hold,
-which is nothing but what a run writes.
+A stage is emptied at the end of a run, so it must be recognised first: it carries a mark, written
+when it is made. A stage from a version before the mark is recognised by its content, which is only
+what a run writes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FOLDERS = (NEW, OLD, LOADED)
 
 
 def check_stage(stage: Path) -> None:
-    """Before anything is written in the folder `stage`, or deleted there.
+    """Check the folder `stage` before anything is written or deleted there.
 
-    The lock is not looked at where there is a mark: whoever opens it follows no link.
+    With a mark the lock is not checked: it is opened without following links.
 
     Raises:
-        UserError: something in it has the name of a file or folder of ours and is of another kind,
-            a link among others; or there is no mark, and something that no run wrote.
+        UserError: something in it has one of our names but another kind (a link, for example); or
+            there is no mark, and something that no run wrote.
     """
     marked = is_marked(stage)
     for path in sorted(stage.iterdir()):
@@ -51,9 +51,9 @@ def check_stage(stage: Path) -> None:
             for below in _walk(path):
                 _check_kind(below, stage, is_folder=below.is_dir() and not below.is_symlink())
                 if not marked and not below.is_dir() and not _is_ours(below.relative_to(stage)):
-                    _refuse(below, stage, "is no file of a run")
+                    _refuse(below, stage, "is not a file of a run")
         elif not marked:
-            _refuse(path, stage, "is no file of a run")
+            _refuse(path, stage, "is not a file of a run")
 
 
 def is_marked(stage: Path) -> bool:
@@ -67,7 +67,7 @@ def is_marked(stage: Path) -> bool:
 
 
 def mark(stage: Path) -> None:
-    """From now on the folder is ours, to be emptied."""
+    """Mark the folder as ours, so that it may be emptied."""
     if not is_marked(stage):
         with create(stage / MARK) as file:
             file.write(MARK_TEXT)
@@ -80,7 +80,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a run writes a file of that name, as seen from its stage."""
+    """Whether a run writes a file with this path, relative to its stage."""
     if path.parts[0] == LOADED:
         return len(path.parts) == 2 and path.name in TOKENIZER_NAMES
     if path.parts[1] == TOKENIZER:

@@ -1,4 +1,4 @@
-"""What a run wrote, in numbers."""
+"""The numbers of what a run wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from light_llm.preprocess.shards import Shard
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What went into train, or val, of one corpus."""
+    """The numbers of one corpus's train or val."""
 
     documents: int
     characters: int
@@ -25,10 +25,10 @@ class Side:
 @dataclasses.dataclass(frozen=True)
 class Summary:
     parts: dict[str, tuple[Side, Side]]
-    """Train and val of each corpus, by its subfolder; "" where there is one corpus only."""
+    """Train and val of each corpus, by its subfolder; "" if there is only one corpus."""
     vocab_size: int
     unigram_entropy: float
-    """Nats per token, of val; of train where there is no val."""
+    """Nats per token, of val, or of train if there is no val."""
     tokenizer: Path
 
     @property
@@ -47,10 +47,10 @@ def summarize(
     vocab_size: int,
     folder: Path,
 ) -> Summary:
-    """Of `shards`, which are below `folder` and will be, or are, in `output`.
+    """The summary of `shards`, which are below `folder` and will be, or are, in `output`.
 
     Args:
-        names: of the subfolders, one a corpus; "" for the output itself.
+        names: the corpora's subfolders; "" for the output itself.
     """
     parts = {}
     files: dict[str, list[Path]] = {"train": [], "val": []}

@@ -24,12 +24,12 @@ from light_llm.tokenizer import (
     train_char,
 )
 
-# The trainer takes 256 texts at a time, with some thirty bytes a character.
+# The trainer takes 256 texts at a time, with about thirty bytes per character.
 PIECE_CHARS = 2**18
 
 
 def train_tokenizer(config: PreprocessConfig, corpora: Sequence[Corpus]) -> Tokenizer:
-    """The kind that `config` says, trained on all corpora together."""
+    """Train the kind of tokenizer that `config` names on all corpora together."""
     if config.tokenizer == "char":
         return train_char(_texts(doc for corpus in corpora for doc in corpus.documents()))
     characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
@@ -48,7 +48,7 @@ def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
     """The tokenizer at tokenizer_path.
 
     Raises:
-        UserError: there is none, or it is of another kind than `config` says.
+        UserError: there is none, or its kind is not the one that `config` names.
     """
     tokenizer = load_tokenizer(path)
     is_char = isinstance(tokenizer, CharTokenizer)
@@ -75,7 +75,7 @@ def _texts(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """The text, cut at line ends into what the trainer holds many of."""
+    """The text, cut at line ends into pieces small enough for the trainer."""
     start = 0
     while len(text) - start > PIECE_CHARS:
         end = text.find("\n", start + PIECE_CHARS) + 1 or len(text)

@@ -1,4 +1,4 @@
-"""Whether Hugging Face can be reached, and how it is left alone."""
+"""Whether the Hugging Face hub can be reached, and how to use its libraries offline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ SECONDS = 5.0
 
 
 def reachable() -> bool:
-    """Whether the hub answers, with whatever status. Proxies and HF_ENDPOINT are respected.
+    """Whether the hub answers, with any status. Proxies and HF_ENDPOINT are respected.
 
-    Asked quickly: the hub's own libraries try for a minute.
+    The timeout is short: the hub's own libraries try for a minute.
     """
     from huggingface_hub import constants, get_session
 
@@ -26,9 +26,9 @@ def reachable() -> bool:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Around a library of the hub that reads local files: it asks the hub nothing.
+    """Around a hub library that reads local files: it sends the hub no request.
 
-    Told by an argument that files are local, it fetches none, and yet asks for its statistics.
+    Its argument for local files stops downloads, but not a request for its statistics.
     """
     from huggingface_hub import constants
 

@@ -1,7 +1,7 @@
 """The kinds of tokenizer behind one interface, and training the two that can be trained here.
 
 `encode` adds no special tokens unless asked, and in the tokenizers that are trained here a document
-that spells out `<|endoftext|>` gets the tokens of those letters, not an end.
+that contains the text `<|endoftext|>` gets the tokens of these letters, not the end mark.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNKNOWN_CHAR = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer(Protocol):
-    """Text <-> ids. Ids are 0 .. vocab_size - 1; an id that stands for nothing decodes to ""."""
+    """Text <-> ids. Ids are 0 .. vocab_size - 1; an unused id decodes to ""."""
 
     @property
     def vocab_size(self) -> int:
@@ -67,7 +67,7 @@ class SubwordTokenizer:
         companions: dict[str, str] | None = None,
     ):
         """`companions`: names and texts of the files that `save` puts beside tokenizer.json."""
-        backend.no_truncation()  # some saved files cut or pad every text; a shard must not
+        backend.no_truncation()  # some saved tokenizers cut or pad every text; a shard must not
         backend.no_padding()
         self.backend = backend
         self.eos_id: int | None = backend.token_to_id(eos_token) if eos_token else None
@@ -78,7 +78,7 @@ class SubwordTokenizer:
             for token in (bos_token, eos_token)
             if token and backend.token_to_id(token) is None
         ]
-        """Marks that are named, and that the vocabulary has no id for."""
+        """Named marks that have no id in the vocabulary."""
         self._companions = companions or {}
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -114,14 +114,14 @@ class CharTokenizer:
     eos_id: int | None = 1
 
     def __init__(self, characters: str):
-        """`characters`: those with an id of their own, from 2 on, in this order."""
+        """`characters`: the known ones; their ids start at 2, in this order."""
         self.characters = characters
         self.vocab_size: int = 2 + len(characters)
         self._pieces = [UNKNOWN_CHAR, END_OF_TEXT, *characters]
         self._ids = {character: id for id, character in enumerate(characters, start=2)}
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """There is nothing to add, whatever `add_special_tokens` says."""
+        """There are no special tokens to add, so `add_special_tokens` has no effect."""
         return [self._ids.get(character, 0) for character in text]
 
     def encode_batch(
@@ -171,7 +171,7 @@ class PythonTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> SubwordTokenizer:
-    """Train a byte-level BPE as GPT-2's: every text survives encode and decode exactly.
+    """Train a byte-level BPE like GPT-2's: every text survives encode and decode exactly.
 
     `<|endoftext|>` is id 0, the 256 bytes follow, then the merges of pairs that occur at least
     `min_frequency` times; a small text may give fewer than `vocab_size` ids. Texts are read once

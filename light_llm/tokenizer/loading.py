@@ -24,7 +24,7 @@ from light_llm.tokenizer.kinds import (
 if TYPE_CHECKING:
     import tokenizers
 
-# What transformers keeps beside tokenizer.json; copied as they are, chat templates included.
+# Files that transformers keeps beside tokenizer.json; copied unchanged, with chat templates.
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # A folder without tokenizer.json is a tokenizer to transformers if it has one of these.
 _LEGACY_FILES = (
@@ -48,15 +48,15 @@ def load_tokenizer(path: str | Path, *, fetch: bool = True) -> Tokenizer:
 
     A folder's `tokenizer.json` is taken as it is; its first and last tokens are those that
     `tokenizer_config.json` names or, without one, special tokens with a usual name (`</s>`, …).
-    No code that lies in the folder or on the hub is ever run.
+    No code from the folder or the hub is ever run.
 
     Args:
-        fetch: whether a hub name may be downloaded; else it is looked for in the hub's cache. Pass
-            True only for a name that the user gave, never for one that came in a file of others.
+        fetch: whether a hub name may be downloaded; else only the hub's cache is searched. Pass
+            True only for a name that the user gave, never for one from somebody else's file.
 
     Raises:
-        UserError: `path` is neither; says what was looked for. A file that is no regular file, is
-            too large, or a link that leads out of the folder.
+        UserError: `path` is not a tokenizer; the message says what was looked for. A file is not
+            regular or is too large, or a link leads out of the folder.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -73,8 +73,8 @@ def load_tokenizer(path: str | Path, *, fetch: bool = True) -> Tokenizer:
     where = "Hugging Face gave no" if fetch else "the cache of Hugging Face holds no"
     return _load_pretrained(
         str(path),
-        f"{path}: is no file or folder here (looked from {Path.cwd()}), and {where} tokenizer of "
-        "this name",
+        f"{path}: there is no such file or folder here (looked from {Path.cwd()}), and {where} "
+        "tokenizer with this name",
         fetch,
     )
 
@@ -85,7 +85,7 @@ def _load_folder(folder: Path) -> Tokenizer:
             _check_link(folder / name, folder)
             return _load_file(folder / name)
     if any((folder / name).exists() for name in _LEGACY_FILES):
-        for parent, folders, files in os.walk(folder):  # transformers reads what it likes of them
+        for parent, folders, files in os.walk(folder):  # transformers may read any of them
             for name in folders + files:
                 _check_link(Path(parent, name), folder)
             for name in files:
@@ -196,6 +196,6 @@ def _load_pretrained(name: str, failure: str, fetch: bool) -> Tokenizer:
         inner = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     if not inner.is_fast:
         return PythonTokenizer(inner)
-    with tempfile.TemporaryDirectory() as folder:  # its files are its whole definition
+    with tempfile.TemporaryDirectory() as folder:  # its files define it completely
         inner.save_pretrained(folder)
         return _load_folder(Path(folder))

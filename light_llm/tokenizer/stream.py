@@ -6,16 +6,16 @@ from light_llm.tokenizer.kinds import UNKNOWN_CHAR, Tokenizer
 
 
 class StreamDecoder:
-    """Decodes ids as they come, never a part of a character.
+    """Decodes ids one by one, and never gives a part of a character.
 
-    The pieces of all `add` calls and the `flush` joined are what `decode` gives for all the ids.
+    The pieces of all `add` calls and of `flush`, joined, equal `decode` of all the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        # Decoders look at what precedes (SentencePiece drops a leading space), so the ids of the
-        # last piece stay as context for the next.
+        # A decoder depends on the ids before (SentencePiece drops a leading space), so the ids of
+        # the last piece stay as context for the next.
         self._context: list[int] = []
         self._pending: list[int] = []
 
@@ -30,7 +30,7 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """What is left; a character that was cut off comes as U+FFFD. The decoder starts afresh."""
+        """The rest of the text, with U+FFFD for an incomplete character; resets the decoder."""
         piece = self._piece()
         self._context, self._pending = [], []
         return piece

@@ -91,7 +91,7 @@ def test_from_torch_gives_the_state_of_the_model(case):
     ]
 
 
-def test_nested_dicts_of_arrays_will_do():
+def test_nested_dicts_of_arrays_are_accepted():
     ref = reference(UNTIED)
     pure = nnx.to_pure_dict(from_torch(ref.weights, ref.cfg))
     for tree in (pure, jax.tree.map(np.asarray, pure)):
@@ -99,7 +99,7 @@ def test_nested_dicts_of_arrays_will_do():
         assert all(np.array_equal(back[key], ref.weights[key]) for key in ref.weights)
 
 
-def test_linear_weights_turn_and_nothing_else_does():
+def test_only_linear_weights_are_transposed():
     ref = reference(UNTIED)
     params = from_torch(ref.weights, ref.cfg)
     flat = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
@@ -111,15 +111,15 @@ def test_linear_weights_turn_and_nothing_else_does():
 
 
 @pytest.mark.parametrize("case", [TIED, UNTIED])
-def test_a_state_dict_is_memory_of_its_own(case):
-    """Contiguous (safetensors ignores strides) and writable, without an overlap with anything."""
+def test_a_state_dict_has_its_own_memory(case):
+    """It is contiguous (safetensors ignores strides) and writable, and overlaps nothing else."""
     ref = reference(case)
     params = from_torch(ref.weights, ref.cfg)
     state_dict = to_torch(params, ref.cfg)
     for key, value in state_dict.items():
         assert value.flags.c_contiguous, key
         assert value.flags.writeable, key
-        value += 1  # reaches neither the parameters nor another key
+        value += 1  # changes neither the parameters nor another key
     for key, value in to_torch(params, ref.cfg).items():
         np.testing.assert_array_equal(value, ref.weights[key], err_msg=key)
         np.testing.assert_array_equal(state_dict[key], value + 1, err_msg=key)
@@ -138,7 +138,7 @@ def test_parameters_do_not_follow_their_source():
         np.testing.assert_array_equal(value, ref.weights[key], err_msg=key)
 
 
-def test_a_state_dict_of_views_is_written_as_what_it_shows(tmp_path):
+def test_a_state_dict_of_views_is_written_with_its_values(tmp_path):
     """PyTorch's `weight.T` of a JAX kernel is a view; what lands in a file must be its rows."""
     ref = reference(UNTIED)
     views = {
@@ -169,7 +169,7 @@ def test_any_float_becomes_float32_exactly(dtype, tmp_path):
             np.testing.assert_array_equal(value, rounded[key].float().numpy(), err_msg=key)
 
 
-def test_all_that_does_not_fit_is_in_one_message():
+def test_every_key_that_does_not_fit_is_in_one_message():
     ref = reference(TIED)
     broken = dict(ref.weights)
     del broken["final_norm.weight"], broken["layers.1.ffn.up_proj.weight"]
@@ -185,7 +185,7 @@ def test_all_that_does_not_fit_is_in_one_message():
     ]
 
 
-def test_all_parameters_that_do_not_fit_are_in_one_message():
+def test_every_parameter_that_does_not_fit_is_in_one_message():
     ref = reference(TIED)
     tree = nnx.to_pure_dict(from_torch(ref.weights, ref.cfg))
     del tree["layers"][0]["norm1"], tree["tok_emb"]

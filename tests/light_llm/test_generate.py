@@ -61,7 +61,7 @@ def test_it_ends_before_eos():
 
 
 def test_a_row_is_written_as_if_it_were_alone():
-    """Each draws for itself and ends for itself; a row that has ended gives None."""
+    """Each row draws and ends independently; a row that has ended gives None."""
     model = lively(tiny(max_seq_len=16))
     alone = written(model, PROMPT, 30, seed=5)
     rows = list(generate_batch(model, RAGGED, Sampling(30, seed=5)))
@@ -78,7 +78,7 @@ def test_it_ends_when_max_seq_len_is_full():
     assert len(written(model, PROMPT, 100, seed=0)) == 9 - len(PROMPT)
 
 
-def test_dropout_is_off_meanwhile_and_the_mode_is_restored():
+def test_dropout_is_off_during_generation_and_the_mode_is_restored():
     model = lively(tiny(dropout=0.5)).train()
     ids = written(model, PROMPT, 9, temperature=0)
     assert model.training

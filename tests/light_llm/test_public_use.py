@@ -38,7 +38,7 @@ def test_train_says_how_it_ended(trained):
 
 
 def test_the_docs_lines_write_what_llm_run_writes(trained, capsys):
-    """The block of docs/run.md, word for word but for its paths."""
+    """The block of docs/run.md, word for word except its paths."""
     result, tokenizer = trained
     page = (Path(__file__).parents[2] / "docs/run.md").read_text()
     (recipe,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "generate_text" in b]

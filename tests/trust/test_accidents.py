@@ -37,7 +37,7 @@ from light_llm.errors import UserError
 from light_llm.tokenizer import train_char
 
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-PROMPTLY = 10  # seconds: a tiny save on a busy machine, where what would be waited for takes longer
+PROMPTLY = 10  # seconds: a tiny save on a busy machine; a wait would take longer
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def started(config: Path, *args: str, under: str = ":") -> Iterator[subprocess.P
 
 @contextmanager
 def both(runs: list[subprocess.Popen[str]]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes of one run, killed likewise."""
+    """The processes of one run, killed in the same way."""
     try:
         yield runs
     finally:
@@ -72,13 +72,13 @@ def both(runs: list[subprocess.Popen[str]]) -> Iterator[list[subprocess.Popen[st
 
 
 def until(run: subprocess.Popen[str], begin: str) -> list[str]:
-    """What it told, up to the line that begins so."""
-    told = []
+    """Its lines on stderr, up to the first that begins like this."""
+    lines = []
     for line in run.stderr:  # type: ignore[union-attr]
-        told.append(line)
+        lines.append(line)
         if line.startswith(begin):
-            return told
-    raise AssertionError("".join(told))
+            return lines
+    raise AssertionError("".join(lines))
 
 
 def ended_promptly(run: subprocess.Popen[str]) -> int:
@@ -103,8 +103,8 @@ def test_a_signal_while_it_compiles_ends_it_at_once(tmp_path, monkeypatch, numbe
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_before_the_first_step_is_a_callers_own_affair(tmp_path, monkeypatch):
-    """From Python: KeyboardInterrupt, as anywhere; a notebook lives on."""
+def test_ctrl_c_before_the_first_step_is_raised_to_a_caller(tmp_path, monkeypatch):
+    """From Python it is KeyboardInterrupt, as usual, so a notebook continues."""
     config = write_config(tmp_path / "c.yaml", checkpoint_dir=str(tmp_path / "out"))
     monkeypatch.setattr(loop, "compile_steps", lambda run: os.kill(os.getpid(), INT))
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,7 @@ def long_validation(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_evaluation_is_left_and_made_up_for(tmp_path, processes):
+def test_an_interrupted_evaluation_is_done_on_resume(tmp_path, processes):
     changes = {"val_data": long_validation(tmp_path / "val"), "eval_every": 2, "save_every": 99}
     config = write_config(
         tmp_path / "c.yaml", mesh={"data": 1, "fsdp": processes}, eval_steps=10**6, **changes
@@ -143,7 +143,7 @@ def test_an_evaluation_is_left_and_made_up_for(tmp_path, processes):
     with both(start_processes(config, count=processes)) as runs:
         until(runs[0], "step 2/")
         time.sleep(0.5)
-        runs[-1].send_signal(TERM)  # the others hear of it
+        runs[-1].send_signal(TERM)  # the other processes learn of it
         assert [ended_promptly(run) for run in runs] == [143] * processes
     out = tmp_path / "out"
     assert layout.tags(out) == ["step0000002"]
@@ -159,10 +159,10 @@ def test_an_evaluation_is_left_and_made_up_for(tmp_path, processes):
 
 
 @pytest.mark.parametrize("at", [3, 6])
-def test_a_run_whose_evaluations_are_left_has_the_results_of_one_that_was_not(
+def test_a_run_with_interrupted_evaluations_has_the_results_of_one_without(
     tmp_path, monkeypatch, at
 ):
-    """At the last step too; and where the resume's first evaluation is left as well."""
+    """At the last step too, and if the resume's first evaluation is also interrupted."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run_config(write_config(tmp_path / "w.yaml", checkpoint_dir=str(whole))) == 0
     config = write_config(tmp_path / "c.yaml", checkpoint_dir=str(out))
@@ -219,7 +219,7 @@ def test_a_signal_while_a_step_is_saved_makes_no_further_step(tmp_path, monkeypa
 
 
 FULL = 2**20
-"""Bytes of a file: in place of a full disk, a limit that a checkpoint keeps and a log does not."""
+"""Bytes of a file: a limit instead of a full disk; a checkpoint fits in it, a log does not."""
 
 
 def nearly_full(folder: Path, **changes: object) -> Path:
@@ -236,11 +236,11 @@ def nearly_full(folder: Path, **changes: object) -> Path:
 def test_a_disk_that_is_full_at_a_line_of_the_metrics_costs_no_step(tmp_path):
     config, out = nearly_full(tmp_path), tmp_path / "out"
     with started(config, "--resume", "auto", under=f"ulimit -f {FULL // 1024}") as run:
-        told = run.communicate(timeout=120)[1]
-    assert run.returncode == 2, told
+        stderr = run.communicate(timeout=120)[1]
+    assert run.returncode == 2, stderr
     path = out / "metrics.jsonl"
-    assert f"llm-train: {path}: cannot be written (File too large); make room" in told
-    assert "Traceback" not in told
+    assert f"llm-train: {path}: cannot be written (File too large); make room" in stderr
+    assert "Traceback" not in stderr
     lines = path.read_text()
     assert lines.endswith("}\n")  # no line is cut short
     last = json.loads(lines.splitlines()[-1])["step"]
@@ -254,14 +254,14 @@ def test_a_log_that_fails_on_one_host_ends_all_after_the_same_step(tmp_path):
     with both(start_processes(config, "--resume", "auto")) as runs:
         until(runs[0], "checkpoints")
         resource.prlimit(runs[0].pid, resource.RLIMIT_FSIZE, (FULL, FULL))
-        told = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [2, 2], told
-    assert "metrics.jsonl: cannot be written (File too large)" in told[0]
-    assert "process 0 stopped; its message says why" in told[1]
+        stderrs = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [2, 2], stderrs
+    assert "metrics.jsonl: cannot be written (File too large)" in stderrs[0]
+    assert "process 0 stopped; its message says why" in stderrs[1]
     assert len(set(layout.tags(out)) - {"final", "step0000002"}) == 1
 
 
-def test_where_the_checkpoint_does_not_fit_either_both_are_told(tmp_path, monkeypatch):
+def test_if_the_checkpoint_does_not_fit_either_both_are_reported(tmp_path, monkeypatch):
     config = write_config(tmp_path / "c.yaml", checkpoint_dir=str(tmp_path / "out"), save_every=2)
 
     def full(file, values):
@@ -284,7 +284,7 @@ def test_where_the_checkpoint_does_not_fit_either_both_are_told(tmp_path, monkey
 
 @pytest.mark.parametrize("fails_at", ["train/loss", "val/loss"])
 def test_what_was_trained_is_kept_when_weights_and_biases_fails(tmp_path, monkeypatch, fails_at):
-    """All lines are in metrics.jsonl, and a failed line of validation is told to W&B again."""
+    """All lines are in metrics.jsonl, and a failed line of validation is sent to W&B again."""
     logged = []
 
     def log(values):
@@ -303,8 +303,8 @@ def test_what_was_trained_is_kept_when_weights_and_biases_fails(tmp_path, monkey
     config = write_config(
         tmp_path / "c.yaml", checkpoint_dir=str(out), use_wandb=True, save_every=99
     )
-    told = r"Weights & Biases failed \(ConnectionError: the service has ended\)"
-    with pytest.raises(UserError, match=told):
+    message = r"Weights & Biases failed \(ConnectionError: the service has ended\)"
+    with pytest.raises(UserError, match=message):
         run_config(config)
     assert layout.tags(out) == ["best", "step0000003"]
     assert run_config(config, "auto") == 0
@@ -336,10 +336,10 @@ def test_out_of_memory_in_the_step_is_a_message(tmp_path):
     """A batch of 15 GiB of activations in an address space of 8."""
     config = write_config(tmp_path / "c.yaml", batch_size=100_000, val_data=...)
     with started(config, under=f"ulimit -v {8 * 2**20}") as run:
-        told = run.communicate(timeout=120)[1]
-    assert run.returncode == 2, told
-    assert "llm-train: training: out of memory (" in told
-    assert "Traceback" not in told
+        stderr = run.communicate(timeout=120)[1]
+    assert run.returncode == 2, stderr
+    assert "llm-train: training: out of memory (" in stderr
+    assert "Traceback" not in stderr
 
 
 # Positions that were never trained
@@ -349,8 +349,8 @@ def test_learned_positions_that_no_window_reaches_are_a_warning(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     learned = {"positional": {"encoding": "learned"}, "max_seq_len": 24}
     run_config(write_config(tmp_path / "c.yaml", num_steps=1, model=learned, val_data=...))
-    (told,) = [str(warning.message) for warning in recwarn if "seq_len" in str(warning.message)]
-    assert told.startswith("seq_len=16 trains positions 0 to 15 alone; the other 8 learned ones")
+    (text,) = [str(warning.message) for warning in recwarn if "seq_len" in str(warning.message)]
+    assert text.startswith("seq_len=16 trains positions 0 to 15 alone; the other 8 learned ones")
 
 
 def test_other_positions_are_a_line_of_the_summary(tmp_path, monkeypatch, capsys):
@@ -369,7 +369,7 @@ def test_llm_run_says_once_that_it_passes_the_windows_of_the_training(tmp_path, 
     changes = {"num_steps": 1, "val_data": ..., "tokenizer_path": "tokenizer"}
     run_config(write_config(tmp_path / "c.yaml", **changes))
     flags = ("--checkpoint", "out/final", "--interactive", "--max-tokens", 1)
-    told = "the model was trained on windows of seq_len=16 tokens"
+    message = "the model was trained on windows of seq_len=16 tokens"
     short, long = "the\n", f"{'the ' * 5}\n"
-    assert told not in call(llm_run.main, *flags, input=short).stderr
-    assert call(llm_run.main, *flags, input=short + long * 2).stderr.count(told) == 1
+    assert message not in call(llm_run.main, *flags, input=short).stderr
+    assert call(llm_run.main, *flags, input=short + long * 2).stderr.count(message) == 1

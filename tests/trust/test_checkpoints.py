@@ -1,5 +1,5 @@
-"""A checkpoint folder is given, shared, moved and swapped: nothing foreign is deleted, nothing that
-is given is believed, and what is committed can be resumed."""
+"""Checkpoint folders that are foreign, shared, moved or swapped: nothing foreign is deleted, no
+claim is believed, and what is committed can be resumed."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_moved_folder_resumes(here, monkeypatch):
     old = {"generation": 2, "resumed": str(here / "moved/step0000001")}  # of an older version
     Path("moved/.resumed.json").write_text(json.dumps(old))
     assert store.find("auto", Path("moved")).step == 1
-    for text, told in (
+    for text, message in (
         (json.dumps(old | {"resumed": str(here / "out/step0000001")}), "not in this folder"),
         (
             json.dumps({"generation": 2, "run": "r", "resumed": "../out/final"}),
@@ -150,7 +150,7 @@ def test_a_moved_folder_resumes(here, monkeypatch):
         ("{}", "damaged"),
     ):
         Path("moved/.resumed.json").write_text(text)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             store.find("auto", Path("moved"))
 
 
@@ -190,7 +190,7 @@ def test_what_is_foreign_and_in_the_way_is_named(here, name):
 
 
 def test_retention_deletes_no_tag_of_another_run(here):
-    """It was copied in while the run was under way; nor is its `best` replaced."""
+    """It was copied in during the run; its `best` is not replaced either."""
     made, (values, host) = saver("mixed", keep_last_n=1)
     made.save(["step0000003"], values, host)
     made.wait()
@@ -212,7 +212,7 @@ def test_retention_deletes_no_tag_of_another_run(here):
 
 
 def test_what_an_older_version_left_is_recovered(here):
-    """Its staging folders had no mark: one that was committed tells its run by its config.json."""
+    """Its staging folders had no mark: a committed one names its run in its config.json."""
     out = Path("out")
     run = json.loads((out / "final.config.json").read_text())["checkpoint"]["run"]
     committed = out / ".final.committed"
@@ -224,7 +224,7 @@ def test_what_an_older_version_left_is_recovered(here):
     protocol.recover(out, run)
     assert not committed.exists()
     layout.verify(layout.read_checkpoint(out / "final"))
-    (out / ".step0000005.committed").mkdir()  # all moved, and the folder was left
+    (out / ".step0000005.committed").mkdir()  # all files moved, and the folder stayed
     (out / ".step0000002.deleting").write_bytes((out / "step0000002.config.json").read_bytes())
     (out / "step0000002.config.json").unlink()
     protocol.recover(out, run)
@@ -250,7 +250,7 @@ def unlocked() -> None:
 
 
 def replaced() -> None:
-    """The lock is the very file, and the folder another."""
+    """The lock is the same file, but the folder is another."""
     Path("run").rename("aside")
     Path("run").mkdir()
     os.link("aside/.lock", "run/.lock")
@@ -278,7 +278,7 @@ def test_a_folder_that_is_no_longer_the_one_is_not_written(here, accident):
 # ------------------------------------------------------------------------ nothing given is believed
 
 
-def test_members_are_files_of_their_own(here):
+def test_members_are_regular_files(here):
     """A FIFO does not hang, and no link is followed out of a state."""
     for name, use in (
         ("final.safetensors", lambda: load_transformer("out/final")),
@@ -304,7 +304,7 @@ def test_members_are_files_of_their_own(here):
 
 
 def test_an_unreadable_state_is_a_message(here):
-    """Whatever class of error orbax and tensorstore have for it."""
+    """For every class of error in orbax and tensorstore."""
     cfg, folder = load_config("c.yaml"), Path("out/final.state")
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(
@@ -369,7 +369,7 @@ def test_no_tensor_is_read_where_the_header_does_not_match(here, monkeypatch):
             load("out/final")
 
 
-def test_weights_of_another_kind_are_named_for_what_they_are(here):
+def test_weights_in_another_format_are_named(here):
     weights = {key: torch.from_numpy(v) for key, v in load_file("out/final.safetensors").items()}
     save_torch({k: v.to(torch.float8_e4m3fn) for k, v in weights.items()}, "f8.safetensors")
     torch.save(weights, "model.pt")
@@ -377,7 +377,7 @@ def test_weights_of_another_kind_are_named_for_what_they_are(here):
     shutil.copy("model.pt", "zip.safetensors")
     Path("model.gguf").write_bytes(b"GGUF" + bytes(100))
     model = load_config("c.yaml").model
-    for name, told in {
+    for name, message in {
         "f8.safetensors": "is F8_E4M3; weights must be one of F64",
         "model.pt": "a file of torch.save, .*write its tensors to a .safetensors with",
         "model.bin": "a pickle, which is not opened here",
@@ -389,7 +389,7 @@ def test_weights_of_another_kind_are_named_for_what_they_are(here):
             lambda name=name: load_jax(name, model),
             lambda name=name: train(init_from=name, checkpoint_dir="a"),
         ):
-            with pytest.raises(UserError, match=told):
+            with pytest.raises(UserError, match=message):
                 use()
 
 
@@ -477,8 +477,8 @@ def test_the_copy_of_the_config_is_what_was_parsed(here, monkeypatch):
     assert Path("new/c.yaml").read_bytes() == text[0]
 
 
-def test_a_tag_does_not_tell_where_it_was_written(here):
-    """Of the config's own words, which the user wrote, there are none here."""
+def test_a_tag_does_not_show_where_it_was_written(here):
+    """Paths in the config, which the user wrote, are absent here."""
     cfg = json.loads(Path("out/final.config.json").read_text())
     assert cfg["train_data"] == TINY["train_data"]
     for path in Path("out").rglob("*"):

@@ -1,4 +1,4 @@
-"""No command opens a socket unasked, and a coordinator listens where it is told."""
+"""No command opens a socket unasked, and a coordinator listens only on its configured interface."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_coordinator_listens_on_the_interface_that_its_address_names(tmp_pat
 def test_an_address_of_another_machine_is_refused_with_the_variable_that_overrides(tmp_path):
     config = write_config(tmp_path / "c.yaml")
     env = os.environ | {
-        "JAX_COORDINATOR_ADDRESS": "192.0.2.1:1234",  # of no machine (RFC 5737)
+        "JAX_COORDINATOR_ADDRESS": "192.0.2.1:1234",  # on no machine (RFC 5737)
         "JAX_NUM_PROCESSES": "1",
         "JAX_PROCESS_ID": "0",
     }
@@ -85,7 +85,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-def test_of_several_addresses_the_first_of_this_machine_is_taken(monkeypatch):
+def test_the_first_address_on_this_machine_is_taken(monkeypatch):
     resolving(monkeypatch, "2001:db8::1", "192.0.2.1", "127.0.0.1")
     assert hosts._bind_address("localhost:1234") == "127.0.0.1:1234"
 
@@ -125,7 +125,7 @@ def test_a_name_without_an_address_is_a_message(host):
 
 
 def without_network() -> list[str]:
-    """The command that runs another where there is no interface at all, or [] where it cannot."""
+    """The command that runs another without any network interface, or [] if that is impossible."""
     if shutil.which("unshare") is None:
         return []
     prefix = ["unshare", "--map-root-user", "--net"]
@@ -154,7 +154,7 @@ for main, command in (
 
 
 def test_the_commands_of_the_quickstart_need_no_network(tmp_path):
-    """In a network namespace without interfaces a call would fail at once, and be seen."""
+    """In a network namespace without interfaces any connection fails at once."""
     prefix = without_network()
     if not prefix:
         pytest.skip("this machine allows no network namespace")

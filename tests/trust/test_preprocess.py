@@ -1,4 +1,4 @@
-"""llm-preprocess over what others left: nothing outside is touched, nothing foreign is deleted."""
+"""llm-preprocess on others' files: nothing outside is touched, nothing foreign is deleted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def go(text: Path, output: Path, **options: Any) -> None:
 
 
 class Killed(BaseException):
-    """As abrupt as a signal that nobody handles."""
+    """Abrupt, like an unhandled signal."""
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def stop(text: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
-    """All names below a folder; links as what they say, files as what they hold."""
+    """All names below a folder, links with their targets, files with their content."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -170,7 +170,7 @@ def test_a_stage_that_this_program_did_not_make_is_refused(text: Path, tmp_path:
     assert path.read_text() == "mine"
 
 
-def test_a_fifo_in_the_place_of_a_file_hangs_nothing(text: Path, tmp_path: Path):
+def test_a_fifo_in_place_of_a_file_does_not_hang(text: Path, tmp_path: Path):
     for name in ("lock", "journal.jsonl", "moves.json", "new/manifest.json"):
         path = tmp_path / f"out-{name.replace('/', '-')}/.preprocess" / name
         path.parent.mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_a_fifo_in_the_place_of_a_file_hangs_nothing(text: Path, tmp_path: Path)
         find_files([str(out / "manifest.json")])
 
 
-def test_a_stage_of_a_version_before_the_mark_is_continued(
+def test_a_stage_from_a_version_before_the_mark_is_continued(
     text: Path, tmp_path: Path, stop: Callable, capsys: pytest.CaptureFixture
 ):
     go(text, tmp_path / "whole")
@@ -310,9 +310,12 @@ def test_what_a_journal_says_is_compared_with_what_is_there(
     whole = lines[number]
     one = whole["shards"][0] | {"tokens": 10**9}
     for change, message in (
-        ({"shards": [one, *whole["shards"][1:]]}, "the run that was stopped noted"),
+        ({"shards": [one, *whole["shards"][1:]]}, "the stopped run wrote"),
         ({"position": {"place": None, "skip": -1}}, "is not a line that a run wrote"),
-        ({"position": {"place": {"at": [-1, 0], "skipped": {}}, "skip": 0}}, "the place where"),
+        (
+            {"position": {"place": {"at": [-1, 0], "skipped": {}}, "skip": 0}},
+            "place in its input is not valid",
+        ),
     ):
         lines[number] = whole | change
         journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -336,7 +339,7 @@ def documents(path: Path) -> list[str]:
     return [document.text for document in corpus]
 
 
-def test_a_line_is_bounded_whatever_a_small_file_holds(
+def test_a_line_in_a_small_compressed_file_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sources, "LONGEST_LINE", 2**20)
@@ -357,7 +360,7 @@ def test_a_line_is_bounded_whatever_a_small_file_holds(
         documents(tmp_path / "c.jsonl")
 
 
-def test_a_parquet_of_text_claims_only_what_it_can_hold(tmp_path: Path):
+def test_a_parquet_text_file_claims_only_what_it_can_hold(tmp_path: Path):
     path = tmp_path / "a.parquet"
     repeated = pa.DictionaryArray.from_arrays(pa.array([0] * (2**26 + 1), pa.int8()), ["spam"])
     pq.write_table(pa.table({"text": repeated}), path, row_group_size=2**27)
@@ -376,14 +379,12 @@ def test_links_out_of_a_corpus_are_named(tmp_path: Path, capsys: pytest.CaptureF
     assert "through a link" not in capsys.readouterr().err
     (corpus / "far\x1b[31m").symlink_to("../private")
     go(corpus, tmp_path / "out2")
-    told = capsys.readouterr().err
-    assert f"note: 1 file is read through a link out of the input: {corpus}/far\\x1b[31m" in told
-    assert f"-> {tmp_path}/private" in told
+    stderr = capsys.readouterr().err
+    assert f"note: 1 file is read through a link out of the input: {corpus}/far\\x1b[31m" in stderr
+    assert f"-> {tmp_path}/private" in stderr
 
 
-def test_links_out_of_a_folder_of_a_data_set_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_links_out_of_a_dataset_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     folder = tmp_path / "hub"
     folder.mkdir()
     (tmp_path / "private.jsonl").write_text('{"text": "a private line"}\n')
@@ -396,7 +397,7 @@ def test_links_out_of_a_folder_of_a_data_set_are_named(
         preprocess(PreprocessConfig.model_validate(config | {"overwrite": True}))
 
 
-def test_a_manifest_tells_paths_from_the_working_directory(
+def test_a_manifest_has_paths_relative_to_the_working_directory(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -408,7 +409,7 @@ def test_a_manifest_tells_paths_from_the_working_directory(
 
 
 def limited(*flags: object, cwd: Path, kilobytes: int) -> subprocess.CompletedProcess[str]:
-    """The command where no file can grow beyond a size, as on a full disk."""
+    """The command with a limit on the size of files, as on a full disk."""
     limit = f'umask 027; ulimit -f {kilobytes}; exec "$@"'
     command = [str(BIN / "llm-preprocess"), *map(str, flags)]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""What a file says is shown by a message, and never obeyed by a terminal."""
+"""Messages show text from files, and a terminal never obeys it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_message_is_never_a_flood():
     assert cut.endswith("the end")
 
 
-def test_data_is_printed_as_it_is_but_for_a_terminal():
+def test_data_is_printed_unchanged_except_on_a_terminal():
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -56,7 +56,7 @@ def test_data_is_printed_as_it_is_but_for_a_terminal():
     assert shown("a\x1b[31m", Terminal()) == "a\\x1b[31m"
 
 
-# Where `print` stands for itself, and what it prints there.
+# Where `print` is called directly, and what it prints there.
 PRINTING = {
     "light_llm/printing.py",
     "light_jax/reporting/console.py",  # by printable
@@ -73,7 +73,7 @@ NUMBERS = {
 
 
 def test_every_command_prints_through_one_file():
-    """By `say`, `tell` or, where it is data, `print(shown(…))`; and so does what is new."""
+    """By `say`, `tell` or, for data, `print(shown(…))`; new code must do so too."""
     found = set()
     for part in ("light_llm", "light_jax", "conversion"):
         for path in (ROOT / part).rglob("*.py"):
@@ -135,7 +135,7 @@ def test_names_from_files_are_escaped_in_messages(tmp_path):
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that can write nothing else: these are all its characters."""
+    """A model that can write only these characters."""
     return save_checkpoint(tmp_path_factory.mktemp("evil"), EVIL)
 
 
@@ -148,7 +148,7 @@ def test_a_terminal_shows_what_a_model_writes(evil):
     )
     os.close(theirs)
     seen = b""
-    with contextlib.suppress(OSError):  # how the end of a terminal is told
+    with contextlib.suppress(OSError):  # how a terminal signals its end
         while piece := os.read(ours, 4096):
             seen += piece
     os.close(ours)
@@ -160,7 +160,7 @@ def test_a_terminal_shows_what_a_model_writes(evil):
     assert not CONTROL.search(text)
 
 
-def test_a_file_or_a_pipe_gets_what_a_model_writes_as_it_is(evil):
+def test_a_file_or_a_pipe_gets_a_models_text_unchanged(evil):
     """Each line that is typed too, colours included."""
     for arguments in (["--prompt", EVIL], ["--interactive"]):
         done = call(

@@ -23,7 +23,7 @@ from light_llm.preprocess.manifest import check_vocabulary, read_manifest
 
 
 def constant(path: Path, tokens: int, rows: int = 1) -> Path:
-    """A shard of one token again and again, which is a few hundred bytes."""
+    """A shard with one token many times, which takes a few hundred bytes."""
     offsets = pa.array(np.linspace(0, tokens, rows + 1).astype(np.int32))
     lists = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(tokens, np.int32)))
     pq.write_table(
@@ -38,7 +38,7 @@ def constant(path: Path, tokens: int, rows: int = 1) -> Path:
 
 
 def lie(path: Path, number: int, instead: int) -> None:
-    """Put another number in the footer, as long as the one there."""
+    """Replace a number in the footer by one with as many bytes."""
     data = path.read_bytes()
     length = int.from_bytes(data[-8:-4], "little")
     body, footer = data[: -8 - length], data[-8 - length : -8]
@@ -48,7 +48,7 @@ def lie(path: Path, number: int, instead: int) -> None:
 
 
 def varint(number: int, length: int = 1) -> bytes:
-    """A number as Thrift has it, with as many bytes at least."""
+    """A number in Thrift's encoding, with at least this many bytes."""
     number = 2 * number if number >= 0 else -2 * number - 1  # zigzag
     out = []
     while number or len(out) < length:
@@ -71,7 +71,7 @@ def test_few_bytes_may_claim_what_memory_holds(tmp_path: Path):
     assert shard.tokens.sum() == 10**6
 
 
-def test_a_footer_that_claims_less_than_the_pages_hold_is_told(tmp_path: Path):
+def test_a_footer_that_claims_less_than_the_pages_hold_is_refused(tmp_path: Path):
     path = constant(tmp_path / "a.parquet", 10**6)
     lie(path, 10**6, 3)
     for read in (index_shards, unigram_entropy):
@@ -87,7 +87,7 @@ def test_a_footer_that_claims_less_than_the_pages_hold_is_told(tmp_path: Path):
         (1000, -1, r"its footer claims|corrupt"),
     ],
 )
-def test_a_footer_whose_numbers_cannot_be_is_refused(
+def test_a_footer_with_impossible_numbers_is_refused(
     tmp_path: Path, number: int, instead: int, message: str
 ):
     path = constant(tmp_path / "a.parquet", 1000, rows=500)
@@ -119,7 +119,7 @@ def test_a_footer_is_a_small_part_of_its_file(tmp_path: Path, monkeypatch: pytes
             read(str(path))
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path):
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "fifo.parquet")
     (tmp_path / "zero.parquet").symlink_to("/dev/zero")
     for name, kind in (("fifo", "a FIFO"), ("zero", "a device")):
@@ -159,7 +159,7 @@ def test_a_manifest_is_not_believed(tmp_path: Path):
 
 
 def test_what_a_shard_says_is_shown_and_never_obeyed(tmp_path: Path):
-    folder = tmp_path / "a\x1b[31m$\\frac"  # and no formula to matplotlib
+    folder = tmp_path / "a\x1b[31m$\\frac"  # and not a formula to matplotlib
     folder.mkdir()
     constant(folder / "s\x1b[2J.parquet", 100)
     (tmp_path / "notes").write_text("mine")

@@ -74,7 +74,7 @@ def test_code_in_a_folder_is_not_run_and_nobody_is_asked(tmp_path, answer):
 
 
 def test_no_call_in_the_project_leaves_the_question_open():
-    """transformers asks on standard input unless it is told."""
+    """transformers asks on standard input unless trust_remote_code is set."""
     asking = []
     for part in ("light_llm", "light_jax", "conversion", "benchmarks", "tests"):
         for path in (ROOT / part).rglob("*.py"):
@@ -85,7 +85,7 @@ def test_no_call_in_the_project_leaves_the_question_open():
     assert asking == []
 
 
-def test_a_data_set_that_is_a_script_is_not_run(tmp_path, monkeypatch):
+def test_a_dataset_script_is_not_run(tmp_path, monkeypatch):
     from light_llm.preprocess.config import PreprocessConfig
     from light_llm.preprocess.huggingface import open_hub
     from light_llm.preprocess.rows import RowText
@@ -141,12 +141,12 @@ def test_links_and_fifos_deep_in_a_folder_for_transformers_are_refused(tmp_path)
         load_tokenizer(tmp_path / "tok")
 
 
-# Files that are none
+# What is not a regular file
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
-def test_what_is_no_file_does_not_hang(folder, name, kind):
+def test_what_is_not_a_regular_file_does_not_hang(folder, name, kind):
     (folder / name).unlink(missing_ok=True)
     if kind == "FIFO":
         os.mkfifo(folder / name)
@@ -170,7 +170,7 @@ def edited(folder: Path, change: Callable[[dict], object]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_json_without_end_to_its_nesting_is_a_message(folder, name):
+def test_json_with_endless_nesting_is_a_message(folder, name):
     (folder / name).write_text('{"a":' * 50_000 + "1" + "}" * 50_000)
     with pytest.raises(UserError, match=f"{name}.*nesting is too deep"):
         load_tokenizer(folder)
@@ -195,7 +195,7 @@ def test_a_regex_that_backtracks_without_end_is_a_message(folder):
 
 
 def test_a_token_with_control_characters_is_loaded_as_it_is(folder):
-    """Printing escapes it, not reading: it is data."""
+    """Printing escapes it; reading does not, since it is data."""
 
     def add(data: dict) -> None:
         (old,) = [token for token, id in data["model"]["vocab"].items() if id == 1]
@@ -213,7 +213,7 @@ def test_a_token_with_control_characters_is_loaded_as_it_is(folder):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """The address of a hub that has nothing, and the requests that it got."""
+    """The address of an empty hub, and the requests that it received."""
     asked: list[str] = []
 
     class Nothing(http.server.BaseHTTPRequestHandler):
@@ -266,8 +266,8 @@ def test_only_a_name_that_the_user_gave_is_looked_for_on_a_hub(tmp_path, folder,
     (tmp_path / "old/tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "old/vocab.txt").write_text("[UNK]\n[SEP]\n[PAD]\n[CLS]\n[MASK]\na\nb\n")
     names = ("someone/evil", "gpt2", folder, tmp_path / "old", with_code(tmp_path / "code"))
-    told = loads(tmp_path, endpoint, "never", *names)
-    assert told.count("the cache of Hugging Face holds no") == 2
+    messages = loads(tmp_path, endpoint, "never", *names)
+    assert messages.count("the cache of Hugging Face holds no") == 2
     assert asked == []
     assert "Hugging Face gave no" in loads(tmp_path, endpoint, "fetch", "someone/evil")
     assert asked

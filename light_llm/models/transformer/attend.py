@@ -26,7 +26,7 @@ def attend(
     """softmax(scale · q·k + alibi) · v, in v's dtype; the queries are the last T of S positions.
 
     Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees the
-    keys of `empty_BS`, except that of its own position: a softmax over nothing would be NaN.
+    keys in `empty_BS`, except the one at its own position: a softmax over nothing would be NaN.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]

@@ -86,7 +86,7 @@ def attend_through(
     geometry: Geometry,
     cache: Cache | None,
 ) -> torch.Tensor:
-    """`attend` over these keys and values and those in the cache, which they join."""
+    """`attend` over these keys and values and those in the cache, to which these are added."""
     scale, slopes_N, empty_BS = layer.head_dim**-0.5, geometry.slopes_N, None
     if cache is not None:
         k_BTKH, v_BTKH = cache.extend(k_BTKH, v_BTKH)

@@ -1,4 +1,4 @@
-"""What lets a model run a few tokens at a time: the keys and values of those before them.
+"""The keys and values of earlier tokens, so that a model can run a few tokens at a time.
 
 Letters: B batch, T new column, S column so far, K kv-heads, H head_dim.
 """
@@ -16,18 +16,18 @@ from light_llm.models.transformer.mask import Span
 class Cache:
     """One layer's keys (rotated) and values so far, for queries that come a few at a time.
 
-    Rows beyond `filled` are room for later ones: appending to a tensor would copy it each time.
+    Rows after `filled` are free: appending to a tensor would copy it each time.
     """
 
     span: Span
-    pad_B: torch.Tensor | None = None  # columns that stand empty before each row's first token
-    length: int = 0  # columns so far, those that the buffers no longer hold included
+    pad_B: torch.Tensor | None = None  # empty columns before each row's first token
+    length: int = 0  # columns so far, including those no longer in the buffers
     filled: int = 0
     k_BSKH: torch.Tensor | None = None
     v_BSKH: torch.Tensor | None = None
 
     def positions(self, T: int) -> torch.Tensor:
-        """Positions of the next T columns, [T] or [B, T]; 0 where a row stands empty."""
+        """Positions of the next T columns, [T] or [B, T]; 0 where a row is padding."""
         columns_T = torch.arange(self.length, self.length + T)
         if self.pad_B is None:
             return columns_T
@@ -47,7 +47,7 @@ class Cache:
         kept = self._visible()
         rows = kept.stop - kept.start + T
         room = 0 if self.k_BSKH is None else self.k_BSKH.shape[1]
-        # anew where it is full, and where a window needs much less than a long prompt did
+        # allocated again when it is full, or when a window needs much less than a long prompt did
         if self.k_BSKH is None or self.v_BSKH is None or not self.filled + T <= room <= 2 * rows:
             self.k_BSKH = _with_room(self.k_BSKH, k_BTKH, kept)
             self.v_BSKH = _with_room(self.v_BSKH, v_BTKH, kept)
@@ -65,7 +65,7 @@ class Cache:
 
 
 def _with_room(old_BSKH: torch.Tensor | None, new_BTKH: torch.Tensor, kept: slice) -> torch.Tensor:
-    """A buffer of the kept rows, with room for twice as many as they and the new ones are."""
+    """A buffer with the kept rows and room for twice as many as the kept and the new ones."""
     B, T, K, H = new_BTKH.shape
     rows = kept.stop - kept.start
     buffer_BKSH = new_BTKH.new_empty(B, K, 2 * (rows + T), H)  # a head's rows lie together

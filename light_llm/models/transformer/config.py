@@ -29,7 +29,7 @@ class AttentionConfig(Config):
     bias: bool = False
     mask_type: Literal["causal", "bidirectional", "sliding_window"] = "causal"
     window_size: Positive | None = None
-    """Of sliding_window alone, which needs it."""
+    """For sliding_window only, which needs it."""
     use_flash_attn: bool = False
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class FFNConfig(Config):
     expansion_factor: PositiveFloat = 8 / 3
     dropout: Rate = 0.0
     activation: Literal["silu", "gelu", "relu"] = "silu"
-    """Of mlp alone."""
+    """For mlp only."""
     bias: bool = False
 
 
@@ -96,7 +96,7 @@ class NormConfig(Config):
 class TransformerConfig(Config):
     """Architecture of a decoder-only Transformer (its keys: docs/train.md).
 
-    What follows from other fields is set when the config is made, so that a dump holds the numbers.
+    Fields that follow from others are set when the config is made, so a dump holds their numbers.
     """
 
     vocab_size: Positive = 32000

@@ -45,7 +45,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise every parameter anew from torch's global random state."""
+        """Initialise every parameter again from torch's global random state."""
         cfg = self.cfg
         for name, parameter in self.named_parameters():
             if "norm" in name:
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
         """Final hidden states [B, T, D], float32, which `logits` takes.
 
         Args:
-            cache: of `new_cache()`; the tokens continue those that it holds, and join them.
+            cache: from `new_cache()`; the tokens continue those in it, and are added to it.
 
         Raises:
             ValueError: the tokens, cached ones included, exceed max_seq_len.
@@ -100,8 +100,8 @@ class Transformer(nn.Module):
         """An empty cache, one entry per layer, for decoding a few tokens at a time.
 
         Args:
-            pad_B: how many of the first columns of each row are padding: prompts of different
-                lengths end together.
+            pad_B: padding columns at the start of each row, since prompts of different lengths end
+                together.
 
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
@@ -111,7 +111,7 @@ class Transformer(nn.Module):
 
 
 def _tie(model: Transformer, *_: Any) -> None:
-    # once more after loading: `assign=True` gives each module a parameter of its own
+    # again after loading: `assign=True` gives each module its own parameter
     model.lm_head.weight = model.tok_emb.weight
 
 

@@ -1,8 +1,8 @@
 """Positional encodings: what is added to the embeddings, and what attention needs to know.
 
-Letters: B batch, T position, N heads, H head_dim, D model. Positions are [T], or [B, T] where the
-rows of a batch differ, and tables then begin with B, too; they are computed where they are used and
-never saved.
+Letters: B batch, T position, N heads, H head_dim, D model. Positions are [T], or [B, T] if the
+rows of a batch differ; tables then begin with B too. Tables are computed where they are used
+and never saved.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Learned(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """No encoding: a causal mask alone tells positions apart (Haviv et al. 2022)."""
+    """No encoding: a causal mask is enough to distinguish positions (Haviv et al. 2022)."""
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()

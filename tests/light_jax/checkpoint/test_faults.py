@@ -237,7 +237,7 @@ def test_symlinks_lead_nowhere(tmp_path):
     for name in ("../victim", ".state/../../outside/victim", "/etc/passwd", ".state//etc/passwd"):
         record["checkpoint"]["files"] = {name: [2, 0]}
         (out / "best.config.json").write_text(json.dumps(record))
-        with pytest.raises(UserError, match="which is no file of a checkpoint"):
+        with pytest.raises(UserError, match="which does not belong to a checkpoint"):
             layout.verify(layout.read_checkpoint(out / "best"))
 
 

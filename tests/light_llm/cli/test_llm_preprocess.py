@@ -1,4 +1,4 @@
-"""The console script: flags, exit codes, and nothing half-written whatever happens."""
+"""The console script: flags, exit codes, and never a half-written output."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ BAD_FLAGS = {
     ),
     "hub offline": (
         ["--input", "corpus", "--tokenizer-path", "nobody/nothing"],
-        "nobody/nothing: is no file or folder here",
+        "nobody/nothing: there is no such file or folder here",
     ),
 }
 
@@ -178,7 +178,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, object], str]] = {
     "files only": ({"input": None, "hf_dataset": "x", "include": "y"}, "no meaning without input"),
     "hub only": ({"hf_config": "x"}, "hf_config='x' has no meaning without hf_dataset"),
     "subfolder": ({"input": None, "hf_dataset": "x", "hf_configs": "a/b"}, "'a/b' cannot be"),
-    "hub": ({"input": None, "hf_dataset": "no/where"}, "is no folder here"),
+    "hub": ({"input": None, "hf_dataset": "no/where"}, "there is no such folder here"),
     "adapter": ({"adapter_module": "no_such"}, "adapter_module='no_such': cannot be imported"),
     "output file": ({"output": "corpus/0.txt"}, "--output corpus/0.txt: is a file"),
     "below a file": ({"output": "corpus/0.txt/out"}, "nothing can be written in"),

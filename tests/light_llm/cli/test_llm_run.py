@@ -42,7 +42,7 @@ def llm_run(*arguments: object, input: str = "") -> Ended:
 
 
 def save_checkpoint(folder: Path, **config: Any) -> Path:
-    """Random weights of the `model` section, and a char tokenizer unless told otherwise."""
+    """Random weights of the `model` section, and a char tokenizer by default."""
     folder.mkdir(exist_ok=True)
     if "tokenizer_path" not in config:
         train_char([TEXT]).save(folder / "tokenizer")
@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory):
 
 
 def refused(*arguments: object) -> str:
-    """The one message of a run that cannot be done."""
+    """The message of a run that is refused."""
     done = llm_run(*arguments)
     assert (done.exit_code, done.stdout) == (2, ""), done
     assert done.stderr.startswith("llm-run: ")
@@ -132,7 +132,7 @@ def test_a_bpe_tokenizer_given_by_flag(checkpoint, tmp_path):
     assert done.stdout.startswith("größer 🙂")
 
 
-def test_what_the_user_can_mend_is_one_message(checkpoint, tmp_path):
+def test_what_the_user_can_fix_is_one_message(checkpoint, tmp_path):
     def message(*flags: object, prefix: Path = checkpoint, prompt: str = "the") -> str:
         return refused("--checkpoint", prefix, "--prompt", prompt, *flags)
 
@@ -205,7 +205,7 @@ def test_usage_errors_exit_with_2():
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    """A checkpoint whose tokenizer names no end of text, so that it writes until it is stopped."""
+    """A checkpoint whose tokenizer has no end of text, so that it writes until it is stopped."""
     folder = tmp_path_factory.mktemp("endless")
     bpe = train_bpe([TEXT * 20], 300)
     bpe.save(folder)

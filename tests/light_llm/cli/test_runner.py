@@ -17,7 +17,7 @@ import light_llm
 BIN = Path(sys.executable).parent
 COMMANDS = ["llm-train", "llm-data", "llm-parity", "llm-convert", "llm-run", "llm-preprocess"]
 
-# A command whose body is `body`; the process tells on stdout when it is in there.
+# A command whose body is `body`; the process prints on stdout when it has begun.
 SCRIPT = """
 import signal, sys, time
 from light_llm.cli import runner
@@ -120,8 +120,8 @@ def main_of(script: str):
 def test_a_wrong_command_line_is_one_line(script):
     done = call(main_of(script), "--no-such-flag")
     assert (done.exit_code, done.stdout) == (2, "")
-    told = rf"{script}: No such option: --no-such-flag.* \(see {script} --help\)\n"
-    assert re.fullmatch(told, done.stderr)
+    message = rf"{script}: No such option: --no-such-flag.* \(see {script} --help\)\n"
+    assert re.fullmatch(message, done.stderr)
 
 
 @pytest.mark.parametrize("script", COMMANDS)

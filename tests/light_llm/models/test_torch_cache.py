@@ -25,7 +25,7 @@ def test_cached_decoding_equals_the_full_forward(name, chunks):
 @pytest.mark.parametrize("name", DECODABLE)
 @torch.no_grad()
 def test_prompts_of_different_lengths_end_together(name):
-    """Padding is seen by none: a row's logits are those of the row alone."""
+    """No token sees padding: a row's logits are those of the row alone."""
     model = lively(DECODABLE[name])
     pad_B = torch.tensor([0, 3, 8])
     tokens = tokens_for(model.cfg, 3, 15)
@@ -48,7 +48,7 @@ def test_a_window_bounds_the_cache():
         assert torch.equal(v, -k)
         assert cache.k_BSKH.shape[1] <= 2 * (W + 1)
     assert cache.length == T
-    cache.extend(*[torch.zeros(1, 600, 1, 1)] * 2)  # a long prompt is let go of at the next token
+    cache.extend(*[torch.zeros(1, 600, 1, 1)] * 2)  # a long prompt is dropped at the next token
     cache.extend(*[torch.zeros(1, 1, 1, 1)] * 2)
     assert cache.k_BSKH.shape[1] == 2 * (W + 1)
 

@@ -85,7 +85,7 @@ def test_a_tied_head_may_be_absent_and_stays_tied(assign):
         model = Transformer(tiny()).eval()
         model.load_state_dict(given, assign=assign)
         assert model.lm_head.weight is model.tok_emb.weight
-        assert list(given) == keys  # the caller's dictionary is left alone
+        assert list(given) == keys  # the caller's dictionary is unchanged
         tokens = tokens_for(model.cfg, 1, 5)
         torch.testing.assert_close(model(tokens), source(tokens), rtol=0, atol=0)
 

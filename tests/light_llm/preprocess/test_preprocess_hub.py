@@ -1,4 +1,4 @@
-"""Hugging Face data sets through the real loaders, from folders that are laid out as on the hub."""
+"""Hugging Face datasets through the real loaders, from folders laid out as on the hub."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
-    """A data set of compressed JSON lines, a configuration each: gz and zst."""
+    """A dataset of compressed JSON lines with two configurations: gz and zst."""
     root = tmp_path / "lines"
     root.mkdir()
     for i in range(3):
@@ -115,7 +115,7 @@ def test_one_configuration_a_split_and_an_adapter(dataset: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["en", "gz", "zst"])
-def test_a_stream_goes_on_from_any_place(dataset: Path, lines: Path, name: str):
+def test_a_stream_continues_from_any_place(dataset: Path, lines: Path, name: str):
     source = str(dataset if name == "en" else lines)
     config = PreprocessConfig(hf_dataset=source, hf_config=name, output=Path("out"))
 
@@ -140,7 +140,7 @@ def test_a_stream_goes_on_from_any_place(dataset: Path, lines: Path, name: str):
     assert [d.text for c in chunks(opened(), 5, Position(skip=9)) for d in c.documents] == mixed[9:]
 
 
-def test_the_known_data_sets_have_their_fields():
+def test_the_known_datasets_have_their_fields():
     names = ("wikimedia/wikipedia", "HuggingFaceFW/fineweb", "HuggingFaceFW/fineweb-edu")
     names += ("allenai/c4", "togethercomputer/RedPajama-Data-1T", "EleutherAI/pile")
     names += ("Skylion007/openwebtext", "bookcorpus")
@@ -175,7 +175,7 @@ def test_without_the_package_the_line_that_installs_it_is_given(
 def test_a_damaged_file_is_an_error_and_what_was_done_is_continued(
     dataset: Path, tmp_path: Path, files: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    """As when the network fails in the middle: the same files are there again afterwards."""
+    """As if the network fails in between: the same files are there again later."""
     monkeypatch.setattr(part, "SMALL_CHUNKS", 1)
     monkeypatch.setattr(corpus, "CHUNK_DOCUMENTS", 20)
     options: dict[str, object] = {"hf_config": "en", "shard_size": 1000, "workers": 1}

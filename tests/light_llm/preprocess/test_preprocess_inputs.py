@@ -1,4 +1,4 @@
-"""What goes in: whatever the container, the same documents, in an order that never changes."""
+"""Inputs: every container gives the same documents, in an order that never changes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_file_that_is_given_twice_is_taken_once(tmp_path: Path):
     assert duplicates == 4
 
 
-def test_hidden_files_and_the_own_output_are_left_out(tmp_path: Path):
+def test_hidden_files_and_the_output_are_left_out(tmp_path: Path):
     tree(tmp_path, "a.txt", ".env", ".git/config", "out/train/shard_00000.parquet", "out/b.txt")
     own = [tmp_path / "out/train"]
     assert names(tmp_path, ".", without=own) == ["a.txt", "out/b.txt"]
@@ -134,7 +134,7 @@ def test_binary_files_are_skipped_in_folders_and_refused_by_name(tmp_path: Path)
     (tmp_path / "b.bin").write_bytes(b"valid utf-8, but\0 not text")
     (tmp_path / "c.txt").write_text("text")
     corpus = corpus_of(tmp_path)
-    for _ in range(2):  # each reading counts afresh
+    for _ in range(2):  # each reading counts from zero
         assert [document.text for document in corpus] == ["text"]
         assert [Path(path).name for path in corpus.skipped.examples] == ["a.bin", "b.bin"]
     for name in ("a.bin", "b.bin"):
@@ -182,7 +182,9 @@ def test_an_adapter_makes_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_a_corpus_goes_on_from_any_place(tmp_path: Path, write_parquet: Callable, seed: int | None):
+def test_a_corpus_continues_from_any_place(
+    tmp_path: Path, write_parquet: Callable, seed: int | None
+):
     """Chunks from any position on are the rest of the documents, and count what was skipped."""
     write_parquet(tmp_path / "a.parquet", ["", "one", None, "two", "three"])
     (tmp_path / "b.jsonl").write_text('{"text": "four"}\n{"text": " "}\n{"text": "five"}\n')
@@ -224,7 +226,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path: Path):
     assert corpus_of(tmp_path).identity()["files"] == 1
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+def test_a_byte_order_mark_is_not_text(tmp_path: Path):
     (tmp_path / "a.txt").write_text("text", encoding="utf-8-sig")
     (tmp_path / "a.jsonl").write_text('{"text": "text"}', encoding="utf-8-sig")
     assert texts(tmp_path) == ["text", "text"]

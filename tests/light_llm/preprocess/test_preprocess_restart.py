@@ -1,4 +1,4 @@
-"""However a run is stopped, the same command continues it, to the same bytes."""
+"""The same command continues a run, however it was stopped, and gives the same bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ def big(tmp_path: Path, write_parquet: Callable) -> Path:
 
 
 def stop_after(process: subprocess.Popen[str], stage: Path, shards: int, number: int) -> str:
-    """Send a signal once there are so many finished shards; returns what stood on stderr."""
+    """Send a signal when there are this many finished shards; returns stderr."""
     deadline = time.monotonic() + 40
-    there = len(list(stage.rglob("shard_?????.parquet")))  # by a former run: this one must be up
+    there = len(
+        list(stage.rglob("shard_?????.parquet"))
+    )  # from a previous run: this one must have started
     while len(list(stage.rglob("shard_?????.parquet"))) < max(shards, there + 1):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -49,15 +51,15 @@ def stop_after(process: subprocess.Popen[str], stage: Path, shards: int, number:
 def test_a_stopped_run_is_continued_to_the_same_bytes(
     big: Path, saved_bpe: Path, tmp_path: Path, run: Callable, start: Callable, files: Callable
 ):
-    """Killed and interrupted, over an output that exists and that stays as it is meanwhile."""
+    """Killed and interrupted, while an existing output stays unchanged."""
     flags = ("--tokenizer-path", saved_bpe, "--val-fraction", 0.1, "--shard-size", 60_000)
     flags += ("--input", big.name, "--overwrite", "--output")
     whole = run(*flags, "whole")
     assert whole.returncode == 0, whole.stderr
     assert len(files(tmp_path / "whole")) > 10
-    (tmp_path / "small.txt").write_text("former")
-    former = ("--input", "small.txt", "--output", "out", "--tokenizer", "char")
-    assert run(*former).returncode == 0
+    (tmp_path / "small.txt").write_text("previous")
+    previous = ("--input", "small.txt", "--output", "out", "--tokenizer", "char")
+    assert run(*previous).returncode == 0
     before = files(tmp_path / "out")
     stage = tmp_path / "out/.preprocess/new"
     for shards, number in ((1, signal.SIGKILL), (3, signal.SIGTERM), (5, signal.SIGINT)):
@@ -87,13 +89,13 @@ def test_a_run_that_is_stopped_before_its_first_shard_leaves_nothing(
     assert not (tmp_path / "deep").exists()
 
 
-def test_a_bad_document_far_on_keeps_what_is_done(
+def test_a_late_bad_document_keeps_what_is_done(
     tmp_path: Path,
     files: Callable,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
-    """Its repair changes the input, and that is another run: it says so, and --overwrite starts."""
+    """Repairing it changes the input, so the next run is another: it says so, until --overwrite."""
     monkeypatch.setattr(part, "SMALL_CHUNKS", 1)
     lines = [json.dumps({"text": f"document {i} " * 20}) for i in range(2000)]
     path = tmp_path / "a.jsonl"
@@ -118,14 +120,14 @@ def test_a_bad_document_far_on_keeps_what_is_done(
     with pytest.raises(UserError, match=r"holds . shards? of a run .* the input changed"):
         go(str(tmp_path / "out"))
     go(str(tmp_path / "out"), overwrite=True)
-    assert "of a run that was stopped is discarded (4 shards)" in capsys.readouterr().err
+    assert "what a stopped run left is discarded (4 shards)" in capsys.readouterr().err
     for split in ("train", "val"):
         assert files(tmp_path / "out" / split) == files(tmp_path / "whole" / split)
     assert not (tmp_path / "out/.preprocess").exists()
 
 
 class Killed(BaseException):
-    """As abrupt as a signal that nobody handles."""
+    """Abrupt, like an unhandled signal."""
 
 
 @pytest.mark.parametrize("point", ["tokenizer copied", "moves decided", "some moved"])
@@ -247,7 +249,7 @@ def test_a_process_that_dies_is_an_error(saved_bpe: Path, monkeypatch: pytest.Mo
             list(encoders.encode(iter([chunk])))
 
 
-def test_the_manifest_says_what_is_there_and_training_heeds_it(
+def test_the_manifest_lists_the_shards_and_training_checks_it(
     big: Path, saved_bpe: Path, bpe: SubwordTokenizer, tmp_path: Path
 ):
     output = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What comes out: shards that hold the documents, split by text alone, equal for equal input."""
+"""Outputs: shards that hold the documents, split by their text only, equal for equal input."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Marks:
         (None, 2, "34", [3, 4, 2]),
         (1, 2, "34", [1, 3, 4, 2]),
         (1, None, "34", [1, 3, 4]),
-        (2, 2, "34", [3, 4, 2]),  # one token for both, as GPT-2's, ends
+        (2, 2, "34", [3, 4, 2]),  # one token for both, as GPT-2's, is the end
         (1, 2, "1342", [1, 3, 4, 2]),  # there already
         (None, 2, "322", [3, 2, 2]),
     ],
@@ -135,7 +135,7 @@ def test_two_runs_give_the_same_bytes(many: Path, tmp_path: Path, files: Callabl
     assert len(files(tmp_path / "a")) > 4
 
 
-def test_a_text_is_on_one_side_whatever_its_order(many: Path, tmp_path: Path, rows: Callable):
+def test_a_texts_side_does_not_depend_on_the_order(many: Path, tmp_path: Path, rows: Callable):
     texts = pq.read_table(many)["text"].to_pylist()
     pq.write_table(pa.table({"text": texts[::-1][:1500]}), tmp_path / "other.parquet")
     shard(many, tmp_path / "a", val_fraction=0.1)
@@ -177,7 +177,7 @@ def test_two_documents_make_one_of_each(tmp_path: Path, write_parquet: Callable)
         assert (summary.train.documents, summary.val.documents) == (1, 1)
 
 
-def test_one_text_is_all_train_and_that_is_said(
+def test_one_text_is_all_train_and_a_notice_says_so(
     tmp_path: Path, write_parquet: Callable, capsys: pytest.CaptureFixture
 ):
     write_parquet(tmp_path / "one.parquet", ["same", "same"])
@@ -328,7 +328,7 @@ def test_a_publication_moves_nothing_from_outside(tmp_path: Path, files: Callabl
 
 
 def test_a_lock_is_not_followed(tmp_path: Path):
-    """What a symlink in the place of the lock points to keeps its content."""
+    """The target of a symlink in place of the lock keeps its content."""
     stage = tmp_path / "out/.preprocess"
     stage.mkdir(parents=True)
     (tmp_path / "victim").write_text("mine")
@@ -338,7 +338,7 @@ def test_a_lock_is_not_followed(tmp_path: Path):
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path):
+def test_folders_that_were_made_and_stayed_empty_are_removed(tmp_path: Path):
     with staging(tmp_path / "a/b/out") as stage:
         assert stage.path == tmp_path / "a/b/out/.preprocess"
         with (

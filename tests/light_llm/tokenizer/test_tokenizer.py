@@ -110,7 +110,7 @@ def test_transformers_reads_what_is_saved_and_agrees(tmp_path: Path):
 
 
 def foreign_folder(folder: Path) -> Path:
-    """As a published one may be: BOS and EOS by template, a cut at 4 tokens, a gap in the ids."""
+    """Like a published one: BOS and EOS by template, truncation at 4 tokens, a gap in the ids."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "cat": 3, "sat": 4, "mat": 9}
@@ -127,7 +127,7 @@ def foreign_folder(folder: Path) -> Path:
     return folder
 
 
-def test_a_foreign_folder_is_taken_as_it_is(tmp_path: Path):
+def test_a_foreign_folder_is_loaded_unchanged(tmp_path: Path):
     folder = foreign_folder(tmp_path)
     config = {"eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": "{{ x }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -169,7 +169,7 @@ def test_a_tokenizer_of_transformers_without_a_backend(tmp_path: Path):
 @given(st.lists(st.integers(0, BPE.vocab_size + 5)))
 @settings(max_examples=300)
 def test_streamed_pieces_are_the_whole(ids: list[int]):
-    """Whatever the ids: half characters, ends in the middle, ids beyond the vocabulary."""
+    """For any ids: half characters, ends in the middle, ids outside the vocabulary."""
     stream = StreamDecoder(BPE)
     assert "".join(map(stream.add, ids)) + stream.flush() == BPE.decode(ids)
 
@@ -203,7 +203,7 @@ def refused(path: Path | str, *words: str) -> None:
         assert word in str(caught.value)
 
 
-def test_what_is_no_tokenizer_is_refused_with_what_was_looked_for(
+def test_what_is_not_a_tokenizer_is_refused_with_what_was_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -248,10 +248,10 @@ def test_a_folder_that_transformers_cannot_read_is_refused(tmp_path: Path):
     refused(tmp_path, "transformers cannot load this tokenizer")
 
 
-def test_too_small_a_vocabulary_is_refused():
+def test_a_vocabulary_that_is_too_small_is_refused():
     with pytest.raises(UserError, match=re.escape("vocab_size=256 is too small")):
         train_bpe(["a"], vocab_size=256)
 
 
-def test_char_tokenizer_of_nothing_is_whole():
+def test_a_char_tokenizer_without_characters_works():
     assert CharTokenizer("").encode("a") == [0]

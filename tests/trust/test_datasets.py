@@ -1,6 +1,6 @@
-"""A Hugging Face data set from a stranger: its card may not name files of yours, or other servers.
+"""A Hugging Face dataset from a stranger: its card may not name the user's files or other servers.
 
-What it names becomes the text of shards, which one publishes.
+The files that it names become the text of shards, which may be published.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_a_card_that_names_files_elsewhere_is_refused(folder, card, value):
     marks = "---" if card == "README.md" else ""
     value = value.format(path=folder.parent)
     (folder / card).write_text(f"{marks}\nconfigs:\n- config_name: default\n  {value}\n{marks}\n")
-    with pytest.raises(UserError, match="outside of its folder"):
+    with pytest.raises(UserError, match="outside its folder"):
         opened(folder)
 
 
@@ -67,7 +67,7 @@ def test_a_card_that_is_a_fifo_does_not_hang(folder):
         opened(folder)
 
 
-def test_files_of_a_hubs_data_set_are_the_hubs():
+def test_files_of_a_dataset_on_the_hub_are_on_the_hub():
     check_files("a/b", None, ["hf://datasets/a/b@0/x.parquet", "zip://m::hf://datasets/a/b@0/z"])
     for file in ("/home/me/.ssh/id", "file:///etc/passwd", "https://192.0.2.1/x", "zip://a::/b"):
         with pytest.raises(UserError, match="not part of it"):
