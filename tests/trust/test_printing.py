@@ -142,7 +142,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_terminal_shows_what_a_model_writes(evil):
     """The echo of the prompt and the continuation, in a real process behind a terminal."""
     ours, theirs = pty.openpty()
-    arguments = ["--checkpoint", evil, "--prompt", EVIL, "--max-tokens", "12"]
+    arguments = ["--checkpoint", evil, "--prompt", EVIL, "--max-tokens", "12", "--seed", "1"]
     process = subprocess.Popen(
         [BIN / "llm-run", *arguments], stdin=theirs, stdout=theirs, stderr=subprocess.PIPE
     )
