@@ -63,7 +63,7 @@ class MetricsFile:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
-            f"{self._path}: cannot be written ({error.strerror}); make room or mend the disk, "
+            f"{self._path}: cannot be written ({error.strerror}); free some space or fix the disk, "
             "and continue with --resume auto"
         )
 

@@ -5,21 +5,20 @@ Weights and config.json are of the same form on both sides, DIR/TAG.state.pt bec
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
 from flax import nnx
-from safetensors import SafetensorError
 
 from light_jax.checkpoint import protocol, store
-from light_jax.checkpoint.saver import write_config
+from light_jax.checkpoint.ownership import STEP_TAG
+from light_jax.checkpoint.saver import disk_faults, write_config
 from light_jax.checkpoint.state import (
     load_arrays,
     load_host_state,
@@ -68,7 +67,7 @@ def import_tag(prefix: str | Path) -> list[str]:
     _check_step(found, int(state.step))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(cfg).weights)
     weights = load_weights(files.weights, cfg.model, shardings)
-    with _writing(files.prefix), protocol.one_writer(files.directory) as lock:
+    with _disk_faults(files.prefix), protocol.one_writer(files.directory) as lock:
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(found, cfg, host)
         record = layout.Record(run=host.run, generation=generation, step=int(state.step))
@@ -114,16 +113,8 @@ def export_tag(prefix: str | Path) -> list[str]:
     tokens = sum(shard["tokens"] for shard in host.fingerprint)
     data = torch_tag.state_to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
     path = tag.checkpoint.files.torch_state
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
-        try:
-            temporary.unlink(missing_ok=True)  # a link there would lead elsewhere
-            torch_file.write(temporary, data)
-            disk.sync(temporary)
-            os.replace(temporary, path)
-            disk.sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _disk_faults(path), disk.replacing(path) as temporary:
+        torch_file.write(temporary, data)
     return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
 
 
@@ -146,16 +137,8 @@ def _abstract(cfg: TrainingConfig) -> TrainState:
     )
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        # a full disk is one of the first two, torch.save's RuntimeError or tensorstore's ValueError
-        reason = " ".join(str(error).split())[-200:]
-        raise UserError(
-            f"{path}: cannot be written ({reason}); make room or mend the disk, and convert again"
-        ) from None
+def _disk_faults(path: Path) -> AbstractContextManager[None]:
+    return disk_faults(path, "cannot be written", "convert again")
 
 
 def _discard(staging: Path) -> None:
@@ -194,7 +177,7 @@ def _check_links(files: layout.Files) -> None:
 def _check_step(found: layout.Checkpoint, step: int) -> None:
     """Compare the step of the state with what else names one."""
     path, tag, record = found.files.torch_state, found.files.tag, found.record
-    named = protocol.STEP_TAG.fullmatch(tag)
+    named = STEP_TAG.fullmatch(tag)
     if named and int(named[1]) != step:
         raise UserError(f"{path}: is of step {step}; put back the one of {tag}")
     if record is None:

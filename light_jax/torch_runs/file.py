@@ -49,9 +49,17 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a dict of plain data and numpy arrays (as tensors) with torch.save."""
+    """Write a dict of plain data and numpy arrays (as tensors) with torch.save.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
     torch = require_torch()
-    torch.save(_to_tensors(data, torch), path)
+    tensors = _to_tensors(data, torch)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # torch's type for a disk that fails
+        raise OSError(str(error)[-200:]) from error
 
 
 def require_torch() -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from light_jax.checkpoint import protocol
+from light_jax.checkpoint.ownership import step_tag
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data.loader import BatchLoader, validation_batches
@@ -131,7 +131,7 @@ def _after(
     with log.paused(), _told_with(failure):
         if tags:
             saver.save(tags, run.state, run.host)
-            if protocol.step_tag(step) in tags:  # a signal meanwhile finds its step saved
+            if step_tag(step) in tags:  # a signal meanwhile finds its step saved
                 cut_short = cut_short or stopper.requested(step)
         ends = cut_short or step == run.cfg.num_steps
         if ends:
@@ -165,7 +165,7 @@ def _tags_due(
     """
     due = {
         "best": evaluation.improved,
-        protocol.step_tag(step): trained and (cut_short or step % cfg.save_every == 0),
+        step_tag(step): trained and (cut_short or step % cfg.save_every == 0),
         "final": step == cfg.num_steps and not evaluation.owed,
     }
     return [tag for tag, is_due in due.items() if is_due]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from light_jax.checkpoint import saver, store
+from light_jax.checkpoint import place, store
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
@@ -135,7 +135,7 @@ def _inspect(
     if cfg.use_wandb and is_main():
         check_wandb()
     if is_main():
-        saver.check_writable(cfg, tag)
+        place.check_writable(cfg, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if val_stream is not None and is_main():

@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_at_a_line_of_the_metrics_costs_no_step(tmp_path):
         told = run.communicate(timeout=120)[1]
     assert run.returncode == 2, told
     path = out / "metrics.jsonl"
-    assert f"llm-train: {path}: cannot be written (File too large); make room" in told
+    assert f"llm-train: {path}: cannot be written (File too large); free some space" in told
     assert "Traceback" not in told
     lines = path.read_text()
     assert lines.endswith("}\n")  # no line is cut short

@@ -22,6 +22,7 @@ from tiny_runs import TINY, merged, write_config
 
 from conversion import load_jax
 from light_jax.checkpoint import protocol, state, store
+from light_jax.checkpoint.ownership import MARK
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parity.checkpoint import load_pair
@@ -228,7 +229,7 @@ def test_what_an_older_version_left_is_recovered(here):
     (out / ".step0000002.deleting").write_bytes((out / "step0000002.config.json").read_bytes())
     (out / "step0000002.config.json").unlink()
     protocol.recover(out, run)
-    assert not [path for path in out.glob(".*") if path.name not in (".lock", protocol.MARK)]
+    assert not [path for path in out.glob(".*") if path.name not in (".lock", MARK)]
     assert layout.tags(out) == ["final", "step0000001"]
     assert not (out / "step0000002.state").exists()
 

@@ -21,6 +21,7 @@ import pytest
 from tiny_runs import TINY, assert_same_weights, merged, metrics, write_config
 
 from light_jax.checkpoint import protocol, store
+from light_jax.checkpoint.ownership import step_tag
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig
 from light_jax.state import HostState
@@ -71,7 +72,7 @@ def stage(directory: Path, tag: str, step: int) -> None:
 def save(directory: Path, step: int) -> None:
     """A step that is the best as well, in a run that keeps one step tag."""
     cfg = TrainingConfig(**merged(TINY, {"keep_last_n": 1, "checkpoint_dir": str(directory)}))
-    tags = ["best", protocol.step_tag(step)]
+    tags = ["best", step_tag(step)]
     stage(directory, tags[0], step)
     record = layout.Record(run="run", generation=1, step=step)
     Saver(cfg, None).commit(protocol.writing_dir(directory, tags[0]), tags, record)

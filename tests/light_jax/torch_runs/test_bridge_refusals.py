@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_the_tag_as_it_was(convert, limit, tag, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot be written .*; make room"):
+        with pytest.raises(UserError, match=r"cannot be written .*; free some space"):
             convert(tag)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
