@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 
 
@@ -228,8 +228,7 @@ def parse_mapping(text: str, path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:
         # the last four: an explicit tag on a value that it does not fit, or a monstrous nesting
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid {path.suffix[1:].upper()}: {reason}") from None
+        raise UserError(f"{path}: not valid {path.suffix[1:].upper()}: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold key: value pairs at the top, not {type(data).__name__}")
     return data

@@ -1,10 +1,10 @@
-"""The errors that end a command, and the exit code of each."""
+"""The errors that end a command, the exit code of each, and the message of any other error."""
 
 from typing import Any
 
 
 class UserError(Exception):
-    """A config, data set, checkpoint or argument that cannot be used (exit code 2).
+    """A config, dataset, checkpoint or argument that cannot be used (exit code 2).
 
     The message is complete as it stands: it names the field or file, its value, the rule and the
     remedy. The command lines print it without a traceback.
@@ -17,3 +17,8 @@ class NonFinite(Exception):
     def __init__(self, message: str, step: int, metrics: Any) -> None:
         super().__init__(message)
         self.step, self.metrics = step, metrics  # the step from 0
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """The first `limit` characters of an error's message on one line; its type if it has none."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 
 SMALL = 16 * 2**20
 """Bytes: configs, snapshots, manifests, notes."""
@@ -163,5 +163,4 @@ def foreign(explain: Callable[[str], str]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(explain(reason[:500])) from None
+        raise UserError(explain(one_line(error))) from None

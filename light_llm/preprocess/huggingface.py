@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
 from light_llm.preprocess.corpus import Skipped, believable, check_number
@@ -234,4 +234,4 @@ def _identity(builder: datasets.DatasetBuilder, split: str) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
