@@ -18,14 +18,14 @@ def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
     """Refuse, before anything is written, a directory that cannot take this run.
 
     Raises:
-        UserError: it is a file, not writable, or holds other checkpoints than those of the run that
-            is resumed from it, or parts of some where this run is going to write.
+        UserError: it is a file, is not writable, holds another run's checkpoints, or holds parts of
+            some where this run is going to write.
     """
     directory = Path(cfg.checkpoint_dir)
     named = f"checkpoint_dir={str(directory)!r}"
     if (reason := not_for_orbax(directory)) is not None:
         raise UserError(
-            f"{named}: {reason}, which checkpoints cannot be written under; use another folder"
+            f"{named}: {reason}, so no checkpoint can be written there; use another folder"
         )
     existing = directory
     while not existing.exists() and not existing.is_symlink():
@@ -52,10 +52,10 @@ def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
 
 
 def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
-    """That this run may write the tags that it is going to.
+    """Check that this run may write the tags that it is going to write.
 
     Raises:
-        UserError: a part of a tag that another wrote has the place of one.
+        UserError: part of a tag that another run wrote is in the way.
     """
     directory, first = Path(cfg.checkpoint_dir), 0 if resumed is None else resumed.step
     there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
@@ -74,6 +74,6 @@ def continues_here(directory: Path, resumed: Tag | None) -> bool:
 def _is_of_another_run(prefix: Path, run: str) -> bool:
     try:
         record = layout.read_checkpoint(prefix).record
-    except UserError:  # damaged: nobody can say, and nobody can use it
+    except UserError:  # damaged, so it cannot be used either
         return False
     return record is None or record.run != run

@@ -62,10 +62,10 @@ def one_writer(directory: Path) -> AbstractContextManager[Lock]:
 
 
 def check_lock(directory: Path, lock: Lock) -> None:
-    """To be called before something is written, moved or deleted in the directory.
+    """Check the lock before something is written, moved or deleted in the directory.
 
     Raises:
-        UserError: it is no longer the folder that was locked, or somebody removed the lock.
+        UserError: the folder is not the one that was locked, or somebody removed the lock.
     """
     lock.check(
         f"checkpoint_dir={str(directory)!r} is no longer the folder that this run locked: it was "
@@ -79,10 +79,10 @@ def writing_dir(directory: Path, tag: str) -> Path:
 
 
 def start(directory: Path, tag: str, run: str) -> Path:
-    """A folder with nothing but the run's mark in it, to write the members of `tag` into.
+    """Make a folder for the members of `tag`, with only the run's mark in it.
 
     Raises:
-        UserError: there is one that this run did not make.
+        UserError: another run, or somebody else, made the one that is there.
     """
     staging = writing_dir(directory, tag)
     there = os.path.lexists(staging) and not staging.is_symlink()
@@ -98,13 +98,13 @@ def start(directory: Path, tag: str, run: str) -> Path:
 
 
 def commit(directory: Path, tag: str, run: str, *, replacing: bool = False) -> None:
-    """From here on the tag is there: a reader finds it, a crash cannot take it away.
+    """Commit a staged tag: from here on a reader finds it, and a crash cannot remove it.
 
     Args:
         replacing: the user asked for the tag to be replaced, whoever wrote it.
 
     Raises:
-        UserError: something that another run wrote has its place.
+        UserError: something that another run wrote is in its place.
     """
     flush(writing_dir(directory, tag))
     committed = committed_dir(directory, tag)
@@ -118,11 +118,12 @@ def commit(directory: Path, tag: str, run: str, *, replacing: bool = False) -> N
 
 
 def commit_report(directory: Path, name: str, run: str) -> None:
-    """Put a staged folder that is no tag in its place, its mark in it; of a report of this run, or
-    of one that came to nothing, it takes the place.
+    """Move a staged report to its place, with its mark in it.
+
+    It replaces an earlier report of this run, or of a run that left no tag.
 
     Raises:
-        UserError: something else has its place.
+        UserError: something else is in its place.
     """
     staging, folder = writing_dir(directory, name), directory / name
     flush(staging)
@@ -134,7 +135,7 @@ def commit_report(directory: Path, name: str, run: str) -> None:
 
 
 def link(directory: Path, tag: str, other: str, run: str) -> None:
-    """Stage the members of `tag` as those of another tag too, the same files under other names.
+    """Stage the members of `tag` for another tag as well: the same files under other names.
 
     Files are never changed in place, so the two can share them; where a file system has no hard
     links they are copied.
@@ -180,13 +181,13 @@ def publish(directory: Path, tag: str) -> None:
 
 
 def _publish_if_own(directory: Path, tag: str, run: str) -> None:
-    """Publish a committed folder that this run left, or a run that came to nothing.
+    """Publish a committed folder that this run left.
 
     Raises:
-        UserError: it is somebody else's.
+        UserError: another run, or somebody else, left it.
     """
     committed = committed_dir(directory, tag)
-    if committed.is_symlink():  # none of ours, and what it leads to is not ours to move
+    if committed.is_symlink():  # not made by a run; what it leads to stays
         committed.unlink()
     elif is_committed_by(committed, tag, run):
         publish(directory, tag)
@@ -195,8 +196,11 @@ def _publish_if_own(directory: Path, tag: str, run: str) -> None:
 
 
 def delete(directory: Path, tag: str, run: str) -> None:
-    """Remove a tag of `run`, config.json first: half of it is never taken for the whole. What this
-    becomes stays until the end, and tells what the rest is. A tag of another run is left."""
+    """Remove a tag that `run` wrote, config.json first, so that half a tag is never read.
+
+    The .TAG.deleting that config.json becomes stays until the end: it names the run that wrote the
+    rest. Another run's tag is left.
+    """
     config, deleting = directory / f"{tag}{CONFIG}", deleting_file(directory, tag)
     if os.path.lexists(config):
         if run_of_config(config) != run or os.path.lexists(deleting):
@@ -213,13 +217,12 @@ def delete(directory: Path, tag: str, run: str) -> None:
 
 
 def recover(directory: Path, run: str | None) -> None:
-    """Complete what `run` committed or began to delete, discard what it had not committed.
+    """Complete what `run` committed or began to delete; discard what it had not committed.
 
-    What others left is left, but for what a run was writing that never made a tag: a directory
-    without any tag has no run.
+    What other runs left stays, unless the directory has no tag: then what they were writing goes.
 
     Args:
-        run: None for one that is new here.
+        run: None if it is new here.
     """
     fresh, owner = is_fresh(directory), run or ""
     for committed in sorted(directory.glob(".*.committed")):
@@ -234,7 +237,7 @@ def recover(directory: Path, run: str | None) -> None:
         tag = _tag_of(deleting)
         if is_own_name(tag) and run_of_config(deleting) == owner:
             if (directory / f"{tag}{CONFIG}").exists():
-                deleting.unlink()  # of a tag that was replaced since
+                deleting.unlink()  # the tag was replaced since
             else:
                 delete(directory, tag, owner)
 

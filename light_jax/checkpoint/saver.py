@@ -19,7 +19,7 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import disk, given
 from light_llm.printing import tell
 
@@ -47,11 +47,11 @@ class Saver:
 
     @contextlib.contextmanager
     def open(self, config_path: Path) -> Iterator[Saver]:
-        """The directory, made and locked while the context is open; what a crash left is finished
-        first, and a copy of the config file is kept. Every process enters and leaves it.
+        """Make the directory and lock it while the context is open; every process enters it.
 
-        On leaving, the save under way is waited for. If an error is on its way out, a save that
-        fails as well is only told, not raised.
+        On entering, what a crash left is completed or discarded, and the config file is copied. On
+        leaving, the save under way is waited for. If an error is already on its way, a save that
+        fails as well is printed, not raised.
 
         Raises:
             UserError: another run writes there, or did so since this one was checked.
@@ -82,7 +82,7 @@ class Saver:
         store.write_start(self.directory, start)
 
     def _copy_config(self, path: Path) -> None:
-        """Keep the text that was parsed, whatever has become of the file since."""
+        """Keep the text that was parsed, even if the file has changed since."""
         name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
         target = self.directory / name
         if not (target.exists() and path.exists() and target.samefile(path)):
@@ -90,11 +90,10 @@ class Saver:
             disk.write_atomically(target, text)
 
     def check(self) -> None:
-        """That the directory is still the one that this run locked; process 0 looks, where it
-        writes next.
+        """Check that the directory is still the one that this run locked; process 0 does.
 
         Raises:
-            UserError: it is not.
+            UserError: it is not, or the lock was removed.
         """
         if self._lock is not None:
             protocol.check_lock(self.directory, self._lock)
@@ -105,7 +104,7 @@ class Saver:
         Returns when the state is copied to the host, so the next step may donate it.
 
         Raises:
-            UserError: the save before failed, or this one cannot begin. Earlier tags are intact.
+            UserError: the previous save failed, or this one cannot begin. Earlier tags are intact.
         """
         self.wait()
         self._saves += 1
@@ -126,7 +125,7 @@ class Saver:
                     write_weights(path, weights, self.cfg.model)
                     weights.clear()
                     digest = layout.digest(path)  # while orbax is still writing
-                finally:  # nobody may touch the folder before orbax has let go of it
+                finally:  # the folder must not be touched before orbax is done
                     writing()
                 others_done(name)
                 self.commit(staging, tags, record, {path: digest})
@@ -150,10 +149,10 @@ class Saver:
         return guarded
 
     def wait(self) -> None:
-        """Return when all that was saved is committed; every process calls it.
+        """Return when everything saved is committed; every process calls it.
 
         Raises:
-            UserError: it could not be, on any of the processes.
+            UserError: a save failed on one of the processes.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -175,10 +174,10 @@ class Saver:
         record: layout.Record,
         digests: Mapping[Path, layout.Member] = MappingProxyType({}),
     ) -> None:
-        """Publish a staged tag under its own name and the other ones, then delete what is old.
+        """Publish a staged tag under each of `tags`, then delete old tags.
 
         Args:
-            digests: those of its files that are known already.
+            digests: of the files whose digests are known already.
         """
         self.check()
         write_config(staging, tags[0], self.cfg, record, digests)
@@ -190,7 +189,7 @@ class Saver:
         self._retain(record.run)
 
     def _retain(self, run: str) -> None:
-        """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n.
+        """Delete step tags that the resume left behind, and all but the newest keep_last_n.
 
         Tags of another run, which somebody copied here meanwhile, are neither counted nor deleted.
         """
@@ -216,11 +215,11 @@ def write_config(
     record: layout.Record,
     digests: Mapping[Path, layout.Member] = MappingProxyType({}),
 ) -> None:
-    """The last member of a staged tag: the config, and what ties it to the files beside it.
+    """Write the last member of a staged tag: the config, with the digests of the other files.
 
     Args:
-        record: all but its `files`.
-        digests: those of its files that are known already.
+        record: without its `files`.
+        digests: of the files whose digests are known already.
     """
     with ThreadPoolExecutor(1) as background:
         flushed = background.submit(disk.flush, staging)  # the disk is busy while this reads memory
@@ -245,7 +244,6 @@ def disk_faults(path: Path, what: str, remedy: str) -> Iterator[None]:
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, ValueError) and "os_error_code=" not in str(error):
             raise  # tensorstore raises this type for a full disk and for a bug
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: {what} ({reason}); free some space or fix the disk, and {remedy}"
+            f"{path}: {what} ({one_line(error)}); free some space or fix the disk, and {remedy}"
         ) from None

@@ -1,6 +1,6 @@
 """A tag of the PyTorch trainer -> a tag of this one, and back, in its folder.
 
-Weights and config.json are of the same form on both sides, DIR/TAG.state.pt becomes DIR/TAG.state/.
+Weights and config.json have the same form on both sides; DIR/TAG.state.pt becomes DIR/TAG.state/.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from light_llm.files import disk
 def import_tag(prefix: str | Path) -> list[str]:
     """Make DIR/TAG.{safetensors,state.pt,config.json} a tag of this trainer, in its place.
 
-    Weights are written anew as float32 with every key, config.json with every setting; the
-    .state.pt stays. The shards of train_data must be there, for the tag to know them again.
+    Weights are rewritten as float32 with every key, config.json with every setting; the .state.pt
+    stays. The shards of train_data must be there, since the tag records their fingerprint.
 
     Returns:
-        What to tell the user, line by line.
+        The lines to print.
 
     Raises:
         UserError: a member is missing, damaged or does not fit the others. Nothing was changed.
@@ -103,7 +103,7 @@ def export_tag(prefix: str | Path) -> list[str]:
     """Write DIR/TAG.state.pt beside a tag of this trainer, for the PyTorch trainer to resume from.
 
     Returns:
-        What to tell the user, line by line.
+        The lines to print.
 
     Raises:
         UserError: no such tag, damaged files, or it cannot be written. The tag is left as it is.
@@ -142,9 +142,9 @@ def _disk_faults(path: Path) -> AbstractContextManager[None]:
 
 
 def _discard(staging: Path) -> None:
-    """Remove what a failure left (nothing, once it is committed); what stays, the next start does.
+    """Remove what a failure left (nothing, once it is committed).
 
-    The threads of orbax may still be writing there.
+    The threads of orbax may still be writing there; what remains, the next start removes.
     """
     for _ in range(20):
         shutil.rmtree(staging, ignore_errors=True)
@@ -156,7 +156,7 @@ def _discard(staging: Path) -> None:
 def _check_name(prefix: Path) -> None:
     if (reason := not_for_orbax(prefix)) is not None:
         raise UserError(
-            f"{prefix}: {reason}, which checkpoints cannot be written under; use another name"
+            f"{prefix}: {reason}, so no checkpoint can be written there; use another name"
         )
 
 
@@ -175,11 +175,11 @@ def _check_links(files: layout.Files) -> None:
 
 
 def _check_step(found: layout.Checkpoint, step: int) -> None:
-    """Compare the step of the state with what else names one."""
+    """Compare the step of the state with that of the tag's name and of its config.json."""
     path, tag, record = found.files.torch_state, found.files.tag, found.record
     named = STEP_TAG.fullmatch(tag)
     if named and int(named[1]) != step:
-        raise UserError(f"{path}: is of step {step}; put back the one of {tag}")
+        raise UserError(f"{path}: belongs to step {step}; put back the one of {tag}")
     if record is None:
         return
     try:
@@ -191,16 +191,16 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
         ) from None
     if record.step != step:
         raise UserError(
-            f"{path}: is of step {step}, and the weights beside it are of step {record.step}; "
-            "put the three files of one step together"
+            f"{path}: belongs to step {step}, and the weights beside it to step {record.step}; "
+            "put three files of the same step together"
         )
 
 
 def _place(found: layout.Checkpoint, cfg: TrainingConfig, host: HostState) -> tuple[HostState, int]:
-    """`host` as a tag of the run in that directory, if there is one, and the tag's generation.
+    """(`host` with the id of the run in that directory, or a new id; the tag's generation).
 
     Raises:
-        UserError: that is another run.
+        UserError: the run there is another one.
     """
     directory = found.files.directory
     own = store.own_tags(directory)
@@ -210,8 +210,8 @@ def _place(found: layout.Checkpoint, cfg: TrainingConfig, host: HostState) -> tu
     there, _, refused = store.compare(newest, cfg, host.fingerprint)
     if refused:
         raise UserError(
-            f"{found.files.prefix}: the folder holds another run, that of {newest.prefix.name}; "
-            "move the files of one of them to a folder of its own:\n  " + "\n  ".join(refused)
+            f"{found.files.prefix}: another run wrote {newest.prefix.name} in this folder; "
+            "move one of the two runs to another folder:\n  " + "\n  ".join(refused)
         )
     host = dataclasses.replace(host, run=newest.run, wandb_run_id=there.wandb_run_id)
     return host, store.starts(directory) if found.record is None else found.record.generation

@@ -350,7 +350,7 @@ def test_learned_positions_that_no_window_reaches_are_a_warning(tmp_path, monkey
     learned = {"positional": {"encoding": "learned"}, "max_seq_len": 24}
     run_config(write_config(tmp_path / "c.yaml", num_steps=1, model=learned, val_data=...))
     (told,) = [str(warning.message) for warning in recwarn if "seq_len" in str(warning.message)]
-    assert told.startswith("seq_len=16 trains positions 0 to 15 alone; the other 8 learned ones")
+    assert told.startswith("seq_len=16 trains only positions 0 to 15; the other 8 learned ones")
 
 
 def test_other_positions_are_a_line_of_the_summary(tmp_path, monkeypatch, capsys):
