@@ -38,7 +38,7 @@ class SchedulerConfig(Config):
 
 
 class MeshConfig(Config):
-    """Devices along each axis; -1 takes those that remain."""
+    """Devices along each axis; -1 takes the rest."""
 
     data: int = -1
     fsdp: int = 1
@@ -62,13 +62,13 @@ class MeshConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The text that a config was parsed from; equal configs are equal whatever their texts."""
+    """The text that a config was parsed from; it does not count when configs are compared."""
 
     text: bytes = dataclasses.field(default=b"", compare=False)
 
 
 class TrainingConfig(Config):
-    """A run, as its config file says it: data, model, update, devices, checkpoints, reports."""
+    """A run as its config file describes it: data, model, update, devices, checkpoints, reports."""
 
     train_data: str | list[str]
     val_data: str | list[str] | None = None
@@ -100,7 +100,7 @@ class TrainingConfig(Config):
 
     @property
     def source(self) -> Source:
-        """Of `load_config`; empty where the config came from elsewhere."""
+        """Set by `load_config`; empty where the config came from elsewhere."""
         return self._source
 
     @field_validator("train_data", "val_data")

@@ -43,7 +43,7 @@ def generate_batch(
 ) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
-    As `light_llm.generate.generate_batch`, whose ids it gives, but for logits that are equal up to
+    The ids are those of `light_llm.generate.generate_batch`, except where logits are equal up to
     rounding. Two functions are compiled, for the prompts and for one more token of each; other
     prompts, lengths within a power of two, seeds, temperatures and values of top_p use them again.
 
@@ -56,7 +56,7 @@ def generate_batch(
     # by max_tokens and not by the room that is left: the prompts' own lengths change no shape
     size = width + _bucket(min(sampling.max_tokens, model.cfg.max_seq_len))
     tokens_BT, pad_B = left_padded(prompts, width)
-    model.new_cache(size, jnp.asarray(pad_B))  # raises where there can be none
+    model.new_cache(size, jnp.asarray(pad_B))  # raises where a cache is impossible
     graphdef, params = nnx.split(model, nnx.Param)
     plan = Plan(
         greedy=sampling.temperature == 0,
@@ -75,7 +75,7 @@ def generate_batch(
         draws = sampling.draws(len(prompts))
         ids_B, carry = first(params, tokens_BT, pad_B, next(draws), knobs)
         for draw_B in itertools.islice(draws, max(rooms) - 1):
-            # the device is at work on the next ids while these are read and written out
+            # the device computes the next ids while these are read and written
             later_B, carry = following(params, carry, ids_B, draw_B, knobs)
             yield np.asarray(ids_B).tolist()
             ids_B = later_B
@@ -88,12 +88,12 @@ def moved(model: Transformer, dtype: DTypeLike, device: jax.Device | None = None
     """The model with weights and matmuls in `dtype`, on that device: PyTorch's `.to()`."""
     abstract = nnx.eval_shape(lambda: Transformer(model.cfg, dtype=dtype, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x.astype(dtype), nnx.state(model, nnx.Param))
-    # committed: what is computed from it is computed there
+    # committed: computation with it runs there
     return nnx.merge(nnx.graphdef(abstract), jax.device_put(params, device))
 
 
 class Plan(NamedTuple):
-    """What is compiled in: which ways of choosing there are at all."""
+    """What is compiled in: which ways of choosing an id are in use."""
 
     greedy: bool
     top_k: int | None
@@ -180,13 +180,13 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: jax.Array | floa
 
 
 def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-    """All but the k largest of a row at -inf."""
+    """Set all but the k largest of a row to -inf."""
     top_Bk, index_Bk = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))
     return _scattered(logits_BV, top_Bk, index_Bk)
 
 
 def keep_top_p(logits_BV: jax.Array, p: jax.Array | float) -> jax.Array:
-    """All but the fewest largest of a row whose probabilities sum to p or more at -inf."""
+    """Set a row to -inf except its fewest largest whose probabilities sum to p or more."""
     V = logits_BV.shape[-1]
     total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
 

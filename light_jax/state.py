@@ -1,4 +1,4 @@
-"""What a run is made of: data, and no behaviour."""
+"""The data that a run is made of, without behaviour."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LossScale:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes."""
+    """Everything that a step changes."""
 
     step: jax.Array  # int32, updates made
     params: Params  # what the model computes with: float32, or bfloat16 with a master copy
@@ -71,7 +71,7 @@ class HostState:
     fingerprint: list[dict[str, Any]]  # of the training shards
     best_val_loss: float | None = None
     wandb_run_id: str | None = None
-    evaluation_due: bool = False  # after this step: one was left by a signal, or could not be told
+    evaluation_due: bool = False  # after this step: a signal or a failing log stopped one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Tag:
 
     @property
     def order(self) -> tuple[int, int]:
-        """A resumed run's tags are newer than those that it left behind, whatever their steps."""
+        """A resumed run's tags are newer than those that it left behind, at any step."""
         return self.generation, self.step
 
 
@@ -111,12 +111,12 @@ class Run:
     mesh: Mesh
     train_stream: TokenStream
     val_stream: TokenStream | None
-    rows: list[int]  # of a global batch, that this process holds
+    rows: list[int]  # the rows of a global batch that this process holds
     shardings: TrainState
     state: TrainState
     host: HostState
     resumed: Tag | None
-    changes: list[str]  # settings that differ from those of the resumed run
+    changes: list[str]  # settings that differ from the resumed run's
     num_params: int
 
 

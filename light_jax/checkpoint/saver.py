@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,16 +11,19 @@ from types import MappingProxyType
 
 from safetensors import SafetensorError
 
-from light_jax.checkpoint import protocol, store
-from light_jax.checkpoint.state import is_mine, not_for_orbax, start_saving
+from light_jax.checkpoint import place, protocol, store
+from light_jax.checkpoint.ownership import MARK, STEP_TAG
+from light_jax.checkpoint.state import is_mine, start_saving
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import disk, given
 from light_llm.printing import tell
+
+_CONTINUE = "continue with --resume auto: what was committed before is intact"
 
 
 class Saver:
@@ -46,11 +47,11 @@ class Saver:
 
     @contextlib.contextmanager
     def open(self, config_path: Path) -> Iterator[Saver]:
-        """The directory, made and locked while the context is open; what a crash left is finished
-        first, and a copy of the config file is kept. Every process enters and leaves it.
+        """Make the directory and lock it while the context is open; every process enters it.
 
-        On leaving, the save under way is waited for. If an error is on its way out, a save that
-        fails as well is only told, not raised.
+        On entering, what a crash left is completed or discarded, and the config file is copied. On
+        leaving, the save under way is waited for. If an error is already on its way, a save that
+        fails as well is printed, not raised.
 
         Raises:
             UserError: another run writes there, or did so since this one was checked.
@@ -65,11 +66,11 @@ class Saver:
             self._close(None)
 
     def _prepare(self, held: contextlib.ExitStack, config_path: Path) -> None:
-        with _told(self.directory, "cannot be written"):
+        with disk_faults(self.directory, "cannot be written", _CONTINUE):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = held.enter_context(protocol.one_writer(self.directory))
-            check_writable(self.cfg, self.resumed)
-            here = _continues_here(self.directory, self.resumed)
+            place.check_writable(self.cfg, self.resumed)
+            here = place.continues_here(self.directory, self.resumed)
             protocol.recover(self.directory, self.resumed.run if here and self.resumed else None)
             self._copy_config(config_path)
             if self.resumed is not None:
@@ -81,7 +82,7 @@ class Saver:
         store.write_start(self.directory, start)
 
     def _copy_config(self, path: Path) -> None:
-        """Keep the text that was parsed, whatever has become of the file since."""
+        """Keep the text that was parsed, even if the file has changed since."""
         name = "config.json" if path.name.endswith(layout.CONFIG) else path.name
         target = self.directory / name
         if not (target.exists() and path.exists() and target.samefile(path)):
@@ -89,11 +90,10 @@ class Saver:
             disk.write_atomically(target, text)
 
     def check(self) -> None:
-        """That the directory is still the one that this run locked; process 0 looks, where it
-        writes next.
+        """Check that the directory is still the one that this run locked; process 0 does.
 
         Raises:
-            UserError: it is not.
+            UserError: it is not, or the lock was removed.
         """
         if self._lock is not None:
             protocol.check_lock(self.directory, self._lock)
@@ -104,13 +104,13 @@ class Saver:
         Returns when the state is copied to the host, so the next step may donate it.
 
         Raises:
-            UserError: the save before failed, or this one cannot begin. Earlier tags are intact.
+            UserError: the previous save failed, or this one cannot begin. Earlier tags are intact.
         """
         self.wait()
         self._saves += 1
         name, step = f"save{self._saves}", int(state.step)
         staging = protocol.writing_dir(self.directory, tags[0])
-        with _told(self.directory / tags[0], "cannot be saved"):
+        with disk_faults(self.directory / tags[0], "cannot be saved", _CONTINUE):
             together(lambda: self._start(tags[0], host.run) if is_main() else None)
             weights = gather_weights(state.weights, self.cfg.model)
             path = staging / f"{tags[0]}{layout.STATE}"
@@ -125,7 +125,7 @@ class Saver:
                     write_weights(path, weights, self.cfg.model)
                     weights.clear()
                     digest = layout.digest(path)  # while orbax is still writing
-                finally:  # nobody may touch the folder before orbax has let go of it
+                finally:  # the folder must not be touched before orbax is done
                     writing()
                 others_done(name)
                 self.commit(staging, tags, record, {path: digest})
@@ -143,16 +143,16 @@ class Saver:
     @staticmethod
     def _guarded(prefix: Path, work: Callable[[], None]) -> Callable[[], None]:
         def guarded() -> None:
-            with _told(prefix, "cannot be saved"):
+            with disk_faults(prefix, "cannot be saved", _CONTINUE):
                 work()
 
         return guarded
 
     def wait(self) -> None:
-        """Return when all that was saved is committed; every process calls it.
+        """Return when everything saved is committed; every process calls it.
 
         Raises:
-            UserError: it could not be, on any of the processes.
+            UserError: a save failed on one of the processes.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -174,10 +174,10 @@ class Saver:
         record: layout.Record,
         digests: Mapping[Path, layout.Member] = MappingProxyType({}),
     ) -> None:
-        """Publish a staged tag under its own name and the other ones, then delete what is old.
+        """Publish a staged tag under each of `tags`, then delete old tags.
 
         Args:
-            digests: those of its files that are known already.
+            digests: of the files whose digests are known already.
         """
         self.check()
         write_config(staging, tags[0], self.cfg, record, digests)
@@ -189,12 +189,12 @@ class Saver:
         self._retain(record.run)
 
     def _retain(self, run: str) -> None:
-        """Delete the step tags of an abandoned future, then those beyond the newest keep_last_n.
+        """Delete step tags that the resume left behind, and all but the newest keep_last_n.
 
         Tags of another run, which somebody copied here meanwhile, are neither counted nor deleted.
         """
         tags = [tag for tag in store.own_tags(self.directory) if tag.run == run]
-        steps = [tag for tag in tags if protocol.STEP_TAG.fullmatch(tag.prefix.name)]
+        steps = [tag for tag in tags if STEP_TAG.fullmatch(tag.prefix.name)]
         left_at = 0 if self.resumed is None else self.resumed.step
         abandoned = [t for t in steps if t.generation < self.generation and t.step > left_at]
         kept = sorted((t for t in steps if t not in abandoned), key=lambda tag: tag.step)
@@ -215,11 +215,11 @@ def write_config(
     record: layout.Record,
     digests: Mapping[Path, layout.Member] = MappingProxyType({}),
 ) -> None:
-    """The last member of a staged tag: the config, and what ties it to the files beside it.
+    """Write the last member of a staged tag: the config, with the digests of the other files.
 
     Args:
-        record: all but its `files`.
-        digests: those of its files that are known already.
+        record: without its `files`.
+        digests: of the files whose digests are known already.
     """
     with ThreadPoolExecutor(1) as background:
         flushed = background.submit(disk.flush, staging)  # the disk is busy while this reads memory
@@ -227,7 +227,7 @@ def write_config(
             str(path.relative_to(staging)).removeprefix(tag): digests.get(path)
             or layout.digest(path)
             for path in sorted(staging.rglob("*"))
-            if path.is_file() and path.name != protocol.MARK
+            if path.is_file() and path.name != MARK
         }
         flushed.result()
     record = record.model_copy(update={"files": members})
@@ -237,80 +237,13 @@ def write_config(
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str):  # type: ignore[no-untyped-def]
-    """Faults of the disk as an error that says what is left."""
+def disk_faults(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Raise a fault of the disk as a UserError that names `path` and says what to do."""
     try:
         yield
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, ValueError) and "os_error_code=" not in str(error):
-            raise  # tensorstore has but this type for a full disk and for a bug
-        reason = " ".join(str(error).split())
+            raise  # tensorstore raises this type for a full disk and for a bug
         raise UserError(
-            f"{path}: {what} ({reason}); make room or mend the disk, and continue with --resume "
-            "auto: what was committed before is intact"
+            f"{path}: {what} ({one_line(error)}); free some space or fix the disk, and {remedy}"
         ) from None
-
-
-def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
-    """Refuse, before anything is written, a directory that cannot take this run.
-
-    Raises:
-        UserError: it is a file, not writable, or holds other checkpoints than those of the run that
-            is resumed from it, or parts of some where this run is going to write.
-    """
-    directory = Path(cfg.checkpoint_dir)
-    named = f"checkpoint_dir={str(directory)!r}"
-    if (reason := not_for_orbax(directory)) is not None:
-        raise UserError(
-            f"{named}: {reason}, which checkpoints cannot be written under; use another folder"
-        )
-    existing = directory
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"{named}: {existing} is not a folder")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".light-llm-probe-", dir=existing))
-    except OSError as error:
-        raise UserError(
-            f"{named} cannot be written ({error.strerror}); use another folder"
-        ) from None
-    others = {name for name in layout.tags(directory) if protocol.is_own_name(name)}
-    # A copy of the folder holds tags of the same run, which are not this folder's own.
-    here = _continues_here(directory, resumed)
-    if here and resumed is not None:
-        others = {name for name in others if _is_of_another_run(directory / name, resumed.run)}
-    if others:
-        raise UserError(
-            f"{named} holds a run already ({', '.join(sorted(others))}); "
-            "continue that one with --resume auto, or use another checkpoint_dir"
-        )
-    _check_free(cfg, resumed, here)
-
-
-def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
-    """That this run may write the tags that it is going to.
-
-    Raises:
-        UserError: a part of a tag that another wrote has the place of one.
-    """
-    directory, first = Path(cfg.checkpoint_dir), 0 if resumed is None else resumed.step
-    there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
-    for tag in sorted(there):
-        step = protocol.STEP_TAG.fullmatch(tag)
-        due = tag in ("best", "final") or (step and first < int(step[1]) <= cfg.num_steps)
-        if due:
-            protocol.check_place(directory, tag, resumed.run if here and resumed else "")
-
-
-def _continues_here(directory: Path, resumed: Tag | None) -> bool:
-    """Whether the run goes on in the directory where the tag is that it was resumed from."""
-    return resumed is not None and resumed.prefix.parent.resolve() == directory.resolve()
-
-
-def _is_of_another_run(prefix: Path, run: str) -> bool:
-    try:
-        record = layout.read_checkpoint(prefix).record
-    except UserError:  # damaged: nobody can say, and nobody can use it
-        return False
-    return record is None or record.run != run

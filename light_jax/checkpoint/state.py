@@ -1,8 +1,8 @@
 """What a resume needs besides the weights <-> an orbax folder.
 
 Arrays are stored under their pytree paths as flat names, so the folder depends on neither optax's
-nor Flax's container types. orbax's v1 API is used in this file alone, and this file alone gives it
-paths: it reads `..` behind a link, a backslash and [ ] * ? in its own way.
+nor Flax's container types. Only this file uses orbax's v1 API and gives it paths: orbax has its own
+reading of `..` behind a link, of a backslash and of [ ] * ?.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from light_jax.parallel.sharding import path_names
 from light_jax.state import HostState, TrainState
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 
 _NOTE = "_CHECKPOINT_METADATA"  # orbax's file, with the host's part in it
@@ -42,7 +42,7 @@ def named_arrays(state: TrainState) -> dict[str, Any]:
 
 
 def not_for_orbax(path: Path) -> str | None:
-    """What in a path orbax would read in its own way, and write a state that it cannot read."""
+    """Why orbax cannot read what it writes under this path; None if it can."""
     real = os.path.realpath(path)
     if set("[]*?") & set(real):
         return f"{real} has one of [ ] * ? in it"
@@ -53,10 +53,10 @@ def _real(path: Path) -> Path:
     """The path as the operating system understands it, for orbax.
 
     Raises:
-        UserError: orbax would not understand it so.
+        UserError: orbax would understand it differently.
     """
     if (reason := not_for_orbax(path)) is not None:
-        raise UserError(f"{path}: {reason}, which no state can be read under; rename the folder")
+        raise UserError(f"{path}: {reason}, so no state can be read there; rename the folder")
     return Path(os.path.realpath(path))
 
 
@@ -69,12 +69,12 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
     """Copy the arrays to the host and begin to write the folder; every process calls it.
 
     Returns:
-        What waits until it is written, on any thread. The processes wait for each other there by
-        JAX's coordination service, not by a collective. Process 0 then opens what was written.
+        A function that waits until it is written, on any thread. The processes wait for each other
+        by JAX's coordination service, not by a collective. Process 0 then opens what was written.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False
-    # else a folder that cannot be made is an error of its threads' patience, 20 minutes later
+    # otherwise a folder that cannot be made is an error only 20 minutes later, a timeout
     context.asynchronous.create_directories_asynchronously = False
     arrays = named_arrays(state)
     if jax.default_backend() == "cpu":  # orbax would write from the buffers that the step reuses
@@ -88,7 +88,7 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
     def wait() -> None:
         _as_a_fault_of_the_disk(written)
         if jax.process_index() == 0:
-            # the file's text tells where on this machine the state was written
+            # orbax's text has the path of the state on this machine
             if (path / _SUCCESS).exists():
                 (path / _SUCCESS).write_text("Checkpoint commit was successful.\n")
             check_saved(path, expected, host)
@@ -97,7 +97,7 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
 
 
 def _as_a_fault_of_the_disk(call: Callable[[], Any]) -> None:
-    """orbax has no type of its own for a disk that fails; a saver tells all of them alike."""
+    """Raise any error of orbax as an OSError: it has no type of its own for a disk that fails."""
     try:
         call()
     except (UserError, OSError):
@@ -107,12 +107,12 @@ def _as_a_fault_of_the_disk(call: Callable[[], Any]) -> None:
 
 
 def check_saved(path: Path, expected: dict[str, tuple[Any, ...]], host: HostState) -> None:
-    """Open the folder as a resume would: its arrays are in it, and of these shapes and dtypes.
+    """Open the folder as a resume would, and check that it has arrays of these shapes and dtypes.
 
-    On any thread: no collective, and no array is read.
+    It runs on any thread: no collective, and no array is read.
 
     Raises:
-        OSError: it could not be resumed from.
+        OSError: a run could not be resumed from it.
     """
     try:
         found = load_host_state(path)
@@ -120,14 +120,14 @@ def check_saved(path: Path, expected: dict[str, tuple[Any, ...]], host: HostStat
             stored = _stored(path)
         size = sum(entry.stat().st_size for entry in _entries(path / _ARRAYS) if entry.is_file())
     except (UserError, OSError) as error:
-        raise OSError(f"what was written cannot be resumed from: {error}") from None
+        raise OSError(f"the state that was written cannot be resumed from: {error}") from None
     needed = sum(
         int(np.prod(shape)) * jnp.dtype(dtype).itemsize for shape, dtype in expected.values()
     )
     if found.run != host.run or stored != expected or size < needed:
         raise OSError(
-            f"what was written cannot be resumed from: {path / _ARRAYS} holds {len(stored)} of "
-            f"{len(expected)} arrays and {size:,} of {needed:,} bytes"
+            f"the state that was written cannot be resumed from: {path / _ARRAYS} holds "
+            f"{len(stored)} of {len(expected)} arrays and {size:,} of {needed:,} bytes"
         )
 
 
@@ -158,10 +158,10 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _check_entries(path: Path) -> None:
-    """That the folder holds files and folders alone, and no link that leads out of it.
+    """Check that the folder holds only files and folders, and no link that leads out of it.
 
     Raises:
-        UserError: orbax would wait at a FIFO, or read what is elsewhere.
+        UserError: it holds something else; orbax would wait at a FIFO, or read files elsewhere.
     """
     for entry in _entries(path):
         mode = os.lstat(entry).st_mode
@@ -170,14 +170,14 @@ def _check_entries(path: Path) -> None:
         if stat.S_ISLNK(mode) and entry.exists() and given.leads_out(entry, path) is None:
             continue
         raise UserError(
-            f"{entry}: is {given.kind_of(entry)}, and a state holds regular files; use another tag"
+            f"{entry}: is {given.kind_of(entry)}; a state has only regular files; use another tag"
         )
 
 
 def is_mine(name: str) -> bool:
-    """Whether this process wrote that file of a tag; process 0 answers for what all share.
+    """Whether this process checks that file of a tag: its own, or for process 0 a shared one.
 
-    A process of a smaller run answers for several of those that wrote.
+    A run with fewer processes shares out the files of all that wrote.
     """
     _, _, writer = name.partition("ocdbt.process_")
     writer = writer.partition("/")[0]
@@ -186,7 +186,7 @@ def is_mine(name: str) -> bool:
 
 
 def run_of_state(path: Path) -> str | None:
-    """The run that wrote the folder; None if it is not one, or does not tell."""
+    """The run that wrote the folder; None if it is not a state, or does not name its run."""
     if path.is_symlink():
         return None
     try:
@@ -198,7 +198,7 @@ def run_of_state(path: Path) -> str | None:
 
 
 def load_host_state(path: Path) -> HostState:
-    """The host's part alone, to be compared with the config before anything large is read.
+    """The host's part, to be compared with the config before anything large is read.
 
     Raises:
         UserError: it cannot be read, or is not what a run writes.
@@ -212,11 +212,11 @@ def load_host_state(path: Path) -> HostState:
             isinstance(name, str) and all(type(n) is int for n in numbers)
             for name, *numbers in shards
         ):
-            raise ValueError("its fingerprint of the shards is none")
+            raise ValueError("its fingerprint does not list shards")
         if not isinstance(host.run, str) or not isinstance(host.wandb_run_id, str | None):
-            raise ValueError("its run or wandb_run_id is no text")
+            raise ValueError("its run or wandb_run_id is not a text")
         if not isinstance(host.best_val_loss, int | float | None):
-            raise ValueError(f"best_val_loss={host.best_val_loss!r} is no number")
+            raise ValueError(f"best_val_loss={host.best_val_loss!r} is not a number")
     return host
 
 
@@ -240,17 +240,16 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
         try:
             return ocp.load(real, wanted)
         except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # of the device, not of the file
+            raise  # the device's fault, not the file's
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
         gc.collect()
     raise UserError(_unreadable(path, reason))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What orbax began to read and left at an error would print a traceback each: one way or the
-    other, the error that ends the reading tells what is wrong."""
+    """Silence orbax: each read that it gives up after an error would print a traceback."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
     levels = [logger.level for logger in loggers]

@@ -44,11 +44,11 @@ START = ".resumed.json"
 
 
 class Start(NamedTuple):
-    """What the last resume in a directory started from, as START tells it."""
+    """What the last resume in a directory started from, as the file START says."""
 
-    generation: int  # of the run, from then on
-    run: str | None  # None where an older version did not tell
-    tag: str | None  # in the directory itself; None of a run that was resumed from elsewhere
+    generation: int  # the run's, from then on
+    run: str | None  # None where an older version wrote it
+    tag: str | None  # in the directory itself; None if the run was resumed from elsewhere
 
 
 def read_tag(prefix: str | Path) -> Tag:
@@ -78,14 +78,17 @@ def own_tags(directory: Path) -> list[Tag]:
 
 
 def candidates(resume: str, directory: Path) -> list[Tag]:
-    """What `--resume` may mean, best first: of `auto` every tag that lies in the run's past or
-    present, the newest first; otherwise the tag of that prefix."""
+    """What `--resume` may mean, best first.
+
+    For `auto` these are the tags from which the run in `directory` can go on, the newest first;
+    otherwise it is the tag of that prefix.
+    """
     if resume != "auto":
         try:
             return [read_tag(resume)]
         except OSError as error:  # a name that no file system takes, a folder without permission
             raise UserError(
-                f"--resume {resume}: there is no checkpoint that can be read ({error.strerror})"
+                f"--resume {resume}: there is no checkpoint to read ({error.strerror})"
             ) from None
     newest_first = sorted(own_tags(directory), key=lambda tag: tag.order, reverse=True)
     start = read_start(directory)
@@ -96,8 +99,8 @@ def candidates(resume: str, directory: Path) -> list[Tag]:
     resumed = read_tag(directory / start.tag)  # the run was stopped before its first tag
     if start.run is not None and resumed.run != start.run:
         raise UserError(
-            f"{directory / START}: names {start.tag}, which is of another run now; delete it, and "
-            "name the checkpoint to resume from with --resume"
+            f"{directory / START}: names {start.tag}, which now belongs to another run; delete it, "
+            "and name the checkpoint to resume from with --resume"
         )
     return [resumed, *(tag for tag in newest_first if tag.order < resumed.order)]
 
@@ -106,11 +109,11 @@ def find(resume: str, directory: Path) -> Tag | None:
     """The tag to resume from, its files verified; None where `auto` finds no tag at all.
 
     Every process calls it and verifies what it wrote. `auto` passes over damaged tags, with a
-    warning for each. It is called before the directory's lock is held: where another run writes
-    there, a tag may move or be replaced after this look, and opening the directory is refused.
+    warning for each. The directory is not locked yet: if another run writes there, a tag may move
+    or be replaced afterwards, and opening the directory is refused.
 
     Raises:
-        UserError: no such tag, or none whose files are those that were written.
+        UserError: no such tag, or the files of all of them are damaged.
     """
     damage: UserError | None = None
     for tag in together(lambda: candidates(resume, directory)):
@@ -134,16 +137,16 @@ def starts(directory: Path) -> int:
 
 
 def write_start(directory: Path, start: Start) -> None:
-    """Note a resume. Nothing in it tells where the directory is, so that it can be moved."""
-    told = {"generation": start.generation, "run": start.run, "resumed": start.tag}
-    disk.write_atomically(directory / START, json.dumps(told).encode())
+    """Write down a resume, without a path, so that the directory can be moved."""
+    note = {"generation": start.generation, "run": start.run, "resumed": start.tag}
+    disk.write_atomically(directory / START, json.dumps(note).encode())
 
 
 def read_start(directory: Path) -> Start | None:
     """What the last resume in this directory started from.
 
     Raises:
-        UserError: what is there is no note of a resume, or names a tag elsewhere.
+        UserError: the file is not the note of a resume, or names a tag elsewhere.
     """
     path = directory / START
     if not os.path.lexists(path):
@@ -152,8 +155,8 @@ def read_start(directory: Path) -> Start | None:
     try:
         start = given.read_json(path)
         generation, run, resumed = start["generation"], start.get("run"), start["resumed"]
-        told = isinstance(resumed, str) or (resumed is None and isinstance(run, str))
-        if type(generation) is not int or not told or not isinstance(run, str | None):
+        complete = isinstance(resumed, str) or (resumed is None and isinstance(run, str))
+        if type(generation) is not int or not complete or not isinstance(run, str | None):
             raise ValueError("not the note of a resume")
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from None
@@ -164,20 +167,20 @@ def read_start(directory: Path) -> Start | None:
         if os.path.realpath(folder) != os.path.realpath(directory):
             raise UserError(f"{path}: names a checkpoint in {folder}, not in this folder; {remedy}")
     if resumed is not None and not given.is_name(resumed):
-        raise UserError(f"{path}: names {resumed!r}, which is no checkpoint's name; {remedy}")
+        raise UserError(f"{path}: names {resumed!r}, which is not a checkpoint's name; {remedy}")
     return Start(generation, run, resumed)
 
 
 def check_resumable(
     tag: Tag, cfg: TrainingConfig, fingerprint: list[dict[str, Any]]
 ) -> tuple[HostState, list[str]]:
-    """Compare a verified tag's config and shards with those of now.
+    """Compare a verified tag's config and shards with the present ones.
 
     Returns:
-        The state on the host, and a line per setting that changed and may.
+        The state on the host, and a line for each setting that changed, as it may.
 
     Raises:
-        UserError: changes that would make it another run.
+        UserError: a setting or a shard changed that must not.
     """
     host, changes, refused = compare(tag, cfg, fingerprint)
     if refused:
@@ -187,7 +190,7 @@ def check_resumable(
         )
     check_weights(tag.checkpoint.files.weights, cfg.model)
     if {"val_data", "eval_steps", "checkpoint_dir"} & changes.keys():
-        host.best_val_loss = None  # of other tokens, or in another directory
+        host.best_val_loss = None  # it was for other tokens, or another directory
     return host, list(changes.values())
 
 
@@ -196,7 +199,7 @@ def compare(
 ) -> tuple[HostState, dict[str, str], list[str]]:
     """(the tag's state on the host, each setting that changed, what makes it another run).
 
-    Settings are `key: old -> new` by their key, changes that make another run lines as well.
+    Settings are lines `key: old -> new` by key; what makes it another run is a list of such lines.
     """
     host = load_host_state(tag.checkpoint.files.state)
     changes = dict(_changes(tag.checkpoint.snapshot, cfg.model_dump(mode="json")))

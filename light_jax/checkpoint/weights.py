@@ -35,7 +35,7 @@ def save_weights(path: Path, weights: nnx.State, cfg: TransformerConfig) -> None
 def gather_weights(weights: nnx.State, cfg: TransformerConfig) -> dict[str, np.ndarray]:
     """The weights on the host, by key, in JAX's layout; one is gathered at a time.
 
-    Every process calls it, on the main thread; process 0 gets them, the others none.
+    Every process calls it, on the main thread; process 0 gets them, the others get nothing.
     """
     arrays: dict[str, np.ndarray] = {}
     for entry in table(cfg):
@@ -46,9 +46,9 @@ def gather_weights(weights: nnx.State, cfg: TransformerConfig) -> dict[str, np.n
 
 
 def write_weights(path: Path, arrays: dict[str, np.ndarray], cfg: TransformerConfig) -> None:
-    """Write what `gather_weights` gave, and take it: `arrays` is left in PyTorch's layout.
+    """Write what `gather_weights` gave; `arrays` is in PyTorch's layout afterwards.
 
-    Two arrays are transposed at a time, and no other copy is made. Equal weights are equal files.
+    Two arrays are transposed at a time, and no other copy is made. Equal weights make equal files.
     """
 
     def transpose(entry: Entry) -> None:
@@ -59,7 +59,7 @@ def write_weights(path: Path, arrays: dict[str, np.ndarray], cfg: TransformerCon
     if cfg.tie_embeddings:
         arrays[TIED_KEY] = arrays["tok_emb.weight"]
     with disk.create(path):
-        mode = path.stat().st_mode  # of a file like any other; safetensors makes its own 0600
+        mode = path.stat().st_mode  # the mode of any new file; safetensors makes its own 0600
     save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(stat.S_IMODE(mode))
 

@@ -44,7 +44,7 @@ def export_state(prefix: Prefix) -> None:
 
 
 def _use_the_cpu() -> None:
-    """Converting takes memory and no arithmetic: leave the accelerators to those who train."""
+    """Convert on the CPU: it takes memory but no arithmetic, and accelerators may be in use."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -1,4 +1,4 @@
-"""llm-data: what shards hold, and what a window of them says. Imports lazily: --help is instant."""
+"""llm-data: what shards and their windows hold. Imports the rest lazily: --help is instant."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def show(
 
 
 def _doubt(known: Tokenizer | None, ids: list[int]) -> None:
-    """Say so if the tokenizer cannot have given these ids."""
+    """A warning if this tokenizer cannot have made these ids."""
     if known is not None and max(ids, default=0) >= known.vocab_size:
         say(f"which has ids below {known.vocab_size} only: not that of these shards?")
 
@@ -130,7 +130,7 @@ def describe(counted: Stats) -> list[tuple[str, str]]:
 
 
 def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | None, str]:
-    """The tokenizer that is asked for, or that lies beside the shards; and what to say of it."""
+    """The tokenizer of --tokenizer, or the one beside the shards; and the line to print on it."""
     from light_jax.data.shards import expand
     from light_llm.preprocess.manifest import tokenizer_beside
     from light_llm.tokenizer import load_tokenizer

@@ -80,7 +80,7 @@ def command(
 
 
 def main() -> None:
-    # nothing to save: Ctrl-C, or an output that nobody reads, just ends the process
+    # nothing to save: Ctrl-C, or a closed output, just ends the process
     runner.run("llm-parity", app, ended_by=[signal.SIGINT, signal.SIGPIPE])
 
 
@@ -91,7 +91,7 @@ def _check(
     of_prefix: dict[str, Any],
     of_config: dict[str, Any],
 ) -> None:
-    """Refuse what does not belong together, before anything is imported.
+    """Refuse arguments that do not go together, before anything is imported.
 
     Raises:
         UserError: a flag of the other comparison, a config without --steps, no PyTorch.
@@ -129,7 +129,7 @@ def _compare_checkpoint(
     everything: bool,
     tolerance: float | None,
 ) -> bool:
-    """Print the comparison of every stage; whether all agree."""
+    """Print the comparison of every stage. Returns whether all agree."""
     from light_jax.parity.activations import TOLERANCE, compare, first_diverging
     from light_jax.parity.checkpoint import (
         load_pair,
@@ -175,7 +175,7 @@ def _compare_training(config: str, steps: int, tolerance: float | None, png: Pat
     cfg, notes = comparable(cfg)
     rows: list[Row] = []
     for row in lockstep(cfg, steps):
-        if not rows:  # by now all that can be refused has been
+        if not rows:  # nothing is refused from here on
             weights = ", bfloat16 weights" if cfg.bf16_model_weights else ""
             start = "seed" if cfg.init_from is None else f"init_from {cfg.init_from!r}"
             say(f"config      {config}, {cfg.optimizer.type}, {cfg.dtype}{weights}")
@@ -203,7 +203,7 @@ def _compare_training(config: str, steps: int, tolerance: float | None, png: Pat
 
 
 def versions() -> str:
-    """Of the frameworks, and where each computes."""
+    """The frameworks' versions, and where each computes."""
     import jax
     import torch
 

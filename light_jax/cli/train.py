@@ -35,7 +35,7 @@ def command(
         stopped_by = train(config, resume).stopped_by
         return 0 if stopped_by is None else 128 + stopped_by
     if resume is not None:
-        raise UserError("--replay and --resume are two things to do; give one of them")
+        raise UserError("--replay and --resume exclude each other; give one of them")
     from light_jax.parallel.hosts import initialize
 
     initialize()  # before anything touches a device

@@ -1,14 +1,14 @@
 """Shards -> index -> window i -> batch, in numpy and pyarrow alone.
 
 shards     the paths of a config -> the list of shards
-footer     the end of a parquet file, which tells what it holds
-rowgroup   one row group -> its tokens, every one of them checked
-index      token counts per row group, and the fingerprint of a data set
+footer     the footer of a parquet file: what the file holds
+rowgroup   one row group -> its tokens, each checked
+index      token counts per row group, and the fingerprint of a dataset
 stream     TokenStream: window g of the endless stream
-reader     windows in the order of the steps, decoded ahead of need in threads
+reader     windows in the order of the steps, decoded ahead of time in threads
 loader     batches of windows
-overlap    whether train and validation data are one and the same
-stats      what shards hold, counted and drawn
+overlap    whether train and validation data share shards
+stats      documents, tokens and ids of shards, counted and drawn
 """
 
 from typing import TYPE_CHECKING

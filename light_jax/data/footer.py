@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.files.parquet import footer_fits
 
 MAGIC = b"PAR1"
-# All that pyarrow raises on a damaged file; names that are no text are a ValueError.
+# What pyarrow raises on a damaged file; names that are not text are a ValueError.
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What the end of a shard says, and a check sum by which to know it again."""
+    """What the footer of a shard says, and a checksum that recognises it."""
 
     path: str
     size: int
@@ -30,7 +30,7 @@ class Footer:
     metadata: pq.FileMetaData
 
     def file(self) -> pq.ParquetFile:
-        """The file itself; its footer is not parsed again, its page check sums are verified.
+        """The file itself; its footer is not parsed again, its page checksums are verified.
 
         Each thread keeps the last one open: it reads the row groups of a shard one after another.
         """
@@ -80,15 +80,14 @@ def read_footer(path: str) -> Footer:
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         metadata.schema.to_arrow_schema()
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: the footer is corrupt ({reason}); write the shard again"
+            f"{path}: the footer is corrupt ({one_line(error)}); write the shard again"
         ) from None
     return Footer(path, size, zlib.crc32(footer), metadata)
 
 
 def reread_footer(path: str, crc32: int) -> Footer:
-    """The footer of a shard that was indexed with this check sum. Footers in use are kept.
+    """The footer of a shard that was indexed with this checksum. Footers in use are kept.
 
     Raises:
         UserError: the file is not the one that was indexed.

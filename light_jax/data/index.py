@@ -1,9 +1,9 @@
-"""Shards -> how many tokens each row group holds, told from the footers wherever they prove it.
+"""Shards -> how many tokens each row group holds, read from the footers where these prove it.
 
 A leaf column's `num_values - null_count` counts its tokens if null_count includes the slot that an
-empty list takes. The writers named below do include it, which counts where no list is empty. The
-column `length`, where there is one, must agree with the footer; the row group itself settles what
-the two leave open.
+empty list takes. The writers named below do include it, which matters where a list is empty. The
+column `length`, where there is one, must agree with the footer. A row group whose count neither
+proves is decoded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Fingerprint = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A shard's place, its rows and tokens per row group (int64 [groups]), and how to know it."""
+    """A shard: its path, its rows and tokens per row group (int64 [groups]), and its checksum."""
 
     path: str
     rows: np.ndarray
@@ -48,8 +48,7 @@ def index_shards(
     """The shards behind `paths`, with counts that are proven and ids that are below vocab_size.
 
     Raises:
-        UserError: no shards, or a shard that cannot be used, by its name and, where it is known,
-            the row.
+        UserError: no shards, or a shard that cannot be used; names it and, where known, the row.
     """
     files = expand(paths, field)
     with ThreadPoolExecutor(min(READERS, len(files))) as pool:
@@ -62,7 +61,7 @@ def index_shards(
 
 
 def fingerprint(shards: list[IndexedShard]) -> Fingerprint:
-    """What a checkpoint remembers of its data: JSON that does not depend on where the data lies."""
+    """What a checkpoint records of its data: JSON that does not depend on where the data is."""
     return [
         {
             "name": os.path.basename(shard.path),
@@ -76,7 +75,7 @@ def fingerprint(shards: list[IndexedShard]) -> Fingerprint:
 
 
 def describe_change(old: Fingerprint, new: Fingerprint) -> str | None:
-    """What became of the shards between two fingerprints; None if they are the same."""
+    """How the shards differ between two fingerprints; None if they are the same."""
     before, after = _by_name(old), _by_name(new)
     parts = [
         _listed("added", [name for name in after if name not in before]),
@@ -105,8 +104,10 @@ def _by_name(shards: Fingerprint) -> dict[str, dict[str, Any]]:
 def _difference(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     if old == new:
         return ""
-    told = [f"{key} {old[key]} -> {new[key]}" for key in ("rows", "tokens") if old[key] != new[key]]
-    return f"{name} ({', '.join(told) or 'other contents'})"
+    changes = [
+        f"{key} {old[key]} -> {new[key]}" for key in ("rows", "tokens") if old[key] != new[key]
+    ]
+    return f"{name} ({', '.join(changes) or 'other contents'})"
 
 
 def _listed(verb: str, names: list[str]) -> str:
@@ -158,7 +159,7 @@ def _columns(footer: Footer) -> tuple[int, bool]:
 def _tokens_of_group(
     footer: Footer, group: int, leaf: int, lengths: np.ndarray | None, vocab_size: int | None
 ) -> int:
-    """How many tokens a row group holds; it is decoded only where the footer leaves a doubt.
+    """How many tokens a row group holds; it is decoded only where the footer proves no count.
 
     Raises:
         UserError: as `decode`, or `lengths`, the column `length`, does not count the tokens.

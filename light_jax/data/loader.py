@@ -1,4 +1,4 @@
-"""Batches: the windows of each training step, or of an evaluation, that this host holds."""
+"""Batches: the windows that this host holds of each training step, or of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class BatchLoader:
     """The batches of steps first_step to last_step - 1: int32 [accum, len(rows), S + 1] each.
 
     Row r of micro-batch a of step n is window (n·accum + a)·batch_size + r. `rows` are the rows
-    that this host holds, all if None; only row groups with one of its windows are decoded, by
-    `num_workers` threads (0: in line), which changes nothing of what is read. An iterator and a
+    that this host holds, all if None. Only row groups with one of its windows are decoded, by
+    `num_workers` threads (0: the main thread); the batches do not depend on it. An iterator and a
     context manager; an error of a thread is raised by the `next()` that needs its batch.
     """
 
@@ -50,7 +50,7 @@ class BatchLoader:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads; they are gone when this returns. Iteration has ended."""
+        """Stop the threads and wait for them. The iteration ends."""
         self._reader.close()
 
 

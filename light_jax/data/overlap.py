@@ -1,4 +1,4 @@
-"""Whether train and validation data are one and the same, as far as whole shards tell."""
+"""Whether train and validation data share whole shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from light_llm.printing import printable
 def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
     """Warn of each shard of `val` that is a shard of `train`: the same file, or a copy of it.
 
-    Documents that two different shards share are not found: that would take reading all of both.
+    Documents that two different shards share are not found: both would have to be read whole.
     """
     alike: dict[tuple[int, int], list[IndexedShard]] = {}
     for shard in train:
@@ -31,6 +31,6 @@ def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
             f"val_data and train_data overlap in {len(found)} of val_data's {len(val)} "
             f"shard{'' if len(val) == 1 else 's'}: "
             f"{printable(', '.join(found[:3]))}{more}; the validation loss will be of text that "
-            "was trained on, so give val_data shards of its own",
+            "was trained on, so give val_data other shards",
             stacklevel=2,
         )

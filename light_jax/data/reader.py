@@ -1,15 +1,15 @@
-"""Windows in the order of the steps, their row groups decoded ahead of need in threads.
+"""Windows in the order of the steps; threads decode their row groups ahead of time.
 
-The stream of tokens is cut twice, and neither cut knows of the other: by the shards into row
-groups, and by seq_len into windows, which the steps take in turn.
+The stream of tokens is cut twice, independently: by the shards into row groups, and by seq_len into
+windows, which the steps take in turn.
 
     row groups  |    0    |      1      |  2  |      3      |   decoded once, one after another
     windows     |  0  |  1  |  2  |  3  |  4  |  5  |  6  | 7   S tokens and the next one
     rows           0     1     0     1     0     1     0        of a batch of 2
-    steps       |     0     |     1     |     2     |     3     laid by the row groups they touch
+    steps       |     0     |     1     |     2     |     3     written by the row groups they touch
 
-A host that holds row 1 alone wants windows 1, 3, 5, …; a row group gives it what it has of them,
-stretch by stretch. A window that goes on in the next row group is laid by both, each its part.
+A host that holds only row 1 wants windows 1, 3, 5, …; a row group gives it the parts that it has,
+stretch by stretch. Where a window goes on in the next row group, each writes its part.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ AHEAD_BYTES = 256 * 2**20  # of windows that lie ready, but always one row group
 
 
 class Stretch(NamedTuple):
-    """Windows that are neighbours in the stream and in the array of their step."""
+    """Windows that are neighbours in the stream and in their step's array."""
 
     step: int
-    """Of the reader, from 0."""
+    """The reader's, from 0."""
     slot: int
     """Where the first one lies in the step's array [n, S + 1]."""
     window: int
-    """Number of the first one in its epoch."""
+    """The first one's number in its epoch."""
     num_windows: int
 
 
@@ -47,7 +47,7 @@ class RowRange(NamedTuple):
 
     row: int
     slot: int
-    """How many of this host's rows lie before them in the batch's array."""
+    """How many of this host's rows come before them in the batch's array."""
     num_rows: int
 
 
@@ -98,7 +98,7 @@ class Wanted:
         return [RowRange(*rows) for rows in ranges]
 
     def within(self, step: int) -> np.ndarray | slice:
-        """Which entries of a step's array are of the span, where the last step may go beyond."""
+        """The entries of a step's array that are in the span; the last step may go beyond it."""
         start = self.span.start + step * self.per_step
         if start + self.per_step <= self.span.stop:
             return slice(None)
@@ -109,10 +109,10 @@ class Wanted:
 class WindowReader:
     """The windows that are wanted, int32 [n, S + 1], step by step.
 
-    The thread that decodes a row group lays its tokens into the arrays of the steps at once, while
-    they are in its cache, and lets go of it: what waits are windows, each token once, and not
-    decoded row groups that several steps share. A step is ready when all its row groups have been
-    laid. The consumer's thread does all the bookkeeping: nothing here needs a lock.
+    The thread that decodes a row group writes its tokens into the steps' arrays at once, while they
+    are in its cache, and frees the row group. So memory holds windows, each token once, and no
+    decoded row groups that several steps share. A step is ready when all its row groups are
+    written. The consumer's thread does the bookkeeping, so nothing here needs a lock.
     """
 
     def __init__(self, stream: TokenStream, wanted: Wanted, num_workers: int) -> None:
@@ -157,7 +157,7 @@ class WindowReader:
         return windows
 
     def close(self) -> None:
-        """Stop the threads; they are gone when this returns."""
+        """Stop the threads and wait for them."""
         self._step = self._end
         self._laying.clear()
         self._steps.clear()
@@ -196,7 +196,7 @@ def _lay_group(stream: TokenStream, group: RowGroup, steps: list[np.ndarray]) ->
 
 
 def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
-    """Those that hold tokens of a window that is wanted, in the order of the stream."""
+    """The row groups that hold tokens of a wanted window, in the order of the stream."""
     W, S, span = len(stream), stream.seq_len, wanted.span
     ranges = wanted.ranges()
     for epoch in range(span.start // W, -(-span.stop // W)):
@@ -216,7 +216,7 @@ def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
 def _stretches(
     near: range, before: int, wanted: Wanted, ranges: list[RowRange]
 ) -> Iterator[Stretch]:
-    """Of the windows `near`, counted from the span's start, those on the rows of `ranges`."""
+    """The windows in `near`, counted from the span's start, that are on the rows of `ranges`."""
     batches_per_step = wanted.per_step // wanted.batch_size
     for batch in range(near.start // wanted.batch_size, -(-near.stop // wanted.batch_size)):
         step, micro_batch = divmod(batch, batches_per_step)

@@ -1,4 +1,4 @@
-"""One row group of a shard -> its tokens, every one of them checked."""
+"""One row group of a shard -> its tokens, each checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from light_jax.data.footer import UNREADABLE, Footer
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.files.pages import check_pages
 from light_llm.files.parquet import leaves
@@ -15,7 +15,7 @@ from light_llm.preprocess.schema import TOKENS
 
 
 def decode(footer: Footer, group: int, vocab_size: int | None) -> np.ndarray:
-    """The tokens of a row group, its rows end to end: int32 [n], read-only.
+    """The tokens of a row group, its rows one after another: int32 [n], read-only.
 
     Raises:
         UserError: damaged pages; a null list, a null token, or an id outside 0..vocab_size-1
@@ -34,7 +34,7 @@ def row_lengths(footer: Footer, group: int) -> np.ndarray:
 
 
 def documents(footer: Footer, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `row_lengths` and `decode` give, read once.
+    """(`row_lengths`, `decode`) of a row group that is read only once.
 
     Raises:
         UserError: as `decode`.
@@ -49,14 +49,14 @@ def first_row(footer: Footer, group: int) -> int:
 
 
 def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
-    """The chunks of a row group's lists, each with the row of the group that it begins with."""
+    """The chunks of a row group's lists, each with its first row in the group."""
     try:
         _check_pages(footer, group)
         table = footer.file().read_row_group(group, columns=[TOKENS], use_threads=False)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{footer.path}: row group {group} is corrupt or gone ({reason}); write the shard again"
+            f"{footer.path}: row group {group} is corrupt or gone ({one_line(error)}); "
+            "write the shard again"
         ) from None
     rows = footer.metadata.row_group(group).num_rows
     if table.num_rows != rows:
@@ -75,7 +75,7 @@ def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
 
 
 def _check_pages(footer: Footer, group: int) -> None:
-    """What the pages claim, which is what decoding makes room for.
+    """Check what the pages claim, since decoding allocates that much.
 
     Raises:
         ValueError: as `check_pages`.
@@ -103,15 +103,19 @@ def _row_lengths(lists: list[tuple[int, pa.Array]]) -> np.ndarray:
 def _check(
     footer: Footer, group: int, row: int, lists: pa.Array, vocab_size: int | None
 ) -> np.ndarray:
-    """The values of lists without nulls, of whatever integer type, once all are known good."""
-    values = lists.flatten()  # a view: it minds the slice and copies nothing where no list is null
+    """The values of lists without nulls, of any integer type, after all checks."""
+    values = (
+        lists.flatten()
+    )  # a view: it respects the slice, and copies nothing where no list is null
     if values.null_count:
         place = _at(footer, group, row + _row_of(lists, _first_null(values)))
         raise UserError(f"{place}: tokens holds a null; every token must be a number")
     ids = values.to_numpy(zero_copy_only=True)
     largest = int(np.iinfo(ids.dtype).max)
     limit = min(largest + 1, 2**31 if vocab_size is None else vocab_size)
-    unsigned = ids.view(f"u{ids.itemsize}")  # where negative ids are the largest: one pass for both
+    unsigned = ids.view(
+        f"u{ids.itemsize}"
+    )  # unsigned, negative ids are the largest: one pass checks both bounds
     if int(unsigned.max(initial=0)) >= limit:
         bad = int(np.argmax(unsigned >= limit))
         place = _at(footer, group, row + _row_of(lists, bad))
@@ -134,7 +138,7 @@ def _first_null(array: pa.Array) -> int:
 
 
 def _row_of(lists: pa.Array, place: int) -> int:
-    """The row that holds value number `place`."""
+    """The row that holds the value at `place`."""
     return int(np.searchsorted(np.cumsum(_lengths(lists)), place, side="right"))
 
 

@@ -15,14 +15,14 @@ Paths = str | Path | Sequence[str | Path]
 
 
 def expand(paths: Paths, field: str = "train_data") -> list[str]:
-    """The shard files that `paths` stands for, in the order in which they were asked for.
+    """The shard files that `paths` stands for, in the order of `paths`.
 
     A path is a file (of any ending), a directory (all its *.parquet), or a glob (`**` crosses
-    directories); each is expanded in sorted order. A file reached twice, by whatever name, is taken
+    directories); each is expanded in sorted order. A file reached twice, by any name, is taken
     once, with a warning.
 
     Raises:
-        UserError: a path that stands for no file. `field` is the config key that it names.
+        UserError: a path stands for no file. `field` is the config key in the message.
     """
     wanted = [paths] if isinstance(paths, str | Path) else list(paths)
     if not wanted:
@@ -37,7 +37,9 @@ def expand(paths: Paths, field: str = "train_data") -> list[str]:
 
 def _expand_one(path: str | Path, field: str) -> list[str]:
     if not isinstance(path, str | Path) or not str(path):
-        raise UserError(f"{field} holds {path!r}, which is no path; give a directory, file or glob")
+        raise UserError(
+            f"{field} holds {path!r}, which is not a path; give a directory, file or glob"
+        )
     text = str(path)
     where = f"{field}={text!r}"
     if os.path.isdir(text):

@@ -1,4 +1,4 @@
-"""What shards hold: documents, tokens, lengths, ids, counted in one pass over every token."""
+"""Documents, tokens, lengths and ids of shards, counted in one pass over every token."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Stats:
 
     @property
     def entropy(self) -> float:
-        """Of single tokens, in nats: the loss of a model that knows only how common each is."""
+        """Entropy of single tokens, in nats: the loss of a model that knows only frequencies."""
         return entropy(self.ids[1])
 
     def length_at(self, share: float) -> int:
@@ -51,7 +51,7 @@ class Stats:
         return int(values[np.searchsorted(np.cumsum(counts), wanted)])
 
     def most_common(self, number: int) -> list[tuple[int, int]]:
-        """(id, count) of the most common ids, the commonest first."""
+        """(id, count) of the most common ids, the most common first."""
         values, counts = self.ids
         order = np.lexsort((values, -counts))[:number]
         return list(zip(values[order].tolist(), counts[order].tolist(), strict=True))
@@ -142,7 +142,7 @@ def draw(stats: Stats, title: str, path: Path) -> None:
     by_shard.set_title(f"{stats.tokens:,} tokens")
     try:
         if path.is_symlink() and (path.is_file() or not path.exists()):
-            path.unlink()  # the link alone; one to a device, as /dev/stdout, is meant
+            path.unlink()  # replace a link itself, but write to a device such as /dev/stdout
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
         raise UserError(

@@ -43,13 +43,14 @@ class TokenStream:
     """The endless stream of windows of parquet shards.
 
     Epoch e is the shards in the order that `random.Random(seed + e)` shuffles them into, rows in
-    order, all tokens end to end. Its window w is tokens [w·S, w·S + S], S + 1 of them, S = seq_len;
-    its tail is dropped. `stream[g]` is window g % W of epoch g // W for any g >= 0, int32 [S + 1];
-    `len(stream)` is W; iteration yields the W windows of epoch 0. Safe to share between threads.
+    order, all tokens one after another. Its window w is tokens [w·S, w·S + S], S + 1 of them,
+    S = seq_len; its tail is dropped. `stream[g]` is window g % W of epoch g // W for any g >= 0,
+    int32 [S + 1]; `len(stream)` is W; iteration yields the W windows of epoch 0. Safe to share
+    between threads.
 
     Raises:
         UserError: the shards cannot be used (see `index_shards`) or hold no whole window; while
-            reading, a shard that is damaged or no longer the same. `field` is the config key that
+            reading, a shard is damaged or no longer the same. `field` is the config key that
             the messages name.
     """
 
@@ -110,7 +111,7 @@ class TokenStream:
     def locate(self, g: int, count: int = 1) -> list[tuple[str, int, int]]:
         """Where windows g to g + count - 1 came from: (shard, first row, last row), in order.
 
-        Rows count from 0 within their shard. For error messages: it reads what it needs afresh.
+        Rows count from 0 within their shard. For error messages: reads its row groups again.
         """
         places: list[tuple[str, int, int]] = []
         while count > 0:
@@ -133,7 +134,7 @@ class TokenStream:
         return fingerprint(self.shards)
 
     def read(self, number: int, place: int) -> tuple[int, np.ndarray]:
-        """Row group `place` of an epoch, read afresh: where it begins, and its tokens int32 [n]."""
+        """Row group `place` of an epoch, read again: where it begins, and its tokens int32 [n]."""
         epoch = self.epoch(number)
         return int(epoch.starts[place]), self._read(int(epoch.groups[place]))
 
@@ -163,7 +164,7 @@ class TokenStream:
         return tokens
 
     def _rows(self, group: int, start: int, stop: int) -> tuple[str, int, int]:
-        """The rows of tokens [start, stop) of a row group, cut to what it holds."""
+        """The rows of tokens [start, stop) of a row group, cut to those that it holds."""
         index, number = self._home(group)
         shard = self.shards[index]
         footer = reread_footer(shard.path, shard.footer_crc32)
@@ -174,9 +175,9 @@ class TokenStream:
 
 
 def lay(tokens: np.ndarray, start: int, window: int, out: np.ndarray) -> None:
-    """Write into `out` [k, S + 1], windows `window` and following of an epoch, what `tokens` holds.
+    """Write `tokens` into `out` [k, S + 1], which are windows `window` and following of an epoch.
 
-    `tokens` are those from `start` on of the epoch. What other row groups hold is left as it is.
+    `tokens` begin at the epoch's token `start`. The parts of `out` from other row groups are kept.
     """
     k, S = out.shape[0], out.shape[1] - 1
     at = window * S - start  # where the first window begins in `tokens`
@@ -195,7 +196,7 @@ def lay(tokens: np.ndarray, start: int, window: int, out: np.ndarray) -> None:
 class _Cache:
     """The last few row groups that were read, at most `limit` bytes of them but always one.
 
-    Threads that ask for the same row group at once wait for one reading of it.
+    Threads that ask for the same row group at once wait for a single read.
     """
 
     def __init__(self, limit: int) -> None:

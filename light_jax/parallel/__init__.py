@@ -1,6 +1,6 @@
 """Several devices and several hosts.
 
-devices    those that are there, and how much they hold
+devices    the devices of the run, and their memory
 sharding   the mesh, and which device holds what
-hosts      JAX's own runtime; what all processes do together
+hosts      JAX's runtime; what all processes do together
 """

@@ -1,4 +1,4 @@
-"""The devices that are there, and how much they hold."""
+"""The devices of the run, and their memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 
 
 def devices() -> list[jax.Device]:
@@ -31,7 +31,7 @@ def devices() -> list[jax.Device]:
 
 
 def memory_limit(device: jax.Device) -> int | None:
-    """Bytes that a device holds at most: of a CPU the machine's memory; None where nobody knows."""
+    """Bytes of a device's memory, for a CPU the machine's; None where they are unknown."""
     if device.platform == "cpu":
         return memory_of_machine()
     stats = device.memory_stats()
@@ -45,10 +45,10 @@ def memory_of_machine() -> int:
 
 @contextlib.contextmanager
 def out_of_memory(what: str) -> Iterator[None]:
-    """Around what allocates on the devices: running out of memory there is a message.
+    """Raise running out of memory on a device as a UserError.
 
     Raises:
-        UserError: there was not enough.
+        UserError: there was not enough memory.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def out_of_memory(what: str) -> Iterator[None]:
             sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "bad_alloc")
         ):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"{what}: out of memory ({reason}); use gradient_checkpointing, a smaller batch_size "
             "with more gradient_accumulation_steps, mesh.fsdp over more devices, or a smaller model"

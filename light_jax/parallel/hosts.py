@@ -1,4 +1,4 @@
-"""Several hosts: JAX's own runtime, and the few things that all processes do together."""
+"""Several hosts: JAX's runtime, and what all processes do together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from light_llm.errors import UserError
 Result = TypeVar("Result")
 
 DONE = "done"
-PATIENCE_MS = 20 * 60 * 1000  # orbax's own patience with slow disks
+PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -66,7 +66,7 @@ def _bind_address(address: str) -> str:
     """Where process 0 listens: the user's choice, or the interface of the coordinator's address.
 
     Raises:
-        UserError: that address is no interface of this machine, as behind a load balancer.
+        UserError: this machine has no such address, as behind a load balancer.
     """
     if given := os.environ.get(_BIND):
         return given
@@ -87,7 +87,7 @@ def _bind_address(address: str) -> str:
 
 
 def _local_addresses(host: str) -> tuple[list[str], Exception | None]:
-    """The addresses of a name on which this machine can listen; or why on none of them."""
+    """The addresses of a name on which this machine can listen, or why it cannot listen."""
     found: list[str] = []
     failure: Exception | None = None
     try:
@@ -100,7 +100,7 @@ def _local_addresses(host: str) -> tuple[list[str], Exception | None]:
                 found.append(str(place[0]))
             except OSError as error:
                 failure = error
-    except (OSError, UnicodeError) as error:  # the latter: no name that DNS could know
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
         failure = error
     return found, failure
 
@@ -115,7 +115,7 @@ def _host_and_port(address: str) -> tuple[str, str]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        host = ""  # of a bare IPv6 address the port cannot be told
+        host = ""  # a bare IPv6 address has no visible port
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(
             f"{_VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
@@ -152,7 +152,7 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def announce(name: str) -> Iterator[None]:
-    """Let process 0 know how what is done inside ended. On any thread: no collective."""
+    """Report to process 0 how the work inside ended. It runs on any thread: no collective."""
     key = f"light-llm/{name}/{jax.process_index()}"
     try:
         yield
@@ -163,28 +163,28 @@ def announce(name: str) -> Iterator[None]:
 
 
 def others_done(name: str) -> None:
-    """Process 0 waits until all others have announced `name`. On any thread: no collective.
+    """Process 0 waits until all others have announced `name`; on any thread: no collective.
 
     Raises:
         UserError: one of them failed.
     """
     for process in range(1, jax.process_count()):
         key = f"light-llm/{name}/{process}"
-        told = _client().blocking_key_value_get(key, PATIENCE_MS)
+        answer = _client().blocking_key_value_get(key, PATIENCE_MS)
         _client().key_value_delete(key)
-        if told != DONE:
-            raise UserError(f"process {process} could not write its part ({told})")
+        if answer != DONE:
+            raise UserError(f"process {process} could not write its part ({answer})")
 
 
 def _client() -> Any:
-    """The coordination service's: JAX has no public way to it, and orbax takes this one too."""
+    """The coordination service's client. JAX has no public way to it; orbax uses this one too."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 class Left(Exception):
-    """What was done together is left, which is no failure: raised by one process, it is by all."""
+    """Leave what is done `together`, without a failure: where one process raises it, all do."""
 
 
 def together(check: Callable[[], Result]) -> Result:
@@ -197,7 +197,7 @@ def together(check: Callable[[], Result]) -> Result:
     error: Exception | None = None
     try:
         result = check()
-    except Exception as failure:  # whatever it is, the others must hear of it; raised below
+    except Exception as failure:  # any failure: the others must learn of it; raised again below
         error = failure
     if jax.process_count() > 1:
         ended = 0 if error is None else 1 if isinstance(error, Left) else 2

@@ -1,7 +1,7 @@
 """The same tokens through both models, compared stage by stage.
 
-A stage is the output of a module, known by its name in both: NNX captures what each call returns,
-PyTorch's forward hooks do; neither model has a line of code for it. Letters: B batch, T position.
+A stage is the output of a module, which has the same name in both. NNX and PyTorch's forward hooks
+capture what each call returns; neither model has code for it. Letters: B batch, T position.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 LOGITS = "logits"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Of a stage's relative difference, by the dtype of the matmuls."""
+"""The bound on a stage's relative difference, by the dtype of the matmuls."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """How far the two models are apart in one place."""
+    """How far the two models differ in one place."""
 
     name: str  # a module's, as in PyTorch's named_modules(), or `logits`
     max_abs: float  # largest difference of an element
-    relative: float  # that, as a part of the largest magnitude of an element in PyTorch
+    relative: float  # max_abs / the largest magnitude of an element in PyTorch
 
     @property
     def layer(self) -> int | None:
-        """The number of the block that it belongs to."""
+        """The number of its block."""
         section, _, rest = self.name.partition(".")
         return int(rest.partition(".")[0]) if section == "layers" else None
 
@@ -81,7 +81,7 @@ def jax_activations(
     params: nnx.State, cfg: Any, tokens_BT: np.ndarray, dtype: str
 ) -> dict[str, np.ndarray]:
     """Module name -> its output, float32, in one compiled forward pass."""
-    # gradient checkpointing changes no number, but nothing can be taken out from under it
+    # gradient checkpointing changes no number, but nothing inside it can be captured
     cfg = cfg.model_copy(update={"gradient_checkpointing": False})
     graphdef = nnx.graphdef(
         nnx.eval_shape(lambda: Transformer(cfg, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))

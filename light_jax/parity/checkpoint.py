@@ -18,12 +18,13 @@ from light_llm.errors import UserError
 if TYPE_CHECKING:
     from light_llm.models.transformer import Transformer as TorchTransformer
 
-LENGTH = 512  # tokens of a sequence, where nobody says
+LENGTH = 512  # tokens of a sequence, if --length is not given
 
 
 def read_training_config(prefix: str | Path) -> TrainingConfig:
-    """The config that the checkpoint was trained with; what a snapshot of `model` alone leaves
-    out has its default, and no data.
+    """The config that the checkpoint was trained with.
+
+    A snapshot with only `model` gets the defaults for the rest, and no data.
 
     Raises:
         UserError: there is no such checkpoint, or its config is not one.

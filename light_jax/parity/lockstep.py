@@ -1,4 +1,4 @@
-"""llm-train's compiled step and the PyTorch reference, side by side on the same batches."""
+"""llm-train's compiled step and the PyTorch reference, step by step on the same batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from light_llm.errors import UserError
 
 
 class Tolerance(NamedTuple):
-    """Largest differences that count as none, relative as in `Row`."""
+    """The largest differences that still count as equal, relative as in `Row`."""
 
     loss: float
     grad_norm: float
@@ -44,7 +44,7 @@ class Row:
     jax: Update
     torch: Update
     weights_max_abs: float  # after the update, the largest difference of an element
-    weights_where: str  # the tensor that it is in
+    weights_where: str  # the tensor with that element
     weights: float  # |W_jax - W_torch| / |W_torch - W_start| over all tensors together
 
     @property
@@ -100,10 +100,10 @@ def lockstep(
     be off: see `comparable`.
 
     Args:
-        reference_cfg: what PyTorch trains by, if not by the same config.
+        reference_cfg: PyTorch's config, if it is not the same.
 
     Raises:
-        UserError: the config or what it names cannot be used, or it has fewer steps.
+        UserError: the config, or a file that it names, cannot be used; or it has fewer steps.
     """
     if not 1 <= steps <= cfg.num_steps:
         raise UserError(
@@ -141,7 +141,7 @@ def _weights(run: Run) -> dict[str, np.ndarray]:
 def _apart(
     ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], start: dict[str, np.ndarray]
 ) -> tuple[float, str, float]:
-    """(largest difference of an element, its tensor, difference relative to the way travelled)."""
+    """(largest difference of an element, its tensor, difference relative to the total change)."""
     assert ours.keys() - {TIED_KEY} == theirs.keys() - {TIED_KEY}
     largest = {name: float(np.abs(ours[name] - theirs[name]).max()) for name in theirs}
     where = max(largest, key=lambda name: largest[name])

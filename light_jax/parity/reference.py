@@ -1,8 +1,8 @@
-"""Training in plain PyTorch: what light_jax.training.step is held against.
+"""Training in plain PyTorch: the reference that light_jax.training.step is compared with.
 
-Shared with the JAX side are the config and when to give up: torch's model, optimizers, clipping,
-autocast and gradient scaler, and a schedule that is written out a second time on purpose, since
-what both took from one function would not be compared.
+It shares with the JAX side only the config and the rule for giving up. Model, optimizers, clipping,
+autocast and gradient scaler are torch's. The schedule is written a second time on purpose: a
+function that both used would not be compared.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from light_llm.models.transformer import Transformer
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What one step of a trainer tells."""
+    """The numbers of one training step."""
 
     loss: float  # before the update
     grad_norm: float | None  # before clipping; None where float16 overflowed
-    finite: bool  # otherwise nothing was updated, and training is over
+    finite: bool  # if not, nothing was updated, and training is over
 
 
 class ReferenceTrainer:
@@ -94,9 +94,9 @@ class ReferenceTrainer:
         return total / len(tokens_ABS)
 
     def _clip(self) -> float:
-        """Clip the gradients by their global norm; returns the norm before that.
+        """Clip the gradients by their global norm; returns the norm before clipping.
 
-        clip_grad_norm_ but for one thing: it adds up squares in float32, which on a CPU loses a
+        clip_grad_norm_ itself adds up squares in float32, which on a CPU loses a
         thousandth of the norm of a large embedding's gradient.
         """
         parameters = [p for p in self._masters.values() if p.grad is not None]
@@ -139,7 +139,7 @@ def make_optimizer(
 
 
 def rate_factor(cfg: TrainingConfig, n: int) -> float:
-    """The part of the learning rate that the update of step n (from 0) takes."""
+    """The factor on the learning rate in the update of step n (from 0)."""
     warmup, low = cfg.scheduler.warmup_steps, cfg.scheduler.min_lr_ratio
     begin = {"wsd": 9 * cfg.num_steps // 10}.get(cfg.scheduler.type, warmup)
     p = min(1.0, max(0, n - begin) / max(1, cfg.num_steps - begin))

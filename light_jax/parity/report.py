@@ -13,7 +13,7 @@ from light_llm.errors import UserError
 
 
 def stage_table(stages: Sequence[Stage], tolerance: float, everything: bool = False) -> list[str]:
-    """The main stages, and all of the layer in which the models part."""
+    """The main stages, and every stage of the layer where the models first differ."""
     parted = first_diverging(stages, tolerance)
     layer = None if parted is None else parted.layer
     width = max(len("stage"), *(len(stage.name) for stage in stages))
@@ -90,7 +90,7 @@ def check_png(path: Path) -> None:
     except ImportError:
         raise UserError(
             f"{path}: drawing it needs the package matplotlib; run `pip install -e '.[plot]'`, "
-            "or do without with --no-png"
+            "or leave it out with --no-png"
         ) from None
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -116,7 +116,9 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.set_ylabel(name)
         axes.legend()
     for name in Tolerance._fields:
-        values = [getattr(row, name) or None for row in rows]  # a logarithm has no zero
+        values = [
+            getattr(row, name) or None for row in rows
+        ]  # the axis is logarithmic, without a zero
         apart.plot(steps, [_gap(value) for value in values], ".-", label=name)
     apart.set_yscale("log")
     apart.set_ylabel("relative difference")

@@ -17,8 +17,8 @@ from light_llm.printing import printable
 class Reporter:
     """Lines and progress of process 0; the other processes say nothing.
 
-    Losing the log is no reason to lose the training: when standard error can no longer be written
-    (its reader has ended, its disk is full), the reporter falls silent and the run goes on.
+    A lost log must not cost the training: when standard error can no longer be written (its reader
+    has ended, its disk is full), the reporter prints nothing more and the run goes on.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Reporter:
             self._tell(self._bar.start)
 
     def progress(self, step: int, text: str) -> None:
-        """Move the bar; without a terminal, progress is told by `line` alone."""
+        """Move the bar; without a terminal, only `line` prints progress."""
         if (bar := self._bar) is not None:
             self._tell(lambda: bar.update(self._task, completed=step, text=text))
 
@@ -58,7 +58,7 @@ class Reporter:
             return
         try:
             say()
-        except (OSError, ValueError):  # the latter: standard error is closed
+        except (OSError, ValueError):  # ValueError: standard error is closed
             self._silent = True
 
     def __enter__(self) -> Reporter:

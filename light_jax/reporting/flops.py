@@ -6,7 +6,7 @@ import jax
 
 from light_llm.models.transformer.config import TransformerConfig
 
-# Dense bfloat16 peak of one device in flop/s, from the makers' data sheets, by `device_kind`.
+# Dense bfloat16 peak of one device in flop/s, from the makers' datasheets, by `device_kind`.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,

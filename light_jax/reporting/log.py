@@ -1,4 +1,4 @@
-"""Each step's metrics: read a step late, told to the console, metrics.jsonl and W&B."""
+"""Each step's metrics: read a step late, written to the console, metrics.jsonl and W&B."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from light_llm.errors import NonFinite, UserError
 
 
 class Log:
-    """Takes each step's metrics, reads them when the next step is under way, and tells them."""
+    """Takes each step's metrics, reads them when the next step is under way, and writes them."""
 
     def __init__(self, run: Run, directory: Path, reporter: Reporter) -> None:
         self.run, self.reporter = run, reporter
         self.failure: UserError | None = None
-        """Why a line could not be written, the first one. The run is to end after its step."""
+        """Why the first failing line could not be written. The run ends after its step."""
         self._sinks: list[MetricsFile | WandbRun] = []
         if is_main():
             file = MetricsFile(directory, int(run.state.step), redo=run.host.evaluation_due)
@@ -72,12 +72,12 @@ class Log:
                 self.failure = self.failure or failure
 
     def step(self, step: int, rate: float, metrics: StepMetrics) -> None:
-        """Take the learning rate and the metrics of `step`, tell those of the step before."""
+        """Take the learning rate and the metrics of `step`, write those of the step before."""
         self.flush()
         self._pending = (step, rate, metrics)
 
     def flush(self) -> None:
-        """Tell the metrics that are still with the device.
+        """Write the metrics that are still on the device.
 
         Raises:
             NonFinite: the step was not finite; the weights are those before it.
@@ -95,7 +95,7 @@ class Log:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Tell all steps so far; what is done inside does not count as training time."""
+        """Write all steps so far; the time inside does not count as training time."""
         self.flush()
         start = time.perf_counter()
         yield
@@ -131,8 +131,8 @@ class Log:
             f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"
         )
 
-    def told(self, text: str) -> None:
-        """A line for the person who watches; the last step's numbers come before it."""
+    def message(self, text: str) -> None:
+        """Print a line, after the numbers of the last step."""
         self.flush()
         self.reporter.line(text)
 

@@ -21,14 +21,14 @@ class MetricsFile:
     """Appends to DIR/metrics.jsonl; on resume, lines after the resumed step are dropped first.
 
     Args:
-        redo: that step is evaluated again: its line of validation is dropped too.
+        redo: that step is evaluated again, so its validation line is dropped too.
     """
 
     def __init__(self, directory: Path, resumed_step: int, *, redo: bool = False) -> None:
         path = directory / NAME
         kept = _lines_up_to(path, resumed_step, redo=redo) if resumed_step else b""
         write_atomically(path, kept)
-        # without a buffer: what a full disk did not take is not tried again at the end
+        # unbuffered: what a full disk did not take is not tried again at the end
         self._file = path.open("ab", buffering=0)
         self._path = path
 
@@ -36,7 +36,7 @@ class MetricsFile:
         """Write one line; a non-finite number is null.
 
         Raises:
-            UserError: the disk does not take it.
+            UserError: it cannot be written.
         """
         line = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -47,7 +47,7 @@ class MetricsFile:
             os.fstat(self._file.fileno()).st_size,
         )
         try:
-            while rest:  # a disk that is nearly full takes a part of the line
+            while rest:  # a disk that is nearly full takes part of the line
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -55,7 +55,7 @@ class MetricsFile:
             raise self._unwritable(error) from None
 
     def close(self) -> None:
-        """Raises UserError: the disk, one over a network, did not take what was written."""
+        """Raises UserError: a network disk reports only now that a write failed."""
         try:
             self._file.close()
         except OSError as error:
@@ -63,7 +63,7 @@ class MetricsFile:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
-            f"{self._path}: cannot be written ({error.strerror}); make room or mend the disk, "
+            f"{self._path}: cannot be written ({error.strerror}); free some space or fix the disk, "
             "and continue with --resume auto"
         )
 

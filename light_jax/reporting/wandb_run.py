@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from light_jax.config import TrainingConfig
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 
 
 def check_wandb() -> None:
@@ -35,7 +35,7 @@ class WandbRun:
     def __init__(self, cfg: TrainingConfig, run_id: str | None) -> None:
         import wandb
 
-        with _told():
+        with _wandb_faults():
             self._run = wandb.init(
                 project=cfg.wandb_project,
                 name=cfg.wandb_run_name,
@@ -44,29 +44,29 @@ class WandbRun:
                 config=cfg.model_dump(mode="json"),
             )
             self.id: str = self._run.id
-            # A resumed run trains some steps again: W&B's own step could not go back to them.
+            # A resumed run trains some steps again, and W&B's own step cannot go back.
             self._run.define_metric("*", step_metric="step")
 
     def write(self, values: dict[str, Any]) -> None:
-        with _told():
+        with _wandb_faults():
             self._run.log(values)
 
     def close(self) -> None:
-        with _told():
+        with _wandb_faults():
             self._run.finish()
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Around a call of wandb, which raises what its service, its network or its disk does.
+def _wandb_faults() -> Iterator[None]:
+    """Raise any error of wandb, its service, network or disk, as a UserError.
 
     Raises:
-        UserError: whatever it was: the run is to keep what it trained.
+        UserError: so that the run still commits what it trained.
     """
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(
             f"Weights & Biases failed ({type(error).__name__}: {reason}); continue with "
             "--resume auto, or without it by use_wandb: false"

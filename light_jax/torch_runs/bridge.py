@@ -1,25 +1,24 @@
 """A tag of the PyTorch trainer -> a tag of this one, and back, in its folder.
 
-Weights and config.json are of the same form on both sides, DIR/TAG.state.pt becomes DIR/TAG.state/.
+Weights and config.json have the same form on both sides; DIR/TAG.state.pt becomes DIR/TAG.state/.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
 from flax import nnx
-from safetensors import SafetensorError
 
 from light_jax.checkpoint import protocol, store
-from light_jax.checkpoint.saver import write_config
+from light_jax.checkpoint.ownership import STEP_TAG
+from light_jax.checkpoint.saver import disk_faults, write_config
 from light_jax.checkpoint.state import (
     load_arrays,
     load_host_state,
@@ -42,11 +41,11 @@ from light_llm.files import disk
 def import_tag(prefix: str | Path) -> list[str]:
     """Make DIR/TAG.{safetensors,state.pt,config.json} a tag of this trainer, in its place.
 
-    Weights are written anew as float32 with every key, config.json with every setting; the
-    .state.pt stays. The shards of train_data must be there, for the tag to know them again.
+    Weights are rewritten as float32 with every key, config.json with every setting; the .state.pt
+    stays. The shards of train_data must be there, since the tag records their fingerprint.
 
     Returns:
-        What to tell the user, line by line.
+        The lines to print.
 
     Raises:
         UserError: a member is missing, damaged or does not fit the others. Nothing was changed.
@@ -68,7 +67,7 @@ def import_tag(prefix: str | Path) -> list[str]:
     _check_step(found, int(state.step))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(cfg).weights)
     weights = load_weights(files.weights, cfg.model, shardings)
-    with _writing(files.prefix), protocol.one_writer(files.directory) as lock:
+    with _disk_faults(files.prefix), protocol.one_writer(files.directory) as lock:
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(found, cfg, host)
         record = layout.Record(run=host.run, generation=generation, step=int(state.step))
@@ -104,7 +103,7 @@ def export_tag(prefix: str | Path) -> list[str]:
     """Write DIR/TAG.state.pt beside a tag of this trainer, for the PyTorch trainer to resume from.
 
     Returns:
-        What to tell the user, line by line.
+        The lines to print.
 
     Raises:
         UserError: no such tag, damaged files, or it cannot be written. The tag is left as it is.
@@ -114,16 +113,8 @@ def export_tag(prefix: str | Path) -> list[str]:
     tokens = sum(shard["tokens"] for shard in host.fingerprint)
     data = torch_tag.state_to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
     path = tag.checkpoint.files.torch_state
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
-        try:
-            temporary.unlink(missing_ok=True)  # a link there would lead elsewhere
-            torch_file.write(temporary, data)
-            disk.sync(temporary)
-            os.replace(temporary, path)
-            disk.sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _disk_faults(path), disk.replacing(path) as temporary:
+        torch_file.write(temporary, data)
     return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
 
 
@@ -146,22 +137,14 @@ def _abstract(cfg: TrainingConfig) -> TrainState:
     )
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        # a full disk is one of the first two, torch.save's RuntimeError or tensorstore's ValueError
-        reason = " ".join(str(error).split())[-200:]
-        raise UserError(
-            f"{path}: cannot be written ({reason}); make room or mend the disk, and convert again"
-        ) from None
+def _disk_faults(path: Path) -> AbstractContextManager[None]:
+    return disk_faults(path, "cannot be written", "convert again")
 
 
 def _discard(staging: Path) -> None:
-    """Remove what a failure left (nothing, once it is committed); what stays, the next start does.
+    """Remove what a failure left (nothing, once it is committed).
 
-    The threads of orbax may still be writing there.
+    The threads of orbax may still be writing there; what remains, the next start removes.
     """
     for _ in range(20):
         shutil.rmtree(staging, ignore_errors=True)
@@ -173,7 +156,7 @@ def _discard(staging: Path) -> None:
 def _check_name(prefix: Path) -> None:
     if (reason := not_for_orbax(prefix)) is not None:
         raise UserError(
-            f"{prefix}: {reason}, which checkpoints cannot be written under; use another name"
+            f"{prefix}: {reason}, so no checkpoint can be written there; use another name"
         )
 
 
@@ -192,11 +175,11 @@ def _check_links(files: layout.Files) -> None:
 
 
 def _check_step(found: layout.Checkpoint, step: int) -> None:
-    """Compare the step of the state with what else names one."""
+    """Compare the step of the state with that of the tag's name and of its config.json."""
     path, tag, record = found.files.torch_state, found.files.tag, found.record
-    named = protocol.STEP_TAG.fullmatch(tag)
+    named = STEP_TAG.fullmatch(tag)
     if named and int(named[1]) != step:
-        raise UserError(f"{path}: is of step {step}; put back the one of {tag}")
+        raise UserError(f"{path}: belongs to step {step}; put back the one of {tag}")
     if record is None:
         return
     try:
@@ -208,16 +191,16 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
         ) from None
     if record.step != step:
         raise UserError(
-            f"{path}: is of step {step}, and the weights beside it are of step {record.step}; "
-            "put the three files of one step together"
+            f"{path}: belongs to step {step}, and the weights beside it to step {record.step}; "
+            "put three files of the same step together"
         )
 
 
 def _place(found: layout.Checkpoint, cfg: TrainingConfig, host: HostState) -> tuple[HostState, int]:
-    """`host` as a tag of the run in that directory, if there is one, and the tag's generation.
+    """(`host` with the id of the run in that directory, or a new id; the tag's generation).
 
     Raises:
-        UserError: that is another run.
+        UserError: the run there is another one.
     """
     directory = found.files.directory
     own = store.own_tags(directory)
@@ -227,8 +210,8 @@ def _place(found: layout.Checkpoint, cfg: TrainingConfig, host: HostState) -> tu
     there, _, refused = store.compare(newest, cfg, host.fingerprint)
     if refused:
         raise UserError(
-            f"{found.files.prefix}: the folder holds another run, that of {newest.prefix.name}; "
-            "move the files of one of them to a folder of its own:\n  " + "\n  ".join(refused)
+            f"{found.files.prefix}: another run wrote {newest.prefix.name} in this folder; "
+            "move one of the two runs to another folder:\n  " + "\n  ".join(refused)
         )
     host = dataclasses.replace(host, run=newest.run, wandb_run_id=there.wandb_run_id)
     return host, store.starts(directory) if found.record is None else found.record.generation

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from conversion.weights import as_numpy
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
 
 
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise RuntimeError("it is compressed, which torch.save does not do")
-            damaged = archive.testzip()  # torch itself compares no check sums
+            damaged = archive.testzip()  # torch itself compares no checksums
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{path}: not a whole file of torch.save ({error}); copy it again"
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
         plain = _to_numpy(torch.load(path, map_location="cpu", weights_only=True), torch)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever the bytes of a stranger provoke
+    except Exception as error:  # unknown bytes can raise anything
         raise UserError(
             f"{path}: not plain data of PyTorch, so it was not loaded ({_reason(error)}); use the "
             "file that the PyTorch trainer wrote"
@@ -49,9 +49,17 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a dict of plain data and numpy arrays (as tensors) with torch.save."""
+    """Write a dict of plain data and numpy arrays (as tensors) with torch.save.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
     torch = require_torch()
-    torch.save(_to_tensors(data, torch), path)
+    tensors = _to_tensors(data, torch)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # torch's type for a disk that fails
+        raise OSError(str(error)[-200:]) from error
 
 
 def require_torch() -> Any:
@@ -64,15 +72,15 @@ def require_torch() -> Any:
         import torch
     except ModuleNotFoundError:
         raise UserError(
-            "PyTorch is not installed, and reading or writing a .state.pt takes it; "
+            "PyTorch is not installed, and reading or writing a .state.pt needs it; "
             "run `pip install 'light-llm-jax[torch]'`"
         ) from None
     return torch
 
 
 def _reason(error: Exception) -> str:
-    """torch's message without its advice, which is to load the file all the same."""
-    text = " ".join(str(error).split())
+    """torch's message without its advice to load the file anyway."""
+    text = one_line(error, 10_000)
     if wanted := re.search(r"GLOBAL (\S+)", text):
         return f"it asks for {wanted.group(1)}"
     return text.rpartition("WeightsUnpickler error: ")[2][:160]

@@ -1,6 +1,6 @@
 """Optimizer state: torch.optim's state dicts <-> the optax state of `light_jax.training.optimizer`.
 
-In numpy; PyTorch is asked only for what its own version says beside the moments.
+In numpy; PyTorch itself gives only what its version adds to the moments.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ EXACT = ("float32", "float16")  # torch_file.read makes float32 of bfloat16
 
 
 def optimizer_from_torch(state_dict: Any, cfg: TrainingConfig, source: str | Path) -> Any:
-    """The state of `make_optimizer(cfg.optimizer)` from that of the torch optimizer of a run.
+    """The state of `make_optimizer(cfg.optimizer)` from the state of a run's torch optimizer.
 
     Args:
         state_dict: as `torch_file.read` gives it, of `parameter_groups`; the moments of a
             parameter without an entry are zeros.
-        source: what a message calls it.
+        source: its name in messages.
 
     Raises:
-        UserError: it is not the state of this optimizer and this model; every problem in a line.
+        UserError: it does not fit this optimizer and this model; every problem on a line.
     """
     import jax
     import jax.numpy as jnp
@@ -48,7 +48,7 @@ def optimizer_from_torch(state_dict: Any, cfg: TrainingConfig, source: str | Pat
     if problems:
         raise UserError(
             f"{source}: not the optimizer state of the run that the config.json beside it "
-            "describes; put back the one it was saved with:\n  " + "\n  ".join(problems)
+            "describes; put back the one that was saved with it:\n  " + "\n  ".join(problems)
         )
     entries = _in_order(cfg)
     values: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def _group_problems(state_dict: Any, cfg: TrainingConfig) -> Iterator[str]:
     if not isinstance(state_dict, dict) or any(
         not isinstance(state_dict.get(key), kind) for key, kind in shape_of.items()
     ):
-        yield "optimizer is no state dict of torch.optim (state and param_groups)"
+        yield "optimizer is not a torch.optim state dict (state and param_groups)"
         return
     given, wanted = state_dict["param_groups"], parameter_groups(cfg.model)
     if len(given) != len(wanted) or not all(
@@ -130,14 +130,14 @@ def _group_problems(state_dict: Any, cfg: TrainingConfig) -> Iterator[str]:
             if name in group and not _equal(group[name], value):
                 yield f"{where}.{name} is {group[name]!r}, and by the config {value!r}"
             elif name not in group and name not in OPTIONAL:
-                yield f"{where} has no {name}: it is of another optimizer than {cfg.optimizer.type}"
+                yield f"{where} has no {name}: it is not from {cfg.optimizer.type}"
 
 
 OPTIONAL = ("initial_lr", "decoupled_weight_decay")  # without a scheduler, before torch 2.7
 
 
 def _settings(cfg: OptimizerConfig, decays: bool) -> dict[str, Any]:
-    """What a parameter group must say for the update to be ours."""
+    """What a parameter group must say for the update to be the same here."""
     common = {
         "weight_decay": cfg.weight_decay if decays else 0.0,
         "initial_lr": cfg.lr,
@@ -159,7 +159,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _by_key(state_dict: Mapping[str, Any], cfg: TrainingConfig) -> dict[str, Any]:
-    """The entries by PyTorch key, those of no parameter by their number."""
+    """The entries by PyTorch key, or by number where no parameter has it."""
     key_of = {
         number: entry.key
         for group, entries in zip(
@@ -171,7 +171,7 @@ def _by_key(state_dict: Mapping[str, Any], cfg: TrainingConfig) -> dict[str, Any
 
 
 def _moment_problems(stored: Mapping[Any, Any], cfg: TrainingConfig) -> Iterator[str]:
-    """Why the entries are not moments of the model's parameters, all after as many updates."""
+    """Why the entries are not the moments of the model's parameters after one number of updates."""
     shapes = {entry.key: entry.shape for entry in _in_order(cfg)}
     names = list(MOMENTS[cfg.optimizer.type].values())
     has_step = cfg.optimizer.type != "sgd"
@@ -188,17 +188,17 @@ def _moment_problems(stored: Mapping[Any, Any], cfg: TrainingConfig) -> Iterator
             if has_step:
                 counts[key] = whole_number(fields["step"])
     if None in counts.values():
-        yield "optimizer.state has a step that is no whole number"
+        yield "optimizer.state has a step that is not a whole number"
     elif len(key_with := {count: key for key, count in counts.items()}) > 1:
-        told = " and ".join(f"{count} (as {key})" for count, key in key_with.items())
-        yield f"parameters had {told} updates, and here all share one count"
+        counted = ", ".join(f"{count} ({key})" for count, key in key_with.items())
+        yield f"parameters have different update counts, {counted}; they must be equal"
 
 
 def _moment_problem(what: str, value: Any, shape: tuple[int, ...], required: bool) -> Iterator[str]:
     if value is None and not required:
         return  # sgd's buffer before its first gradient
     if not isinstance(value, np.ndarray):
-        yield f"{what} is no tensor"
+        yield f"{what} is not a tensor"
     elif value.shape != shape:
         yield f"{what} has shape {list(value.shape)}, the config says {list(shape)}"
     elif str(value.dtype) not in EXACT:
@@ -206,7 +206,7 @@ def _moment_problem(what: str, value: Any, shape: tuple[int, ...], required: boo
 
 
 def whole_number(value: Any) -> int | None:
-    """A count of updates, which torch keeps as a number or a tensor; None if it is none."""
+    """A count of updates, which torch keeps as a number or a tensor; None if it is not one."""
     is_scalar = isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iuf"
     number = value.item() if is_scalar else value
     if isinstance(number, bool) or not isinstance(number, int | float):
@@ -215,9 +215,9 @@ def whole_number(value: Any) -> int | None:
 
 
 def torch_schedule(cfg: TrainingConfig, step: int, rate: float) -> tuple[list[Any], dict[str, Any]]:
-    """(param_groups, scheduler) of the torch run before its update `step` (from 0), of rate `rate`.
+    """(param_groups, scheduler) of a torch run before its update `step` (from 0) with that rate.
 
-    torch itself makes them, so that they have what its version asks for.
+    torch itself makes them, so that they have what its version needs.
     """
     torch = require_torch()
     optimizer_cfg = cfg.optimizer

@@ -35,14 +35,14 @@ KEYS = ("step", "epoch", "optimizer", "scheduler", "scaler", "best_val_loss")
 def state_from_torch(
     data: Any, cfg: TrainingConfig, windows_per_epoch: int, source: str | Path
 ) -> tuple[TrainState, float | None, list[str]]:
-    """(the state, without weights; the best validation loss; what to tell the user).
+    """(the state, without weights; the best validation loss; the lines to print).
 
     Args:
         data: as `torch_file.read` gives it.
-        source: what a message calls it.
+        source: its name in messages.
 
     Raises:
-        UserError: it is not the state of a run of this config on shards of so many windows.
+        UserError: it does not fit the config, or shards with that many windows per epoch.
     """
     if missing := [key for key in KEYS if key not in data]:
         raise UserError(
@@ -51,12 +51,12 @@ def state_from_torch(
         )
     step, epoch, best = (data[key] for key in ("step", "epoch", "best_val_loss"))
     problems = [
-        f"{key}={data[key]!r} is no whole number"
+        f"{key}={data[key]!r} is not a whole number"
         for key in ("step", "epoch")
         if whole_number(data[key]) is None
     ]
     if not isinstance(best, int | float) or math.isnan(best) or best == -math.inf:
-        problems.append(f"best_val_loss={best!r} is no loss")
+        problems.append(f"best_val_loss={best!r} is not a loss")
     if problems:
         raise UserError(f"{source}: {'; '.join(problems)}; use the file that the trainer wrote")
     step, epoch = int(step), int(epoch)
@@ -99,7 +99,7 @@ def state_to_torch(
 def _check_epoch(
     step: int, epoch: int, cfg: TrainingConfig, windows_per_epoch: int, source: str | Path
 ) -> None:
-    """An epoch that the stream has left by that step, or not reached, tells of other shards."""
+    """Refuse an epoch that the stream cannot be in at that step: the shards are others."""
     read = _windows_before(cfg, step)
     epochs = {max(0, read - 1) // windows_per_epoch, read // windows_per_epoch}  # at a seam, either
     if epoch not in epochs:
@@ -115,9 +115,9 @@ def _windows_before(cfg: TrainingConfig, step: int) -> int:
 
 
 def _loss_scale(scaler: Any, cfg: TrainingConfig, source: str | Path) -> LossScale | None:
-    """GradScaler's state as ours; skips in a row, which it does not count, start from 0."""
+    """GradScaler's state as ours; it does not count skips in a row, so these start from 0."""
     if not isinstance(scaler, dict):
-        raise UserError(f"{source}: scaler={scaler!r} is no state of a GradScaler")
+        raise UserError(f"{source}: scaler={scaler!r} is not the state of a GradScaler")
     if cfg.dtype != "float16":
         if scaler:
             raise UserError(f"{source}: scaler has a loss scale; dtype={cfg.dtype!r} takes none")

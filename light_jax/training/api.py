@@ -26,7 +26,7 @@ class Result:
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the least validation loss, as `load_transformer` takes it."""
+        """The checkpoint with the least validation loss, a prefix for `load_transformer`."""
         return self._tag("best")
 
     @property
@@ -42,12 +42,12 @@ def train(config: str | Path, resume: str | None = None) -> Result:
     """Train as `llm-train CONFIG [--resume …]` does, and print what it prints.
 
     To be called from the main thread: SIGTERM, SIGHUP and Ctrl-C commit a checkpoint and end the
-    run. Before its first step, where nothing was trained, they do what they did before the call: by
-    default SIGTERM ends the process and Ctrl-C raises KeyboardInterrupt.
+    run. Before its first step they do what they did before the call: by default SIGTERM ends the
+    process and Ctrl-C raises KeyboardInterrupt.
 
     Args:
-        config: a config file. Not a TrainingConfig: the run keeps a copy of the file, and names
-            it in the commands that it tells.
+        config: a config file, not a TrainingConfig: the run keeps a copy of the file, and names it
+            in the commands that it prints.
         resume: a checkpoint (checkpoints/my-run/step0005000), or "auto" for the newest complete
             one of the config's checkpoint_dir, if there is any.
 

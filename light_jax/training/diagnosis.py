@@ -1,4 +1,4 @@
-"""What is written down of a step that was not finite.
+"""The report on a step that was not finite.
 
     DIR/nonfinite-stepN/
       tokens.npy            int32 [A, B, S], the batch
@@ -40,12 +40,13 @@ TOKENS, WEIGHTS, REPORT = "tokens.npy", "weights.safetensors", "report.json"
 
 
 def explained(run: Run, bad: NonFinite, config_path: Path, check: Callable[[], None]) -> NonFinite:
-    """Write the folder; return the error with what a person needs. Every process calls it.
+    """Write the folder; return the error to raise, with what a person needs to look into it.
 
-    The run's state is still that before the step: a bad step changes nothing.
+    Every process calls it. The run's state is still that before the step: a bad step changes
+    nothing.
 
     Args:
-        check: raises where the directory is no longer the run's.
+        check: raises if the directory is no longer the run's.
     """
     directory = Path(run.cfg.checkpoint_dir)
     folder = directory / f"nonfinite-step{bad.step + 1}"
@@ -56,15 +57,15 @@ def explained(run: Run, bad: NonFinite, config_path: Path, check: Callable[[], N
     kept = f"the newest checkpoint is {there[0].prefix}" if there else "there is no checkpoint yet"
     try:
         _write(run, bad, folder, command, places, check)
-        told = f"Its batch, weights and norms per layer are in {folder}; to run it again:\n  "
-        told += command
+        where = f"Its batch, weights and norms per layer are in {folder}; to run it again:\n  "
+        where += command
     except (OSError, UserError) as error:
-        told = f"{folder} could not be written ({error})"
+        where = f"{folder} could not be written ({error})"
     rows = "\n".join(f"  {shard}: rows {first} to {last}" for shard, first, last in places)
     what, remedy = _what(run.cfg, bad.metrics)
     return NonFinite(
         f"step {bad.step + 1}: {what}; {remedy}. Nothing of this step was kept, and {kept}. "
-        f"{told}\nThe batch came from\n{rows}",
+        f"{where}\nThe batch came from\n{rows}",
         bad.step,
         bad.metrics,
     )
@@ -124,7 +125,7 @@ def _write(
 
 
 def json_number(value: Any) -> float | str:
-    """Strict JSON has no inf and no nan, and here they are the point."""
+    """A number, or its name as a text: strict JSON has no inf and no nan."""
     return float(value) if np.isfinite(value) else str(float(value))
 
 
@@ -203,7 +204,7 @@ def _leaf(tree: Any, entry: Entry) -> jax.Array:
 
 
 def _norm(arrays: list[jax.Array]) -> jax.Array:
-    """The L2 norm of all of them, which overflows only where it is itself too large."""
+    """The L2 norm of all arrays; it overflows only where the norm itself is too large."""
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in arrays])).astype(jnp.float32)
     unit = jnp.where(largest == 0, 1, largest)
     return unit * jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32) / unit)) for x in arrays))

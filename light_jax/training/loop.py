@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from light_jax.checkpoint import protocol
+from light_jax.checkpoint.ownership import step_tag
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data.loader import BatchLoader, validation_batches
@@ -29,11 +29,11 @@ from light_llm.errors import NonFinite, UserError
 
 
 def run_config(config_path: str | Path, resume: str | None = None) -> int:
-    """All that `llm-train CONFIG [--resume …]` does. Returns the exit code.
+    """Do what `llm-train CONFIG [--resume …]` does. Returns the exit code.
 
     Raises:
-        UserError: the config, its data or the checkpoint cannot be used; nothing was written, but
-            by a run in whose midst a shard turns out to be bad or the disk fails.
+        UserError: the config, its data or the checkpoint cannot be used, and nothing was written;
+            or a shard or the disk fails during the run.
         NonFinite: training stopped on a non-finite step.
     """
     with Stopper() as stopper:
@@ -53,7 +53,7 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
 
 
 def finish(run: Run, config_path: Path) -> int:
-    """Write the `final` that a run lacks if it was stopped after its last step's other tags."""
+    """Write the `final` tag of a run that was stopped between the tags of its last step."""
     saver = Saver(run.cfg, run.resumed)
     assert run.resumed is not None
     own = run.resumed.prefix.parent.absolute() == saver.directory.absolute()
@@ -95,9 +95,9 @@ def _loop(
         log.step(step, rate, metrics)
         ends = _after(step, run, steps, log, saver, stopper)
     if step < cfg.num_steps or _owes_evaluation(run):
-        log.told(f"stopped by a signal; continue with --resume auto ({step=})")
+        log.message(f"stopped by a signal; continue with --resume auto ({step=})")
         return stopper.exit_code
-    log.told(f"done        the model is {saver.directory / 'final.safetensors'}")
+    log.message(f"done        the model is {saver.directory / 'final.safetensors'}")
     return 0
 
 
@@ -113,10 +113,10 @@ def _after(
 ) -> bool:
     """Evaluate and save what is due after a step. Returns whether the run ends here.
 
-    When it does, all is committed: nobody hears of the end before.
+    When it does, everything is committed before the end is printed.
 
     Args:
-        trained: by this run; else the step is the resumed one, whose evaluation is owed.
+        trained: this run made the step; otherwise it is the resumed one, whose evaluation is owed.
 
     Raises:
         UserError: a validation shard or the disk of a log is bad. The step is committed first, if
@@ -128,10 +128,10 @@ def _after(
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
     tags = _tags_due(run.cfg, step, evaluation, trained=trained, cut_short=cut_short)
-    with log.paused(), _told_with(failure):
+    with log.paused(), _with_earlier(failure):
         if tags:
             saver.save(tags, run.state, run.host)
-            if protocol.step_tag(step) in tags:  # a signal meanwhile finds its step saved
+            if step_tag(step) in tags:  # a signal meanwhile finds its step saved
                 cut_short = cut_short or stopper.requested(step)
         ends = cut_short or step == run.cfg.num_steps
         if ends:
@@ -143,10 +143,10 @@ def _after(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of a step's evaluation, if one was due."""
+    """The outcome of a step's evaluation, if one was due."""
 
     improved: bool = False  # the loss is the best so far
-    owed: bool = False  # it was left: the resume begins with it
+    owed: bool = False  # it was stopped: the resume begins with it
     error: UserError | None = None
 
 
@@ -160,12 +160,12 @@ def _tags_due(
     """The tags of a step, in the order in which they are committed.
 
     Args:
-        trained: by this run, and not only evaluated.
-        cut_short: the run ends here, by a signal or an error: it is to be continued.
+        trained: this run made the step, and did not only evaluate it.
+        cut_short: a signal or an error ends the run here, to be continued.
     """
     due = {
         "best": evaluation.improved,
-        protocol.step_tag(step): trained and (cut_short or step % cfg.save_every == 0),
+        step_tag(step): trained and (cut_short or step % cfg.save_every == 0),
         "final": step == cfg.num_steps and not evaluation.owed,
     }
     return [tag for tag, is_due in due.items() if is_due]
@@ -174,7 +174,7 @@ def _tags_due(
 def _evaluation_due(
     run: Run, steps: Steps, step: int, log: Log, stopper: Stopper, *, trained: bool
 ) -> Evaluation:
-    """Evaluate, if the step is one for it or its evaluation is owed."""
+    """Evaluate, if it is due after this step or owed."""
     on_time = step == run.cfg.num_steps or step % run.cfg.eval_every == 0
     run.host.evaluation_due = run.val_stream is not None and (on_time or not trained)
     if not run.host.evaluation_due:
@@ -195,7 +195,7 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
     """Log the mean loss over the validation tokens; True if it is the best so far.
 
     Raises:
-        Left: by a signal, between two batches.
+        Left: a signal came between two batches.
     """
     assert run.val_stream is not None
     assert steps.evaluate is not None
@@ -224,8 +224,8 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
 
 
 @contextlib.contextmanager
-def _told_with(failure: UserError | None) -> Iterator[None]:
-    """What fails inside is told together with the failure that came before it."""
+def _with_earlier(failure: UserError | None) -> Iterator[None]:
+    """Raise an error inside together with the failure that came before it."""
     try:
         yield
     except UserError as error:

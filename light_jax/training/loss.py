@@ -1,12 +1,12 @@
 """Cross-entropy from final hidden states and the head's weight: [B, T, V] logits never exist whole.
 
 Why chunks: logits would be the largest array of a step by far (for 8 × 1024 tokens and 50257 words
-1.6 GB in float32), and their gradient takes the same again. A chunk of positions takes a part.
+1.6 GB in float32), and their gradient is as large. A chunk of positions has only a part of them.
 
 Why the gradient is computed in the forward pass: it needs the softmax of the logits. Autodiff would
 keep the logits of every chunk until the backward pass, which is the whole array again, or compute
-them a second time, a fourth large matmul beside three. But a loss's gradient is known up to the one
-factor that comes into the backward pass. So it is computed while the chunk's logits are there, and
+them a second time, a fourth large matmul beside three. But a loss's gradient is known except for
+one factor, which the backward pass gets. So it is computed while the chunk's logits are there, and
 the backward pass multiplies by that factor.
 
 Letters: X shards of the batch, B batch (of one shard), C positions of a chunk, D model, V vocab.
@@ -41,7 +41,7 @@ def cross_entropy_sum(
     """Sum over tokens of weight · -log p(target), float32.
 
     Args:
-        dtype: of the matmuls' inputs; logits and what follows are float32.
+        dtype: the matmuls' inputs; logits and later values are float32.
         shards: the number of devices that the batch is laid over. Each sums its own gradient of
             the head, and they are added up once, at the end, not by an all-reduce per chunk.
         row_multiple: the head's rows are padded to a multiple of this, and masked out.

@@ -67,4 +67,4 @@ DECAY: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, floor: 1.0,
     "wsd": _cosine,
 }
-"""scheduler.type -> the factor at `progress` in [0, 1] from the end of the flat part on."""
+"""scheduler.type -> the factor at `progress`, from 0 (the flat part ends) to 1."""

@@ -37,13 +37,13 @@ from light_llm.files import given
 
 
 def replay(config_path: str | Path, folder: str | Path) -> int:
-    """The step of a report once more. Nothing is written.
+    """Run the step of a report again. Nothing is written.
 
     Returns:
         3 if it is not finite again, else 0.
 
     Raises:
-        UserError: the folder holds no such report, or one of another config.
+        UserError: the folder holds no such report, or another config's.
     """
     cfg, folder = load_config(config_path), Path(folder)
     mesh = make_mesh(cfg.mesh)
@@ -58,12 +58,12 @@ def replay(config_path: str | Path, folder: str | Path) -> int:
     train = compile_train_step(cfg, mesh, shardings, state)
     _, metrics = train(state, tokens, np.float32(learning_rate(cfg, report["step"] - 1)))
     metrics = jax.device_get(metrics)
-    _tell(report, metrics, norms)
+    _print(report, metrics, norms)
     return 3 if metrics.bad_step >= 0 else 0
 
 
 def _state(cfg: TrainingConfig, weights: Params, report: dict[str, Any]) -> TrainState:
-    """The state that the step began with, but for the moments: its gradients do not need them."""
+    """The state that the step began with, without the moments: gradients do not need them."""
     saved = report["loss_scale"]
     return dataclasses.replace(
         init_state(cfg, weights),
@@ -77,12 +77,12 @@ def _state(cfg: TrainingConfig, weights: Params, report: dict[str, Any]) -> Trai
     )
 
 
-def _tell(report: dict[str, Any], metrics: StepMetrics, norms: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], metrics: StepMetrics, norms: dict[str, Any]) -> None:
     now = json_number(metrics.loss), json_number(metrics.grad_norm)
     then = report["loss"], report["grad_norm"]
     with Reporter() as reporter:
-        for told, (loss, norm) in (("now", now), ("in the run", then)):
-            reporter.line(f"step {report['step']}  loss {loss}  gradient norm {norm}  ({told})")
+        for when, (loss, norm) in (("now", now), ("in the run", then)):
+            reporter.line(f"step {report['step']}  loss {loss}  gradient norm {norm}  ({when})")
         reporter.line(f"{'loss':24}{_cells(norms['micro_batch_loss'])}   of each micro-batch")
         for kind in ("activations", "gradients"):
             for name, values in norms[kind].items():
@@ -112,7 +112,9 @@ def _read(folder: Path, cfg: TrainingConfig) -> tuple[dict[str, Any], np.ndarray
             "use the config of that run"
         )
     if (scale is not None) != (cfg.dtype == "float16"):
-        raise UserError(f"--replay {folder}: is not of a run with dtype={cfg.dtype!r}; use its own")
+        raise UserError(
+            f"--replay {folder}: is not of a run with dtype={cfg.dtype!r}; use that run's config"
+        )
     return report, tokens_ABS
 
 
@@ -139,10 +141,10 @@ def _checked_scale(report: Any, folder: Path) -> Any:
 
 
 def _read_tokens(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The batch, once its header claims this shape: what it claims would be allocated.
+    """The batch, after a look at the header: reading allocates the shape that it claims.
 
     Raises:
-        UserError: it is no file of numpy, or one of another shape.
+        UserError: it is not a numpy file, or has another shape.
     """
     limit = given.SMALL + 4 * math.prod(shape)
     data = io.BytesIO(given.read_bytes(folder / TOKENS, limit, "the batch"))
@@ -152,7 +154,7 @@ def _read_tokens(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
         claimed, _, dtype = np.lib.format.read_array_header_1_0(data)
     if claimed != shape or dtype != np.int32:
         raise UserError(
-            f"--replay {folder}: its batch {list(claimed)} is not one of this config, "
+            f"--replay {folder}: its batch {list(claimed)} does not have this config's shape, "
             f"{list(shape)} (gradient_accumulation_steps, batch_size, seq_len + 1); use the config "
             "of that run"
         )

@@ -1,5 +1,5 @@
-"""Everything a run needs before its first step. All that can be refused is refused here, and
-nothing is written."""
+"""Everything a run needs before its first step. This is where a run is refused, with nothing
+written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from light_jax.checkpoint import saver, store
+from light_jax.checkpoint import place, store
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream, warn_of_overlap
@@ -45,7 +45,7 @@ from light_llm.preprocess.manifest import check_vocabulary
 
 
 def batches(run: Run, first_step: int, last_step: int) -> BatchLoader:
-    """What this process holds of the batches of these steps, the last one left out."""
+    """This process's part of the batches of steps first to last - 1."""
     return BatchLoader(
         run.train_stream,
         batch_size=run.cfg.batch_size,
@@ -58,10 +58,10 @@ def batches(run: Run, first_step: int, last_step: int) -> BatchLoader:
 
 
 def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
-    """Check and load all that the config names, from data to weights.
+    """Check and load everything that the config names: data, checkpoint, weights.
 
     Raises:
-        UserError: something of it cannot be used.
+        UserError: one of these cannot be used.
     """
     tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
@@ -130,7 +130,7 @@ def _check_memory(
 
 
 def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """(shapes and dtypes, shardings) of a run's state; nothing of it is computed or held."""
+    """(shapes and dtypes, shardings) of a run's state; nothing is computed or allocated."""
     abstract = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
     return abstract, state_shardings(abstract, cfg.model, mesh)
 
@@ -138,13 +138,13 @@ def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState
 def _inspect(
     cfg: TrainingConfig, tag: Tag | None
 ) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], HostState, list[str]]:
-    """What is checked before anything large is made: mesh, data, that they continue the tag."""
+    """Check, before anything large is made, the mesh, the data and that they continue the tag."""
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, mesh)
     if cfg.use_wandb and is_main():
         check_wandb()
     if is_main():
-        saver.check_writable(cfg, tag)
+        place.check_writable(cfg, tag)
     train_stream = _stream(cfg, cfg.train_data, "train_data")
     val_stream = None if cfg.val_data is None else _stream(cfg, cfg.val_data, "val_data")
     if val_stream is not None and is_main():
@@ -161,11 +161,11 @@ def _inspect(
 
 
 def _warn_of_positions(cfg: TrainingConfig) -> None:
-    """Of rows of learned positions that no window reaches."""
+    """Warn of learned positions that no window reaches."""
     trained, rows = cfg.seq_len, cfg.model.max_seq_len
     if cfg.model.positional.encoding == "learned" and trained < rows:
         warnings.warn(
-            f"seq_len={trained} trains positions 0 to {trained - 1} alone; the other "
+            f"seq_len={trained} trains only positions 0 to {trained - 1}; the other "
             f"{rows - trained} learned ones get no gradient and stay noise: raise seq_len, or "
             f"lower model.max_seq_len={rows} to it",
             stacklevel=2,
@@ -173,10 +173,10 @@ def _warn_of_positions(cfg: TrainingConfig) -> None:
 
 
 def _verify_weights(path_or_prefix: str, model: TransformerConfig) -> None:
-    """That weights of the model are there, and those that were written where a config.json tells.
+    """Check that init_from has the model's weights, with the digests of a config.json beside them.
 
     Raises:
-        UserError: they are not.
+        UserError: they are missing, damaged or do not fit.
     """
     if locate_weights(path_or_prefix).config.is_file():
         steadily(
@@ -253,7 +253,7 @@ def compile_train_step(
 
 
 def _memory(compiled: Any) -> int | None:
-    """Arguments, outputs beyond those that reuse them, and temporaries, where XLA tells."""
+    """Bytes of arguments, new outputs and temporaries; None if XLA does not report them."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None

@@ -1,7 +1,7 @@
 """SIGTERM, Ctrl-C and a closed session: what was trained is committed, and the process ends.
 
-Before the first step nothing was trained, and the first signal ends the process at once. From then
-on the first one ends the run after its step, the second one at once.
+Before the first step nothing was trained, so the first signal ends the process at once. Afterwards
+the first one ends the run after its step, the second one at once.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class Stopper:
     Why a thread: Python runs a handler in the main thread between two lines of Python, so not while
     XLA compiles or a device is waited for, which can take minutes. But the interpreter's handler in
     C writes the signal's number to a pipe at once (`signal.set_wakeup_fd`). The thread reads the
-    pipe, counts, and exits the process when that is due, whatever the main thread is doing.
+    pipe, counts, and exits the process when it must, even if the main thread is busy.
 
     Why JAX's handler: with several processes, JAX's preemption service makes all hosts agree on the
-    step after which they stop. It listens to SIGTERM alone, by a handler of its own in C, which
-    Python's displaces. So that one is kept, and called by the thread for every signal.
+    step after which they stop. It listens only to SIGTERM, by its own handler in C, which Python's
+    replaces. So that handler is kept, and the thread calls it for every signal.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._asked = False
         self._training = False
-        self._lock = threading.Lock()  # of _training: to exit, or to be waited for
+        self._lock = threading.Lock()  # of _training: whether to exit or let the step end
         self._previous: dict[int, object] = {}
         self._jax_handler: int | None = None
 
@@ -66,7 +66,7 @@ class Stopper:
         os.close(self._write)
 
     def training_begins(self) -> None:
-        """From here on there is something to lose: the first signal is waited for."""
+        """From here on there is something to lose: the first signal lets the step end."""
         with self._lock:
             self._training = True
 
@@ -89,7 +89,7 @@ class Stopper:
 
     @property
     def exit_code(self) -> int:
-        """Of a run that a signal ended, be it another host's."""
+        """The exit code of a run that a signal ended, here or on another host."""
         return 128 + (self.signal or signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

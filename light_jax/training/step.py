@@ -1,8 +1,8 @@
 """One training step: loss and gradients over micro-batches, clip, update. Pure, jitted, donated.
 
 Donated: XLA writes the state after a step into the buffers of the state before it, so that there is
-one state on the device and not two. The old one can be read no more, also where a step changes
-nothing; so what a step must not touch is selected here, in the step, not kept aside by the loop.
+one state on the device and not two. The old one cannot be read afterwards, even where a step
+changes nothing. So the step itself selects what it must not change; the loop keeps no copy.
 
 Letters: A micro-batches, B batch, S = T + 1 tokens of a window, D model, V vocab.
 """
@@ -30,7 +30,7 @@ DROPOUT_STREAM = 0x64726F70  # keeps the masks' keys apart from those of the ini
 
 
 def init_params(cfg: TrainingConfig) -> Params:
-    """Fresh float32 parameters: a function of the seed and the config alone."""
+    """Fresh float32 parameters, a function of only the seed and the config."""
     return nnx.split(Transformer(cfg.model, rngs=nnx.Rngs(cfg.seed)), nnx.Param)[1]
 
 
@@ -75,7 +75,7 @@ def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
 def _watched_loss(
     cfg: TrainingConfig, mesh: Mesh, watch: Watch | None
 ) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """The function of `summed_loss`; it also returns what `watch` made of each activation."""
+    """The function of `summed_loss`; it also returns what `watch` returned for each activation."""
     abstract = nnx.eval_shape(
         lambda: Transformer(cfg.model, dtype=jnp.dtype(cfg.dtype), rngs=nnx.Rngs(0))
     )
@@ -198,8 +198,10 @@ def _next_state(
     loss: jax.Array,
     log_every: int,
 ) -> TrainState:
-    """The state after the step. Once a step was bad nothing moves any more, in this step or later:
-    the host learns of it a step late, and finds the weights that the bad step began with."""
+    """The state after the step. A bad step changes nothing, and neither does any later step.
+
+    The host learns of it a step late, and still finds the weights that the bad step began with.
+    """
     weights = _select(verdict.update, weights, state.weights)
     logged = (state.step + 1) % log_every == 0
     step, loss_scale, loss_sum, loss_count = _select(

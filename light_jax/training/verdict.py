@@ -1,4 +1,4 @@
-"""What becomes of a step: does it count, does it update, does it end the run; float16's loss scale.
+"""The verdict on a step: does it count, update, end the run; and float16's loss scale.
 
 Part of the traced step: it selects and never branches on a number.
 """
@@ -19,7 +19,7 @@ LOSS_SCALE_GROWTH_INTERVAL = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What becomes of step n, counted from 0.
+    """The verdict on step n, counted from 0.
 
     | bad | loss   | norm   | dtype   | overflows || finite | skipped | counts | update | bad_step |
     |-----|--------|--------|---------|-----------||--------|---------|--------|--------|----------|

@@ -71,20 +71,29 @@ def create(path: Path) -> BinaryIO:
     return path.open("xb")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file atomically."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file atomically: the path to write the new one to, which then takes its place.
+
+    After an error the old file is as it was, and the new one is gone.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # a link there would lead elsewhere
     try:
-        with create(temporary) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
+        yield temporary
+        sync(temporary)
+        temporary.rename(path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # on a full disk it takes room
+            temporary.unlink()  # it takes space on a full disk
         raise
-    temporary.rename(path)
     sync(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file atomically by one with these bytes."""
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
 
 
 class Lock:

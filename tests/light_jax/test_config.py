@@ -139,7 +139,7 @@ def test_an_illegal_config_names_key_value_and_rule(tmp_path, changes, message):
     assert str(refusal.value).startswith(str(config))
 
 
-def test_every_problem_is_told_at_once(tmp_path):
+def test_every_problem_is_in_one_message(tmp_path):
     with pytest.raises(UserError) as refusal:
         load(tmp_path, "train_data: x\nnum_steps: 0\nbatch_size: no\noptimizer: {lr: -1}")
     assert [line.split(": ")[1].split("=")[0] for line in str(refusal.value).splitlines()] == [

@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_at_a_line_of_the_metrics_costs_no_step(tmp_path):
         stderr = run.communicate(timeout=120)[1]
     assert run.returncode == 2, stderr
     path = out / "metrics.jsonl"
-    assert f"llm-train: {path}: cannot be written (File too large); make room" in stderr
+    assert f"llm-train: {path}: cannot be written (File too large); free some space" in stderr
     assert "Traceback" not in stderr
     lines = path.read_text()
     assert lines.endswith("}\n")  # no line is cut short
@@ -350,7 +350,7 @@ def test_learned_positions_that_no_window_reaches_are_a_warning(tmp_path, monkey
     learned = {"positional": {"encoding": "learned"}, "max_seq_len": 24}
     run_config(write_config(tmp_path / "c.yaml", num_steps=1, model=learned, val_data=...))
     (text,) = [str(warning.message) for warning in recwarn if "seq_len" in str(warning.message)]
-    assert text.startswith("seq_len=16 trains positions 0 to 15 alone; the other 8 learned ones")
+    assert text.startswith("seq_len=16 trains only positions 0 to 15; the other 8 learned ones")
 
 
 def test_other_positions_are_a_line_of_the_summary(tmp_path, monkeypatch, capsys):

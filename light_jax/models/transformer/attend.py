@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from light_jax.models.layers import dropout, matmul_precision
 from light_llm.models.transformer.mask import Span
 
-# Queries are taken in blocks. Few, since each is compiled on its own; and none so small that its
-# matmuls leave a matrix unit idle (a TPU's takes 128 rows).
+# Queries are taken in blocks. Few, since each is compiled separately; and none so small that its
+# matmuls leave part of a matrix unit idle (a TPU's takes 128 rows).
 MIN_BLOCK, MAX_BLOCKS = 128, 8
 
 
@@ -68,7 +68,7 @@ def attend_one(
     empty_BR: jax.Array,
     slopes_N: jax.Array | None = None,
 ) -> jax.Array:
-    """`attend` for one query, which sees all rows of a cache but the empty ones; [B, 1, N, H].
+    """`attend` for one query, which sees all rows of a cache except empty ones; [B, 1, N, H].
 
     Args:
         back_R: how many positions before the query each row lies.

@@ -98,7 +98,7 @@ def attend_through(
     key: jax.Array | None,
     cache: Cache | None,
 ) -> jax.Array:
-    """`attend` over these keys and values and those in the cache, which they join."""
+    """`attend` over the cache after these keys and values are added to it."""
     scale, slopes_N = layer.head_dim**-0.5, geometry.slopes_N
     if cache is not None and cache.k_BKRH is not None:
         k_BKRH, v_BKRH, back_R = cache.extend(k_BTKH, v_BTKH)

@@ -1,4 +1,4 @@
-"""What lets a model run a token at a time: the keys and values of those before it.
+"""The keys and values of earlier tokens, with which a model runs a token at a time.
 
 Letters: B batch, T column of a prompt, R row of the buffers, K kv-heads, H head_dim.
 """
@@ -43,7 +43,7 @@ class Cache:
         """Begin with the T columns of a prompt."""
         T, left = k_BTKH.shape[1], self.span.left
         R = self.size if left is None else min(self.size, left + 1)
-        column_R = (T - 1) - (T - 1 - np.arange(R)) % R  # the last that belongs into each row
+        column_R = (T - 1) - (T - 1 - np.arange(R)) % R  # the last column that belongs in each row
         self.k_BKRH, self.v_BKRH = (
             jnp.where((column_R >= 0)[:, None], x.transpose(0, 2, 1, 3)[:, :, column_R], 0)
             for x in (k_BTKH, v_BTKH)

@@ -74,9 +74,9 @@ class Transformer(nnx.Module):
 
         Args:
             key: of the dropout masks; None is evaluation.
-            constrain: laid on the residual stream between layers (its sharding, in training).
+            constrain: applied to the residual stream between layers (its sharding, in training).
             cache: of `new_cache()`; first a whole prompt joins it, then one token at a time. The
-                caller sees to it that positions stay below max_seq_len.
+                caller keeps positions below max_seq_len.
 
         Raises:
             ValueError: T exceeds max_seq_len.

@@ -21,6 +21,7 @@ import pytest
 from tiny_runs import TINY, assert_same_weights, merged, metrics, write_config
 
 from light_jax.checkpoint import protocol, store
+from light_jax.checkpoint.ownership import step_tag
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig
 from light_jax.state import HostState
@@ -60,7 +61,7 @@ class FileSystem:
 
 
 def stage(directory: Path, tag: str, step: int) -> None:
-    """What a save has written before its commit: bytes that tell the step."""
+    """What a save has written before its commit: bytes that name the step."""
     staging = protocol.start(directory, tag, "run")
     (staging / f"{tag}.state/d").mkdir(parents=True)
     (staging / f"{tag}.state/meta").write_bytes(b"meta %d" % step)
@@ -71,7 +72,7 @@ def stage(directory: Path, tag: str, step: int) -> None:
 def save(directory: Path, step: int) -> None:
     """A step that is the best as well, in a run that keeps one step tag."""
     cfg = TrainingConfig(**merged(TINY, {"keep_last_n": 1, "checkpoint_dir": str(directory)}))
-    tags = ["best", protocol.step_tag(step)]
+    tags = ["best", step_tag(step)]
     stage(directory, tags[0], step)
     record = layout.Record(run="run", generation=1, step=step)
     Saver(cfg, None).commit(protocol.writing_dir(directory, tags[0]), tags, record)
@@ -202,7 +203,7 @@ def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
     assert [checkpoint.record.step for checkpoint in seen] == [2, 2]
     assert step_read(lambda: save(tmp_path, 3)) == b"weights 3"
     assert [checkpoint.record.step for checkpoint in seen] == [2, 3]
-    with pytest.raises(UserError, match="CRC-32"):  # nobody wrote: the damage is told
+    with pytest.raises(UserError, match="CRC-32"):  # nobody wrote: the damage is reported
         step_read(lambda: seen[0].files.weights.write_bytes(b"weights 4"))
     assert len(seen) == 1
     with pytest.raises(UserError, match="there is no checkpoint 'best'"):
@@ -252,7 +253,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_every_damage_of_every_file_is_told_by_name(trained, tmp_path, monkeypatch):
+def test_any_damage_is_reported_with_the_file(trained, tmp_path, monkeypatch):
     """Cut short, a bit flipped, gone, or of another tag: refused; `auto` takes the tag before.
 
     Tags of one step share their files, so that damage to step 3 is damage to `best` and `final`.
@@ -345,19 +346,19 @@ def test_a_full_disk_fails_the_next_save_or_the_end(saver, cut_off):
             made.save(["step0000002"], state, host)
             ending()
             made.wait()
-            told = ""
+            message = ""
         except UserError as error:
-            told = str(error)
+            message = str(error)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         if cut_off == "nothing":
-            assert told == ""
+            assert message == ""
         else:
-            assert "step0000002: cannot be saved" in told
-            assert "File too large" in told
+            assert "step0000002: cannot be saved" in message
+            assert "File too large" in message
         recover_when_quiet(made.directory)
         tags = set(layout.tags(made.directory))
-        assert tags == {"step0000001"} if told else tags >= {"step0000001", "step0000002"}
+        assert tags == {"step0000001"} if message else tags >= {"step0000001", "step0000002"}
         for tag in tags:
             layout.verify(layout.read_checkpoint(made.directory / tag))
             protocol.delete(made.directory, tag, "run")
@@ -374,7 +375,7 @@ def recover_when_quiet(directory: Path) -> None:
 
 
 def test_the_loop_goes_on_while_a_save_is_under_way(saver, monkeypatch):
-    """What is written is the state at the save, whatever becomes of its buffers."""
+    """The state at the save is written, even if its buffers are reused."""
     made, state, host = saver
     arrays = jax.tree.map(lambda x: x + 1, state)
     expected = jax.device_get(arrays.weights)

@@ -56,9 +56,9 @@ def test_auto_starts_fresh_then_continues_and_then_has_nothing_to_do(tmp_path, m
     assert run_config("c.yaml", "auto") == 0
     write_config(tmp_path / "c.yaml", num_steps=6, save_every=2)
     assert run_config("c.yaml", "auto") == 0
-    told = capsys.readouterr().err
-    assert "final at step 4" in told
-    assert "changed   num_steps: 4 -> 6" in told
+    stderr = capsys.readouterr().err
+    assert "final at step 4" in stderr
+    assert "changed   num_steps: 4 -> 6" in stderr
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     assert run_config("c.yaml", "auto") == 0
     assert "nothing to do: num_steps=6, and step 6 is done" in capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_a_copy_of_the_weights_alone_stops_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "out/mine.safetensors").exists()
 
 
-def test_a_final_that_was_never_written_is_made_up_for(tmp_path, monkeypatch):
+def test_a_missing_final_is_written_by_the_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "c.yaml", num_steps=3, val_data=...)
     run_config("c.yaml")
@@ -182,7 +182,7 @@ def test_the_best_loss_is_of_the_same_validation_data(tmp_path, monkeypatch):
     assert record["step"] == 6
 
 
-def test_weights_of_ones_own_are_never_taken_for_half_a_tag(tmp_path, monkeypatch):
+def test_a_users_own_weights_are_not_half_a_tag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "c.yaml", num_steps=2, val_data=..., checkpoint_dir="first")
     run_config("c.yaml")

@@ -1,4 +1,4 @@
-"""llm-data tells what is in the shards, as counted by hand."""
+"""llm-data prints what is in the shards, as counted by hand."""
 
 import re
 import sys

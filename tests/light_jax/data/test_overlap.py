@@ -1,4 +1,4 @@
-"""A shard that is in train_data and in val_data is told of, whatever its name."""
+"""A shard in both train_data and val_data is reported, under any name."""
 
 import os
 import shutil
@@ -14,10 +14,10 @@ from light_jax.training.run import prepare
 
 def warned(train, val):
     streams = [TokenStream(paths, seq_len=2, seed=0) for paths in (train, val)]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_overlap(*(stream.shards for stream in streams))
-    return [str(warning.message) for warning in told]
+    return [str(warning.message) for warning in caught]
 
 
 def test_shards_of_train_and_val_that_are_the_same(tmp_path, write):
@@ -25,10 +25,10 @@ def test_shards_of_train_and_val_that_are_the_same(tmp_path, write):
     copy = shutil.copy(a, tmp_path / "copy.parquet")
     os.symlink(b, tmp_path / "link.parquet")
     assert warned([a, b], c) == []
-    (told,) = warned([a, b, c], [copy, str(tmp_path / "link.parquet")])
-    assert told.startswith("val_data and train_data overlap in 2 of val_data's 2 shards: ")
-    assert f"{copy} (a copy of {a})" in told
-    assert f"link.parquet ({b})" in told
+    (warning,) = warned([a, b, c], [copy, str(tmp_path / "link.parquet")])
+    assert warning.startswith("val_data and train_data overlap in 2 of val_data's 2 shards: ")
+    assert f"{copy} (a copy of {a})" in warning
+    assert f"link.parquet ({b})" in warning
 
 
 def test_equal_footers_are_not_yet_equal_shards(tmp_path, write):

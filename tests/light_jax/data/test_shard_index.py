@@ -1,4 +1,4 @@
-"""Counts are proven, ids are checked, and what is wrong with a shard is told by name and row."""
+"""Counts are proven, ids are checked, and an error names the shard and the row."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_a_length_that_lies(tmp_path, write):
         index_shards(path)
 
 
-def test_a_length_that_is_no_count_is_left_alone(tmp_path):
+def test_a_length_that_is_not_a_count_is_ignored(tmp_path):
     for column in (pa.array([1.0, 7.5]), pa.array([None, 1]), pa.array(["a", "b"])):
         table = pa.table({"length": column, "tokens": [[1, 2], []]})
         pq.write_table(table, tmp_path / "a.parquet")
@@ -191,7 +191,7 @@ def test_a_damaged_page(tmp_path, write, options):
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_a_flipped_bit_is_never_read(tmp_path, write, version):
-    """With page check sums: the shard is refused, or the bit told nothing (in a page's header)."""
+    """With page checksums: the shard is refused, or the bit has no meaning (in a page's header)."""
     path = tmp_path / "a.parquet"
     rng = np.random.default_rng(0)
     docs = rng.integers(0, 1000, size=(60, 20))
@@ -199,7 +199,7 @@ def test_a_flipped_bit_is_never_read(tmp_path, write, version):
     write(path, docs.tolist(), rows=30, **options)
     whole = path.read_bytes()
     pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    told = []
+    messages = []
     for bit in rng.integers(8 * 4, 8 * pages, size=60).tolist():
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
@@ -208,10 +208,10 @@ def test_a_flipped_bit_is_never_read(tmp_path, write, version):
         try:
             assert (stream[0] == docs.reshape(-1)).all(), bit
         except UserError as error:
-            told.append(str(error))
-    assert len(told) > 50
+            messages.append(str(error))
+    assert len(messages) > 50
     rule = re.compile(r".*a\.parquet: row group \d is corrupt .*; write the shard again")
-    assert [error for error in told if not rule.fullmatch(error)] == []
+    assert [error for error in messages if not rule.fullmatch(error)] == []
 
 
 def test_a_shard_that_changes_while_it_is_in_use(tmp_path, write, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_shard_that_changes_while_it_is_in_use(tmp_path, write, monkeypatch):
     assert stream[0].tolist() == [1, 2, 3]
 
 
-def test_the_first_bad_shard_is_told_whichever_thread_finds_it(tmp_path, write):
+def test_the_first_bad_shard_is_reported_by_any_thread(tmp_path, write):
     for number in range(12):
         write(tmp_path / f"{number:02d}.parquet", [[1, 2, 3]] * (300 - 20 * number))
     for number in (5, 9):
@@ -265,7 +265,7 @@ def test_a_change_is_described(corpus, write):
     write(folder / "1.parquet", [doc[::-1] for doc in shards[1]], compression="zstd")
     assert describe_change(before, fingerprint(folder)) == "changed: 1.parquet (other contents)"
     (folder / "1.parquet").rename(folder / "9.parquet")
-    told = describe_change(before, fingerprint(folder))
-    assert told == "added: 9.parquet; removed: 1.parquet"
+    change = describe_change(before, fingerprint(folder))
+    assert change == "added: 9.parquet; removed: 1.parquet"
     assert describe_change(before, before[::-1]) == "the same shards in another order"
     assert describe_change(before, [*before, before[0]]) == "added: 0.parquet (2)"

@@ -48,7 +48,7 @@ def test_a_name_with_glob_characters_is_a_name_first(tree):
     assert expand("run[1]/x.parquet") == ["run[1]/x.parquet"]
 
 
-def test_a_file_reached_twice_is_taken_once_and_told(tree):
+def test_a_file_reached_twice_is_taken_once_with_a_warning(tree):
     os.symlink("a.parquet", tree / "link.parquet")
     with pytest.warns(UserWarning, match=r"val_data: .*link\.parquet \(already there as a\.par"):
         assert expand(["a.parquet", "link.parquet"], "val_data") == ["a.parquet"]
@@ -67,8 +67,8 @@ def test_a_file_reached_twice_is_taken_once_and_told(tree):
         ("empty", r"'empty' is a directory without \*\.parquet files; put"),
         ("gs://bucket/x", "'gs://bucket/x' is a URL; .* mount or copy"),
         ([], r"val_data=\[\] names no data"),
-        ("", "val_data holds '', which is no path"),
-        (["a.parquet", None], "val_data holds None, which is no path"),
+        ("", "val_data holds '', which is not a path"),
+        (["a.parquet", None], "val_data holds None, which is not a path"),
     ],
 )
 def test_a_path_that_stands_for_nothing(tree, paths, message):

@@ -32,16 +32,18 @@ def expected_window(shards, g, S, seed=0):
 
 
 def test_it_is_the_stream_of_the_pytorch_trainer():
-    told = json.loads((REFERENCE / "stream.json").read_text())
-    stream = TokenStream(REFERENCE / told["shards"], seq_len=told["seq_len"], seed=told["seed"])
+    expected = json.loads((REFERENCE / "stream.json").read_text())
+    stream = TokenStream(
+        REFERENCE / expected["shards"], seq_len=expected["seq_len"], seed=expected["seed"]
+    )
     W = len(stream)
-    assert told["windows_per_epoch"] == [W, W, W]
+    assert expected["windows_per_epoch"] == [W, W, W]
     for epoch in range(3):
         windows = stream.windows(np.arange(epoch * W, (epoch + 1) * W))
         assert windows.dtype == np.int32
-        assert windows[:12].tolist() == told["first_windows"][epoch]
+        assert windows[:12].tolist() == expected["first_windows"][epoch]
         digest = hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest()
-        assert digest == told["sha256_int32_le"][epoch]
+        assert digest == expected["sha256_int32_le"][epoch]
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 500])
@@ -95,7 +97,7 @@ def test_a_window_far_ahead_costs_no_more_than_the_first(corpus):
     assert window.tolist() == expected_window(corpus[1], 10**9, 8)
 
 
-def test_what_is_no_index_is_refused(corpus):
+def test_a_wrong_index_is_refused(corpus):
     stream = TokenStream(corpus[0], seq_len=8, seed=0)
     with pytest.raises(IndexError, match="window -1 is below 0"):
         stream[-1]

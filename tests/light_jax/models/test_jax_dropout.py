@@ -61,8 +61,8 @@ def stream(model, tokens, key):
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_each_place_of_dropout_has_a_mask_of_its_own(parallel):
-    """Embeddings are 1; biases make attention add 4 and the ffn 16: the sums tell who was there."""
+def test_each_dropout_layer_has_its_own_mask(parallel):
+    """Embeddings are 1; biases make attention add 4 and the ffn 16: the sums show what was kept."""
     cfg = tiny(dropout=0.5, parallel_layers=parallel, attention={"bias": True}, ffn={"bias": True})
     model = silenced(cfg, {"tok_emb.weight": 1, "attn.out_proj.bias": 4, "ffn.down_proj.bias": 16})
     tokens = tokens_for(cfg, 8, 16)

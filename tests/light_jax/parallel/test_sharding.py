@@ -46,9 +46,9 @@ def one_device(tmp_path_factory):
 def test_any_mesh_gives_one_devices_losses(one_device, tmp_path, mesh):
     """With dropout on: the masks are the same on any mesh, too."""
     config = write_config(tmp_path / "c.yaml", model=MODEL, mesh=mesh)
-    told = train_command(config, **EIGHT).stderr
-    assert "devices     8 × cpu" in told
-    assert "rematerialization" not in told  # XLA's warning that it replicates the batch
+    stderr = train_command(config, **EIGHT).stderr
+    assert "devices     8 × cpu" in stderr
+    assert "rematerialization" not in stderr  # XLA's warning that it replicates the batch
     out = tmp_path / "out"
     assert column(out, "train/loss") == pytest.approx(column(one_device, "train/loss"), abs=1e-5)
     assert column(out, "val/loss") == pytest.approx(column(one_device, "val/loss"), abs=1e-5)
@@ -70,19 +70,19 @@ def test_resume_on_another_mesh_and_back(one_device, tmp_path):
 
 
 def finish(processes) -> list[str]:
-    told = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), told
-    return told
+    stderr = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), stderr
+    return stderr
 
 
 def test_two_processes_train_save_and_resume(tmp_path):
     mesh = {"data": 1, "fsdp": 2}
     rate = {"type": "constant"}  # the same in a run that is to have fewer steps
     whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh=mesh, scheduler=rate)
-    told = finish(start_processes(whole))
-    assert "2 × cpu in 2 process(es)" in told[0]
-    assert "step 6/6" in told[0]
-    assert "step 6/6" not in told[1]
+    stderr = finish(start_processes(whole))
+    assert "2 × cpu in 2 process(es)" in stderr[0]
+    assert "step 6/6" in stderr[0]
+    assert "step 6/6" not in stderr[1]
     halves = write_config(tmp_path / "halves/c.yaml", mesh=mesh, scheduler=rate)
     finish(start_processes(halves, "--resume", str(tmp_path / "whole/out/step0000003")))
     assert_same_weights(
@@ -103,8 +103,8 @@ def test_two_processes_train_save_and_resume(tmp_path):
 def test_a_bad_shard_stops_every_process(tmp_path):
     config = write_config(tmp_path / "c.yaml", train_data="nowhere")
     for process in start_processes(config):
-        _, told = process.communicate(timeout=200)
-        assert process.returncode == 2, told
+        _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 2, stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -104,7 +104,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_both_train_alike_whatever_the_variant(way, tmp_path):
+def test_both_train_alike_in_every_variant(way, tmp_path):
     small = {"num_steps": 7, "model": {"num_layers": 1}}
     cfg = load_config(write_config(tmp_path / "c.yaml", **merged(WAYS[way], small)))
     rows = list(lockstep(cfg, 7))

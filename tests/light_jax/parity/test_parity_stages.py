@@ -41,7 +41,7 @@ def test_every_stage_of_the_reference_models_agrees(case):
     names = [stage.name for stage in stages]
     assert names[0] == "tok_emb"
     assert names[-2:] == ["final_norm", "logits"]
-    for i in range(cfg.num_layers):  # all that PyTorch ran, the block's own output last
+    for i in range(cfg.num_layers):  # every module that PyTorch ran, the block's own output last
         inside = [name for name in names if name.startswith(f"layers.{i}.")]
         assert {f"layers.{i}.{part}" for part in ("norm1", "attn", "norm2", "ffn")} <= {*inside}
         assert f"layers.{i}.attn.out_proj" in inside

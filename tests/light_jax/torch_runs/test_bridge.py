@@ -253,7 +253,7 @@ def test_the_recipe_of_the_docs_loads_an_export(tmp_path):
     assert embedding["exp_avg"].shape == (131, 32)
 
 
-def test_a_learning_rate_of_another_schedule_is_told(tmp_path):
+def test_a_learning_rate_from_another_schedule_is_reported(tmp_path):
     prefix = foreign_tag(tmp_path)
     config = Path(f"{prefix}.config.json")
     config.write_text(config.read_text().replace('"warmup_steps": 2', '"warmup_steps": 4'))

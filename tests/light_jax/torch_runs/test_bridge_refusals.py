@@ -126,10 +126,10 @@ REFUSED = {
     "config of another model": (lambda tag: edit_config(tag, **EXPERIMENT), "exp_avg has shape"),
     "config of another optimizer": (
         lambda tag: edit_config(tag, optimizer={"type": "sgd"}),
-        "has no momentum: it is of another optimizer than sgd",
+        "has no momentum: it is not from sgd",
     ),
     "config with an unknown key": (lambda tag: edit_config(tag, lr=1), "lr is not a key here"),
-    "config that is no JSON": (on(".config.json", cut), "not a readable config"),
+    "config that is not JSON": (on(".config.json", cut), "not a readable config"),
     "shards that are gone": (
         lambda tag: edit_config(tag, train_data="gone"),
         "train_data='gone' does not exist",
@@ -148,16 +148,22 @@ REFUSED = {
         lambda tag: edit_state(tag, lambda state: {"step": state["step"]}),
         "has no epoch, optimizer, scheduler, scaler, best_val_loss",
     ),
-    "state of another step": (_key("step", 3), "is of step 3; put back the one of step0000002"),
-    "step that is none": (_key("step", -1), "step=-1 is no whole number"),
-    "best loss that is none": (_key("best_val_loss", float("nan")), "best_val_loss=nan is no loss"),
+    "state of another step": (
+        _key("step", 3),
+        "belongs to step 3; put back the one of step0000002",
+    ),
+    "step that is none": (_key("step", -1), "step=-1 is not a whole number"),
+    "best loss that is none": (
+        _key("best_val_loss", float("nan")),
+        "best_val_loss=nan is not a loss",
+    ),
     "epoch of other shards": (_key("epoch", 1), "step 2 was in epoch 1, and with the shards"),
     "loss scale in float32": (_key("scaler", {"scale": 2.0}), "scaler has a loss scale; dtype"),
     "no loss scale in float16": (
         lambda tag: edit_config(tag, dtype="float16"),
         "no scale and growth tracker, which dtype='float16' needs",
     ),
-    "no optimizer": (_key("optimizer", {}), "optimizer is no state dict of torch.optim"),
+    "no optimizer": (_key("optimizer", {}), "optimizer is not a torch.optim state dict"),
     "more updates than steps": (
         lambda tag: edit_state(
             tag, lambda s: [f["step"].fill_(9) for f in s["optimizer"]["state"].values()] and s
@@ -202,7 +208,7 @@ def places(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
                 yield from places(node[key], (*at, key))
 
 
-def test_whatever_a_state_holds_it_is_taken_or_refused(tmp_path):
+def test_any_state_is_taken_or_refused(tmp_path):
     """Each value of a .state.pt replaced by junk: a UserError, or nothing that matters."""
     scaler = torch.amp.GradScaler("cpu").state_dict()
     prefix = foreign_tag(tmp_path, dtype="float16", state={"scaler": scaler})
@@ -321,7 +327,7 @@ def test_a_full_disk_leaves_the_tag_as_it_was(convert, limit, tag, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot be written .*; make room"):
+        with pytest.raises(UserError, match=r"cannot be written .*; free some space"):
             convert(tag)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -339,7 +345,7 @@ def test_members_of_two_steps_are_refused(tag, tmp_path):
     import_tag(best)
     import_tag(best)  # twice is once
     edit_state(best, lambda state: state.update(step=5))
-    with pytest.raises(UserError, match="is of step 5, and the weights beside it are of step 2"):
+    with pytest.raises(UserError, match="belongs to step 5, and the weights beside it to step 2"):
         import_tag(best)
     edit_weights(best, lambda weights: weights.update({"final_norm.weight": np.ones(32, "f4")}))
     with pytest.raises(UserError, match=r"were written; use another tag\n.*take the key 'check"):

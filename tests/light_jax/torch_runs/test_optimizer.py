@@ -173,7 +173,7 @@ def _set(place, name):
 _group, _other = (lambda s: s["param_groups"][0]), (lambda s: s["param_groups"][1])
 _entry = lambda s: s["state"][2]  # noqa: E731  # layers.0.attn.k_proj.weight
 DAMAGE = [
-    (lambda s: s.pop("state"), "is no state dict of torch.optim"),
+    (lambda s: s.pop("state"), "is not a torch.optim state dict"),
     (lambda s: s["param_groups"].pop(), "must have 2 parameter groups.*and has 1"),
     (lambda s: _group(s)["params"].pop(), r"param_groups\[0\] has 14 parameters.*15"),
     (lambda s: _other(s)["params"].__setitem__(0, 3), "must number each parameter once"),
@@ -184,14 +184,17 @@ DAMAGE = [
     (_set(_group, "amsgrad")(True), "amsgrad is True, and by the config False"),
     (_set(_group, "maximize")(True), "maximize is True, and by the config False"),
     (_set(_group, "decoupled_weight_decay")(False), "decoupled_weight_decay is False"),
-    (lambda s: _group(s).pop("betas"), "has no betas: it is of another optimizer than adamw"),
+    (lambda s: _group(s).pop("betas"), "has no betas: it is not from adamw"),
     (lambda s: s["state"].__setitem__(99, {}), r"state\[99\] belongs to no parameter"),
     (lambda s: _entry(s).pop("exp_avg"), "k_proj.weight: holds step, exp_avg_sq, where adamw"),
     (_set(_entry, "exp_avg")(np.zeros((6, 3))), r"k_proj.weight: exp_avg has shape \[6, 3\], the"),
     (_set(_entry, "exp_avg")(np.zeros((6, 24))), "exp_avg is float64, which float32 does not hold"),
-    (_set(_entry, "exp_avg")("no"), "exp_avg is no tensor"),
-    (_set(_entry, "step")(np.array(7.0)), "parameters had 1 .* and 7 .*k_proj.* share one count"),
-    (_set(_entry, "step")(np.array(0.5)), "a step that is no whole number"),
+    (_set(_entry, "exp_avg")("no"), "exp_avg is not a tensor"),
+    (
+        _set(_entry, "step")(np.array(7.0)),
+        "different update counts, 1 .*, 7 .*k_proj.*must be equal",
+    ),
+    (_set(_entry, "step")(np.array(0.5)), "a step that is not a whole number"),
 ]
 
 

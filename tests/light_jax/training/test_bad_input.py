@@ -116,13 +116,13 @@ def test_weights_that_do_not_fit_list_every_key(tmp_path, monkeypatch):
     write_config(tmp_path / "c.yaml", init_from="w.safetensors", model=model)
     with pytest.raises(UserError) as refusal:
         run_config("c.yaml")
-    told = str(refusal.value)
-    assert "missing final_norm.weight [48]" in told
-    assert "unexpected extra [3]" in told
+    message = str(refusal.value)
+    assert "missing final_norm.weight [48]" in message
+    assert "unexpected extra [3]" in message
     for layer in (0, 1):
         assert (
             f"layers.{layer}.ffn.up_proj.weight has shape [128, 48], the config says [192, 48]"
-            in told
+            in message
         )
 
 
@@ -161,11 +161,11 @@ def test_a_non_finite_step_stops_is_written_down_and_replayed(tmp_path):
     done = command("llm-train", config, cwd=tmp_path)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    told = done.stderr[done.stderr.index("llm-train: ") :]
-    assert told.startswith("llm-train: step 2: the loss or the gradient norm is not finite")
-    assert "the newest checkpoint is out/step0000001" in told
-    assert "shard_0000" in told
-    assert "rows" in told
+    message = done.stderr[done.stderr.index("llm-train: ") :]
+    assert message.startswith("llm-train: step 2: the loss or the gradient norm is not finite")
+    assert "the newest checkpoint is out/step0000001" in message
+    assert "shard_0000" in message
+    assert "rows" in message
     out = tmp_path / "out"
     assert [line["step"] for line in metrics(out)] == [1]
     assert [path.name for path in out.glob("*.config.json")] == ["step0000001.config.json"]
@@ -185,7 +185,7 @@ def test_a_non_finite_step_stops_is_written_down_and_replayed(tmp_path):
     assert "nan" in report["gradients"]["layers.0"]
     before = sorted(tmp_path.rglob("*"))
     script, *args = report["replay"].split()
-    assert f"{report['replay']}\n" in told
+    assert f"{report['replay']}\n" in message
     again = command(script, *args, cwd=tmp_path)
     assert again.returncode == 3
     assert f"loss {report['loss']}  gradient norm {report['grad_norm']}  (now)" in again.stderr
@@ -275,8 +275,8 @@ def test_a_shard_that_was_replaced_between_stop_and_resume_is_named(tmp_path, mo
     docs = [doc[::-1] for doc in table.column("tokens").to_pylist()]
     pq.write_table(table.set_column(table.schema.get_field_index("tokens"), "tokens", [docs]), path)
     write_config(tmp_path / "c.yaml", num_steps=2, **changes)
-    told = rf"train_data: changed: {path.name} \(other contents\)"
-    with pytest.raises(UserError, match=told):
+    change = rf"train_data: changed: {path.name} \(other contents\)"
+    with pytest.raises(UserError, match=change):
         run_config("c.yaml", "auto")
 
 

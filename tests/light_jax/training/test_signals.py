@@ -98,9 +98,9 @@ def test_a_second_signal_exits_while_c_code_runs(monkeypatch):
     monkeypatch.setattr(signals.os, "_exit", lambda code: exited.set())
     with signals.Stopper() as stopper:
         stopper.training_begins()
-        told = signal.set_wakeup_fd(-1)  # where the interpreter's C handler writes
-        signal.set_wakeup_fd(told)
-        os.write(told, bytes([TERM, TERM]))
+        pipe = signal.set_wakeup_fd(-1)  # where the interpreter's C handler writes
+        signal.set_wakeup_fd(pipe)
+        os.write(pipe, bytes([TERM, TERM]))
         assert exited.wait(10)
     assert stopper.signal == TERM
 
@@ -116,9 +116,9 @@ def test_two_processes_commit_the_same_step(tmp_path):
             break
         time.sleep(0.1)
     processes[1].send_signal(TERM)
-    told = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], told
+    stderr = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], stderr
     (tag,) = layout.tags(tmp_path / "out")
-    assert f"step={int(tag.removeprefix('step'))}" in told[0]
+    assert f"step={int(tag.removeprefix('step'))}" in stderr[0]
     layout.verify(layout.read_checkpoint(tmp_path / "out" / tag))
     assert column(tmp_path / "out", "step")[-1] <= int(tag.removeprefix("step"))

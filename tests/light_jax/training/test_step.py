@@ -127,7 +127,7 @@ def test_schedules_by_hand():
     assert [learning_rate(wsd, n) for n in steps] == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1])
 
 
-def test_loss_is_cross_entropy_whatever_the_chunks_shards_and_padding():
+def test_loss_is_cross_entropy_for_any_chunks_shards_and_padding():
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (4, 37, 16)), jax.random.normal(keys[1], (53, 16))
     targets = jax.random.randint(keys[2], (4, 37), 0, 53)

@@ -1,0 +1,79 @@
+"""Whether a run may write in its checkpoint_dir, before anything is written there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from light_jax.checkpoint.ownership import STEP_TAG, check_place, is_own_name
+from light_jax.checkpoint.state import not_for_orbax
+from light_jax.config import TrainingConfig
+from light_jax.state import Tag
+from light_llm.checkpoint import layout
+from light_llm.errors import UserError
+
+
+def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
+    """Refuse, before anything is written, a directory that cannot take this run.
+
+    Raises:
+        UserError: it is a file, is not writable, holds another run's checkpoints, or holds parts of
+            some where this run is going to write.
+    """
+    directory = Path(cfg.checkpoint_dir)
+    named = f"checkpoint_dir={str(directory)!r}"
+    if (reason := not_for_orbax(directory)) is not None:
+        raise UserError(
+            f"{named}: {reason}, so no checkpoint can be written there; use another folder"
+        )
+    existing = directory
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{named}: {existing} is not a folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".light-llm-probe-", dir=existing))
+    except OSError as error:
+        raise UserError(
+            f"{named} cannot be written ({error.strerror}); use another folder"
+        ) from None
+    others = {name for name in layout.tags(directory) if is_own_name(name)}
+    # A copy of the folder holds tags of the same run, which are not this folder's own.
+    here = continues_here(directory, resumed)
+    if here and resumed is not None:
+        others = {name for name in others if _is_of_another_run(directory / name, resumed.run)}
+    if others:
+        raise UserError(
+            f"{named} holds a run already ({', '.join(sorted(others))}); "
+            "continue that one with --resume auto, or use another checkpoint_dir"
+        )
+    _check_free(cfg, resumed, here)
+
+
+def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
+    """Check that this run may write the tags that it is going to write.
+
+    Raises:
+        UserError: part of a tag that another run wrote is in the way.
+    """
+    directory, first = Path(cfg.checkpoint_dir), 0 if resumed is None else resumed.step
+    there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
+    for tag in sorted(there):
+        step = STEP_TAG.fullmatch(tag)
+        due = tag in ("best", "final") or (step and first < int(step[1]) <= cfg.num_steps)
+        if due:
+            check_place(directory, tag, resumed.run if here and resumed else "")
+
+
+def continues_here(directory: Path, resumed: Tag | None) -> bool:
+    """Whether the run goes on in the directory that its tag is in."""
+    return resumed is not None and resumed.prefix.parent.resolve() == directory.resolve()
+
+
+def _is_of_another_run(prefix: Path, run: str) -> bool:
+    try:
+        record = layout.read_checkpoint(prefix).record
+    except UserError:  # damaged, so it cannot be used either
+        return False
+    return record is None or record.run != run
