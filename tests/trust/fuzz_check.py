@@ -126,7 +126,7 @@ def _same(path: Path, original: bytes) -> bool:
 
 
 def _other_shards(whole: Path, output: Path) -> list[str]:
-    """What an output lacks of the data set that the same input makes, or has differently."""
+    """What an output lacks of the dataset that the same input makes, or has differently."""
     other = []
     for folder in ("tokenizer", "train", "val"):
         names = {path.name for place in (whole, output) for path in (place / folder).glob("*")}
