@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from light_jax.parallel.sharding import path_names
 from light_jax.state import HostState, TrainState
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
+
+Result = TypeVar("Result")
 
 _NOTE = "_CHECKPOINT_METADATA"  # orbax's file, with the host's part in it
 _SUCCESS = "commit_success.txt"
@@ -228,22 +230,30 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
     """
     _check_entries(path)
     wanted, real = named_arrays(abstract), _real(path)
-    with given.foreign(lambda reason: _unreadable(path, reason)):
-        stored = _shapes(ocp.metadata(real).metadata)
+    stored = _from_orbax(path, lambda: _shapes(ocp.metadata(real).metadata))
     expected = _shapes(wanted)
     if stored != expected:  # orbax would cast a dtype and cut a shape in silence
         names = sorted(stored.keys() ^ expected.keys()) or [
             name for name in expected if stored[name] != expected[name]
         ]
         raise UserError(f"{path}: its arrays are not those of this config: {', '.join(names[:8])}")
+    return _from_orbax(path, lambda: ocp.load(real, wanted))
+
+
+def _from_orbax(path: Path, read: Callable[[], Result]) -> Result:
+    """What `read` returns.
+
+    Raises:
+        UserError: orbax cannot read the folder `path`; it is the only thing that is printed.
+    """
     with _quiet():
         try:
-            return ocp.load(real, wanted)
+            return read()
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # the device's fault, not the file's
         except Exception as error:
             reason = one_line(error)
-        gc.collect()
+        gc.collect()  # what orbax left would print its traceback when it is collected
     raise UserError(_unreadable(path, reason))
 
 

@@ -156,7 +156,8 @@ def read_start(directory: Path) -> Start | None:
         start = given.read_json(path)
         generation, run, resumed = start["generation"], start.get("run"), start["resumed"]
         complete = isinstance(resumed, str) or (resumed is None and isinstance(run, str))
-        if type(generation) is not int or not complete or not isinstance(run, str | None):
+        counted = type(generation) is int and 0 <= generation < layout.MOST_STARTS
+        if not counted or not complete or not isinstance(run, str | None):
             raise ValueError("not the note of a resume")
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from None

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -40,13 +40,17 @@ class Member(NamedTuple):
     crc32: int
 
 
+MOST_STARTS = 2**30
+
+
 class Record(Config):
     """The reserved key `checkpoint` of a config.json."""
 
     format: int = FORMAT
     run: str = ""  # an id that all tags of a run share
-    generation: int = 0  # counts the starts of the run: 1, then one more with each resume
-    step: int = 0
+    generation: Annotated[int, Field(ge=0, lt=MOST_STARTS)] = 0
+    """Counts the starts of the run: 1, then one more with each resume."""
+    step: Annotated[int, Field(ge=0, lt=2**31)] = 0
     files: dict[str, Member] = Field(default_factory=dict)  # by name relative to the tag
 
 
