@@ -1,5 +1,7 @@
 """The errors that end a command, the exit code of each, and the message of any other error."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -22,3 +24,14 @@ class NonFinite(Exception):
 def one_line(error: BaseException, limit: int = 500) -> str:
     """The first `limit` characters of an error's message on one line; its type if it has none."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
+@contextlib.contextmanager
+def with_earlier(failure: UserError | None) -> Iterator[None]:
+    """Raise an error inside together with the failure that came before it."""
+    try:
+        yield
+    except UserError as error:
+        if failure is None:
+            raise
+        raise UserError(f"{failure}\n{error}") from None

@@ -82,8 +82,13 @@ def may_empty(folder: Path, run: str, *, fresh: bool) -> bool:
     """
     if folder.is_symlink() or not folder.is_dir():
         return False
-    if all(entry.name == MARK for entry in folder.iterdir()):
+    names = {entry.name for entry in folder.iterdir()}
+    tag = folder.name.removeprefix(".").removesuffix(".writing")
+    members = {f"{tag}{ending}" for ending in (WEIGHTS, STATE, CONFIG)}
+    if names <= {MARK}:
         return True
+    if not fresh and is_own_name(tag) and names <= members:
+        return True  # of a version without marks, in a directory that holds this run's tags
     owner = run_of_folder(folder)
     return owner is not None and (fresh or owner == run)
 

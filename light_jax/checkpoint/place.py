@@ -6,7 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
-from light_jax.checkpoint.ownership import STEP_TAG, check_place, is_own_name
+from light_jax.checkpoint.ownership import (
+    STEP_TAG,
+    check_place,
+    in_the_way,
+    is_fresh,
+    is_own_name,
+    may_empty,
+)
+from light_jax.checkpoint.protocol import writing_dir
 from light_jax.checkpoint.state import not_for_orbax
 from light_jax.config import TrainingConfig
 from light_jax.state import Tag
@@ -58,12 +66,16 @@ def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
         UserError: part of a tag that another run wrote is in the way.
     """
     directory, first = Path(cfg.checkpoint_dir), 0 if resumed is None else resumed.step
+    run = resumed.run if here and resumed else ""
     there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
-    for tag in sorted(there):
+    staged = {path.name[1:].removesuffix(".writing") for path in directory.glob(".*.writing")}
+    for tag in sorted(there | staged):
         step = STEP_TAG.fullmatch(tag)
-        due = tag in ("best", "final") or (step and first < int(step[1]) <= cfg.num_steps)
-        if due:
-            check_place(directory, tag, resumed.run if here and resumed else "")
+        if tag in ("best", "final") or (step and first < int(step[1]) <= cfg.num_steps):
+            check_place(directory, tag, run)
+            staging = writing_dir(directory, tag)
+            if staging.exists() and not may_empty(staging, run, fresh=is_fresh(directory)):
+                raise in_the_way(staging)
 
 
 def continues_here(directory: Path, resumed: Tag | None) -> bool:

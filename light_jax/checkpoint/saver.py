@@ -19,7 +19,7 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
-from light_llm.errors import UserError, one_line
+from light_llm.errors import UserError, one_line, with_earlier
 from light_llm.files import disk, given
 from light_llm.printing import tell
 
@@ -105,8 +105,31 @@ class Saver:
 
         Raises:
             UserError: the previous save failed, or this one cannot begin. Earlier tags are intact.
+                After a failed save this one is tried first: the disk may be well again.
         """
-        self.wait()
+        earlier = self._failure()
+        with with_earlier(earlier):
+            self._begin(tags, state, host)
+            if earlier is not None:
+                self.wait()
+        if earlier is not None:
+            raise earlier
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way is known to have failed; the next `save` raises why."""
+        saving = self._saving
+        return saving is not None and saving.done() and saving.exception() is not None
+
+    def _failure(self) -> UserError | None:
+        """Wait for the previous save, and return why it failed."""
+        try:
+            self.wait()
+        except UserError as error:
+            return error
+        return None
+
+    def _begin(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
         self._saves += 1
         name, step = f"save{self._saves}", int(state.step)
         staging = protocol.writing_dir(self.directory, tags[0])
@@ -125,8 +148,11 @@ class Saver:
                     write_weights(path, weights, self.cfg.model)
                     weights.clear()
                     digest = layout.digest(path)  # while orbax is still writing
-                finally:  # the folder must not be touched before orbax is done
-                    writing()
+                except BaseException:
+                    with contextlib.suppress(Exception):  # the first error is the reason
+                        writing()  # the folder must not be touched before orbax is done
+                    raise
+                writing()
                 others_done(name)
                 self.commit(staging, tags, record, {path: digest})
                 return

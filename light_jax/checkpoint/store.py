@@ -92,10 +92,13 @@ def candidates(resume: str, directory: Path) -> list[Tag]:
             ) from None
     newest_first = sorted(own_tags(directory), key=lambda tag: tag.order, reverse=True)
     start = read_start(directory)
-    if not newest_first or start is None or newest_first[0].generation >= start.generation:
+    if start is None or (newest_first and newest_first[0].generation >= start.generation):
         return newest_first
-    if start.tag is None:
-        return newest_first
+    if start.tag is None:  # resumed from elsewhere, and stopped before its first tag
+        raise UserError(
+            f"{directory / START}: this run was resumed from a checkpoint in another folder, and "
+            "was stopped before its own first one; name that checkpoint again with --resume PREFIX"
+        )
     resumed = read_tag(directory / start.tag)  # the run was stopped before its first tag
     if start.run is not None and resumed.run != start.run:
         raise UserError(
@@ -166,7 +169,7 @@ def read_start(directory: Path) -> Start | None:
     if run is None:  # an older version wrote an absolute prefix
         folder, resumed = os.path.split(resumed)
         if os.path.realpath(folder) != os.path.realpath(directory):
-            raise UserError(f"{path}: names a checkpoint in {folder}, not in this folder; {remedy}")
+            return Start(generation, None, None)  # elsewhere, or this folder was moved since
     if resumed is not None and not given.is_name(resumed):
         raise UserError(f"{path}: names {resumed!r}, which is not a checkpoint's name; {remedy}")
     return Start(generation, run, resumed)

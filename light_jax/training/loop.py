@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from light_jax.checkpoint.ownership import step_tag
+from light_jax.checkpoint.place import continues_here
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data.loader import BatchLoader, validation_batches
@@ -25,7 +26,7 @@ from light_jax.training.diagnosis import explained
 from light_jax.training.optimizer import learning_rate
 from light_jax.training.run import Steps, batches, compile_steps, prepare
 from light_jax.training.signals import Stopper
-from light_llm.errors import NonFinite, UserError
+from light_llm.errors import NonFinite, UserError, with_earlier
 
 
 def run_config(config_path: str | Path, resume: str | None = None) -> int:
@@ -55,9 +56,7 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
 def finish(run: Run, config_path: Path) -> int:
     """Write the `final` tag of a run that was stopped between the tags of its last step."""
     saver = Saver(run.cfg, run.resumed)
-    assert run.resumed is not None
-    own = run.resumed.prefix.parent.absolute() == saver.directory.absolute()
-    if own and not saver.has_final():
+    if continues_here(saver.directory, run.resumed) and not saver.has_final():
         with saver.open(config_path):
             saver.save(["final"], run.state, run.host)
             saver.wait()
@@ -88,7 +87,8 @@ def _loop(
     stopper.training_begins()
     ends = _owes_evaluation(run) and _after(step, run, steps, log, saver, stopper, trained=False)
     while not ends:
-        tokens = to_global(next(loader), run.rows, cfg.batch_size, 1, run.mesh)
+        local_tokens = _next(loader, step, run, log, saver)
+        tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
         rate = learning_rate(cfg, step)
         step += 1
         run.state, metrics = steps.train(run.state, tokens, np.float32(rate))
@@ -99,6 +99,24 @@ def _loop(
         return stopper.exit_code
     log.message(f"done        the model is {saver.directory / 'final.safetensors'}")
     return 0
+
+
+def _next(loader: BatchLoader, step: int, run: Run, log: Log, saver: Saver) -> np.ndarray:
+    """What this process holds of the batch that follows `step`.
+
+    Raises:
+        UserError: a shard is bad. On one host `step` is committed first; of several, the others are
+            waiting in the next step already, and could not take part in a save.
+    """
+    try:
+        return next(loader)
+    except UserError as error:
+        made_here = run.resumed is None or step > run.resumed.step
+        if step > 0 and made_here and jax.process_count() == 1:
+            with log.paused(), with_earlier(error):
+                saver.save([step_tag(step)], run.state, run.host)
+                saver.wait()
+        raise
 
 
 def _after(
@@ -124,11 +142,11 @@ def _after(
     """
     evaluation = _evaluation_due(run, steps, step, log, stopper, trained=trained)
     failure = evaluation.error or log.failure
-    if failure is not None:
+    if failure is not None or saver.failed:
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
     tags = _tags_due(run.cfg, step, evaluation, trained=trained, cut_short=cut_short)
-    with log.paused(), _with_earlier(failure):
+    with log.paused(), with_earlier(failure):
         if tags:
             saver.save(tags, run.state, run.host)
             if step_tag(step) in tags:  # a signal meanwhile finds its step saved
@@ -221,17 +239,6 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
         run.host.best_val_loss = loss
     log.validation(step, loss, best)
     return best
-
-
-@contextlib.contextmanager
-def _with_earlier(failure: UserError | None) -> Iterator[None]:
-    """Raise an error inside together with the failure that came before it."""
-    try:
-        yield
-    except UserError as error:
-        if failure is None:
-            raise
-        raise UserError(f"{failure}\n{error}") from None
 
 
 def _raise(error: UserError | None) -> None:

@@ -26,7 +26,7 @@ LOADED = "loaded"
 MARK = "made-by-llm-preprocess"
 MARK_TEXT = b"llm-preprocess made this folder, and deletes it with all that is in it.\n"
 
-_FILES = (JOURNAL, MOVES, MARK, *(f".{name}.tmp" for name in (JOURNAL, MOVES, MARK)))
+_FILES = (JOURNAL, MOVES, MARK, "moves.tmp", *(f".{name}.tmp" for name in (JOURNAL, MOVES, MARK)))
 _FOLDERS = (NEW, OLD, LOADED)
 
 

@@ -109,11 +109,22 @@ def _check_link(path: Path, folder: Path) -> None:
         return
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if not target.is_relative_to(Path(HF_HUB_CACHE).resolve()):
+    in_cache = target.is_relative_to(Path(HF_HUB_CACHE).resolve())
+    if not in_cache and target.parent != _blobs(folder.resolve()):
         raise UserError(
             f"{path}: is a link to {target}, outside the tokenizer's folder; put the file itself "
             "there, or remove the link"
         )
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where the files of a snapshot lie in a cache of the hub, wherever that cache is.
+
+    The layout is models--NAME/snapshots/COMMIT/FILE, a link to models--NAME/blobs/DIGEST.
+    """
+    model = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and model.name.startswith("models--")
+    return model / "blobs" if is_snapshot else None
 
 
 def _load_file(path: Path) -> Tokenizer:

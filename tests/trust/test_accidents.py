@@ -373,3 +373,23 @@ def test_llm_run_says_once_that_it_passes_the_windows_of_the_training(tmp_path, 
     short, long = "the\n", f"{'the ' * 5}\n"
     assert message not in call(llm_run.main, *flags, input=short).stderr
     assert call(llm_run.main, *flags, input=short + long * 2).stderr.count(message) == 1
+
+
+def test_a_training_shard_that_turns_bad_costs_no_step(tmp_path, monkeypatch):
+    """What was trained before it is committed, and the run goes on once the shard is mended."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "c.yaml", num_steps=6, save_every=100, val_data=...)
+    real, calls = loop.BatchLoader.__next__, []
+
+    def bad_at_the_fourth(loader):
+        calls.append(loader)
+        if len(calls) == 4:
+            raise UserError("a.parquet: row group 0 is corrupt")
+        return real(loader)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.BatchLoader, "__next__", bad_at_the_fourth)
+        with pytest.raises(UserError, match="row group 0 is corrupt"):
+            run_config("c.yaml")
+    assert layout.tags(Path("out")) == ["step0000003"]
+    assert run_config("c.yaml", "auto") == 0

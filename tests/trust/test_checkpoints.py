@@ -22,6 +22,7 @@ from tiny_runs import TINY, merged, write_config
 
 from conversion import load_jax
 from light_jax.checkpoint import protocol, state, store
+from light_jax.checkpoint import saver as saving
 from light_jax.checkpoint.ownership import MARK
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
@@ -141,12 +142,15 @@ def test_a_moved_folder_resumes(here, monkeypatch):
     Path("moved/.resumed.json").write_text(json.dumps(old))
     assert store.find("auto", Path("moved")).step == 1
     for text, message in (
-        (json.dumps(old | {"resumed": str(here / "out/step0000001")}), "not in this folder"),
+        (json.dumps(old | {"resumed": str(here / "out/step0000001")}), "in another folder"),
         (
             json.dumps({"generation": 2, "run": "r", "resumed": "../out/final"}),
-            "no checkpoint's na",
+            "not a checkpoint's name",
         ),
-        (json.dumps({"generation": 2, "run": "r", "resumed": "step0000001"}), "of another run now"),
+        (
+            json.dumps({"generation": 2, "run": "r", "resumed": "step0000001"}),
+            "belongs to another run",
+        ),
         ("[" * 100_000, "too deep"),
         ("{}", "damaged"),
     ):
@@ -232,6 +236,39 @@ def test_what_an_older_version_left_is_recovered(here):
     assert not [path for path in out.glob(".*") if path.name not in (".lock", MARK)]
     assert layout.tags(out) == ["final", "step0000001"]
     assert not (out / "step0000002.state").exists()
+
+
+def test_a_save_that_an_older_version_did_not_finish_costs_no_save_of_this_one(here):
+    """It has no mark. In the run's own folder it is replaced; elsewhere it is refused at once."""
+    for folder, resume in (("out", "auto"), ("new", None)):
+        staging = Path(folder) / ".step0000003.writing"
+        staging.mkdir(parents=True)
+        (staging / "step0000003.safetensors").write_text("half")
+        if resume is None:
+            with pytest.raises(UserError, match=r"step0000003\.writing: is in the way"):
+                train(checkpoint_dir=folder, num_steps=3)
+            assert (staging / "step0000003.safetensors").exists()
+        else:
+            assert train(resume, num_steps=3) == 0
+            layout.verify(layout.read_checkpoint("out/step0000003"))
+
+
+def test_a_save_that_fails_ends_the_run_after_the_next_one_is_committed(here, monkeypatch):
+    """The disk may be well again: what was trained meanwhile is not lost with the failed save."""
+    real, calls = saving.write_weights, []
+
+    def full_once(path, weights, cfg):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return real(path, weights, cfg)
+
+    monkeypatch.setattr(saving, "write_weights", full_once)
+    with pytest.raises(UserError, match="No space left on device"):
+        train(checkpoint_dir="new", num_steps=50, save_every=3)
+    (tag,) = layout.tags(Path("new"))
+    layout.verify(layout.read_checkpoint(f"new/{tag}"))
+    assert train("auto", checkpoint_dir="new", num_steps=50, save_every=3) == 0
 
 
 # ----------------------------------------------------------------------- a folder stays the folder

@@ -114,6 +114,23 @@ def test_a_link_that_leads_out_is_refused_and_not_copied(folder, name):
         load_tokenizer(folder)
 
 
+def test_a_snapshot_in_a_cache_elsewhere_is_taken(folder):
+    """Of another HF_HOME, or a shared one: its files are links to blobs beside the snapshots."""
+    model = folder.parent / "shared/models--acme--tiny"
+    snapshot = model / "snapshots/abc"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    (model / "blobs").mkdir()
+    (snapshot / "tokenizer.json").rename(model / "blobs/0")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/0")
+    load_tokenizer(snapshot)
+    (folder.parent / "secret").write_text("x")
+    (model / "blobs/1").symlink_to("../../../secret")
+    (snapshot / "chat_template.jinja").symlink_to("../../blobs/1")
+    with pytest.raises(UserError, match="outside the tokenizer's folder"):
+        load_tokenizer(snapshot)
+
+
 def test_a_link_inside_the_folder_and_one_into_the_hubs_cache_are_taken(folder, monkeypatch):
     (folder / "tokenizer.json").rename(folder / "other.json")
     (folder / "tokenizer.json").symlink_to("other.json")
