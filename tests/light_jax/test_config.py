@@ -184,7 +184,7 @@ def test_json_numbers_are_coerced_like_yamls(tmp_path):
 
 
 def test_a_section_without_keys_is_refused(tmp_path):
-    with pytest.raises(UserError, match="model=None must be a section with keys"):
+    with pytest.raises(UserError, match="model=None must be a section with its own keys"):
         load(tmp_path, "train_data: x\nmodel:\n")
 
 

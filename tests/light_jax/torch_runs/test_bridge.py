@@ -230,7 +230,7 @@ def test_tags_of_one_folder_are_one_run_and_another_run_is_refused(tmp_path, mon
     ]
     assert len({record.run for record in records}) == 1
     foreign_tag(tmp_path / "out", "step0000003", 3, seed=1)
-    with pytest.raises(UserError, match=r"another run, that of step0000002.*\n  seed: 42 -> 1"):
+    with pytest.raises(UserError, match=r"another run wrote step0000002.*\n  seed: 42 -> 1"):
         import_tag("out/step0000003")
     for path in (tmp_path / "out").glob("step0000003.*"):
         path.unlink()
