@@ -88,13 +88,25 @@ def start(directory: Path, tag: str, run: str) -> Path:
     there = os.path.lexists(staging) and not staging.is_symlink()
     if there and not may_empty(staging, run, fresh=is_fresh(directory)):
         raise in_the_way(staging)
-    remove(staging)
+    discard(staging)
     staging.mkdir()
     with create(staging / MARK) as file:
         file.write(json.dumps({"run": run}).encode())
         file.flush()
         os.fsync(file.fileno())
     return staging
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that a run writes in, its mark last: what a crash leaves of it has an owner.
+
+    Only the link is deleted if it is one.
+    """
+    if folder.is_dir() and not folder.is_symlink():
+        for entry in folder.iterdir():
+            if entry.name != MARK:
+                remove(entry)
+    remove(folder)
 
 
 def commit(directory: Path, tag: str, run: str, *, replacing: bool = False) -> None:
@@ -129,7 +141,7 @@ def commit_report(directory: Path, name: str, run: str) -> None:
     flush(staging)
     if os.path.lexists(folder) and not may_empty(folder, run, fresh=is_fresh(directory)):
         raise in_the_way(folder)
-    remove(folder)
+    discard(folder)
     os.rename(staging, folder)
     sync(directory)
 
@@ -232,7 +244,7 @@ def recover(directory: Path, run: str | None) -> None:
         tag = _tag_of(writing)
         own = is_own_staging_name(tag) and may_empty(writing, owner, fresh=fresh)
         if own or writing.is_symlink():
-            remove(writing)
+            discard(writing)
     for deleting in sorted(directory.glob(".*.deleting")):
         tag = _tag_of(deleting)
         if is_own_name(tag) and run_of_config(deleting) == owner:

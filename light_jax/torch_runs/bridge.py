@@ -5,9 +5,9 @@ Weights and config.json have the same form on both sides; DIR/TAG.state.pt becom
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import shutil
 import time
 import uuid
 from contextlib import AbstractContextManager
@@ -147,7 +147,8 @@ def _discard(staging: Path) -> None:
     The threads of orbax may still be writing there; what remains, the next start removes.
     """
     for _ in range(20):
-        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            protocol.discard(staging)
         if not staging.exists():
             return
         time.sleep(0.05)

@@ -398,7 +398,7 @@ def test_the_loop_goes_on_while_a_save_is_under_way(saver, monkeypatch):
 
 
 def test_a_fault_in_the_midst_of_a_run_ends_it_with_one_message(tmp_path, monkeypatch):
-    """The third flush of a weights file fails: step 2 is intact, and the run goes on from there."""
+    """The save of step 3 fails: step 2 is intact, step 4 is tried and committed, then it ends."""
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "c.yaml", num_steps=6, save_every=1, val_data=..., keep_last_n=9)
     sync, times = disk.sync, []
@@ -413,7 +413,9 @@ def test_a_fault_in_the_midst_of_a_run_ends_it_with_one_message(tmp_path, monkey
         patch.setattr(disk, "sync", failing)
         with pytest.raises(UserError, match=r"step0000003: cannot be saved .*Input/output error"):
             run_config("c.yaml")
-    assert store.find("auto", Path("out")).step == 2
+    assert layout.tags(Path("out")) == ["step0000001", "step0000002", "step0000004"]
+    layout.verify(layout.read_checkpoint("out/step0000002"))
+    assert store.find("auto", Path("out")).step == 4
     assert run_config("c.yaml", "auto") == 0
 
 
