@@ -85,7 +85,9 @@ def may_empty(folder: Path, run: str, *, fresh: bool) -> bool:
     names = {entry.name for entry in folder.iterdir()}
     tag = folder.name.removeprefix(".").removesuffix(".writing")
     members = {f"{tag}{ending}" for ending in (WEIGHTS, STATE, CONFIG)}
-    if names <= {MARK}:
+    # orbax's threads may still write when a save has failed and its folder is deleted
+    late = {name for name in names if name.startswith(f"{tag}{STATE}.orbax-checkpoint-tmp")}
+    if names - late <= {MARK}:
         return True
     if not fresh and is_own_name(tag) and names <= members:
         return True  # of a version without marks, in a directory that holds this run's tags

@@ -524,3 +524,11 @@ def test_a_tag_does_not_show_where_it_was_written(here):
             data = path.read_bytes()
             assert str(here).encode() not in data, path
             assert b"/out/" not in data, path
+
+
+def test_what_orbax_writes_late_is_in_nobodys_way(tmp_path):
+    """Its threads go on after a failed save, and make the folder again that was just deleted."""
+    staging = tmp_path / ".best.writing"
+    (staging / "best.state.orbax-checkpoint-tmp/state").mkdir(parents=True)
+    protocol.start(tmp_path, "best", "a run")
+    assert [path.name for path in staging.iterdir()] == [MARK]
