@@ -123,3 +123,16 @@ def assert_same_weights(a: Path, b: Path, atol: float = 0.0) -> None:
     assert left.keys() == right.keys()
     for key in left:
         np.testing.assert_allclose(left[key], right[key], rtol=0, atol=atol, err_msg=key)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file, link and folder below, but the lock, whose being there says nothing."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in sorted(folder.rglob("*"))
+        if path.name != ".lock"
+    }

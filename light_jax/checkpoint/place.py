@@ -69,12 +69,13 @@ def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
     run = resumed.run if here and resumed else ""
     there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
     staged = {path.name[1:].removesuffix(".writing") for path in directory.glob(".*.writing")}
+    fresh = is_fresh(directory)
     for tag in sorted(there | staged):
         step = STEP_TAG.fullmatch(tag)
         if tag in ("best", "final") or (step and first < int(step[1]) <= cfg.num_steps):
             check_place(directory, tag, run)
             staging = writing_dir(directory, tag)
-            if staging.exists() and not may_empty(staging, run, fresh=is_fresh(directory)):
+            if staging.exists() and not may_empty(staging, run, fresh=fresh):
                 raise in_the_way(staging)
 
 

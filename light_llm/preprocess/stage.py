@@ -26,6 +26,7 @@ LOADED = "loaded"
 MARK = "made-by-llm-preprocess"
 MARK_TEXT = b"llm-preprocess made this folder, and deletes it with all that is in it.\n"
 
+# "moves.tmp": what versions before the mark wrote moves.json by
 _FILES = (JOURNAL, MOVES, MARK, "moves.tmp", *(f".{name}.tmp" for name in (JOURNAL, MOVES, MARK)))
 _FOLDERS = (NEW, OLD, LOADED)
 

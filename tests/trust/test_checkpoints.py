@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_torch
-from tiny_runs import TINY, merged, write_config
+from tiny_runs import TINY, contents, merged, write_config
 
 from conversion import load_jax
 from light_jax.checkpoint import protocol, state, store
@@ -58,18 +58,6 @@ def here(trained, tmp_path, monkeypatch) -> Path:
 def train(resume: str | None = None, **changes) -> int:
     write_config(Path("c.yaml"), **merged(CHANGES, changes))
     return run_config("c.yaml", resume)
-
-
-def contents(folder: Path) -> dict[str, bytes | str | None]:
-    return {
-        str(path.relative_to(folder)): os.readlink(path)
-        if path.is_symlink()
-        else path.read_bytes()
-        if path.is_file()
-        else None
-        for path in sorted(folder.rglob("*"))
-        if path.name != ".lock"
-    }
 
 
 def saver(directory: str, run: str = "run", **changes) -> tuple[Saver, tuple]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_runs import TINY, command, write_config
+from tiny_runs import TINY, command, contents, write_config
 
 from light_jax.config import load_config
 from light_jax.torch_runs import file as torch_file
@@ -47,19 +47,6 @@ def tag(made, tmp_path, monkeypatch) -> Path:
     (tmp_path / "outside").mkdir()
     monkeypatch.chdir(tmp_path)
     return Path("in/run") / TAG
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every file, link and folder below, but the lock, whose being there says nothing."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path)
-        if path.is_symlink()
-        else path.read_bytes()
-        if path.is_file()
-        else None
-        for path in sorted(folder.rglob("*"))
-        if path.name != ".lock"
-    }
 
 
 def edit_state(tag: Path, change) -> None:
