@@ -6,16 +6,20 @@ batches over data and fsdp; what does not divide evenly is replicated.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from light_jax.config import MeshConfig
+from light_jax.models.placement import GATHERED, Placement
 from light_jax.parallel.devices import devices as all_devices
+from light_jax.parallel.tables import Tables, lookup
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -97,18 +101,23 @@ def path_names(path: Sequence[Any]) -> tuple[str, ...]:
     return names[:-1] if names and names[-1] == "value" else names
 
 
-def state_shardings(abstract: Any, cfg: TransformerConfig, mesh: Mesh) -> Any:
-    """A sharding for each leaf of a tree of parameters, or of what mirrors them (moments).
-
-    A leaf is known by the end of its path, so optimizer state follows its parameter.
-    """
-    units = {
+def units_of(cfg: TransformerConfig) -> dict[str, int]:
+    """How many units of each logical axis can be laid on different devices."""
+    return {
         "vocab": cfg.vocab_size,
         "model": cfg.d_model,
         "heads": cfg.attention.num_heads,  # a head is never split
         "kv_heads": cfg.attention.num_kv_heads,
         "ffn": cfg.ffn_dim,
     }
+
+
+def state_shardings(abstract: Any, cfg: TransformerConfig, mesh: Mesh) -> Any:
+    """A sharding for each leaf of a tree of parameters, or of what mirrors them (moments).
+
+    A leaf is known by the end of its path, so optimizer state follows its parameter.
+    """
+    units = units_of(cfg)
 
     def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
         axes = PARAMETER_AXES.get(path_names(path)[-2:], ())
@@ -120,20 +129,56 @@ def state_shardings(abstract: Any, cfg: TransformerConfig, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract)
 
 
-def gather_rows(params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """`params` with the token tables whole along the model axis, as lookups and logits need them.
+def tables_of(cfg: TransformerConfig, mesh: Mesh) -> Tables:
+    """How the token tables of a model of this shape lie on this mesh."""
+    units = units_of(cfg)
+    rows, columns = (_mesh_axis(axis, units, mesh) for axis in ("vocab", "model"))
+    return Tables(
+        mesh,
+        BATCH_AXES,
+        rows if rows and mesh.shape[rows] > 1 else None,
+        columns if columns and mesh.shape[columns] > 1 else None,
+    )
 
-    Once per micro-batch: left to itself, XLA would gather the head again for each chunk of the
-    loss, and replicate the batch to look its tokens up in a table that is cut along the model axis.
-    """
 
-    def gather(path: Sequence[Any], leaf: jax.Array, sharding: Any) -> jax.Array:
-        if path_names(path)[-2:] not in (("tok_emb", "weight"), ("lm_head", "weight")):
+def placement_of(cfg: TransformerConfig, mesh: Mesh) -> Placement:
+    """How a model of this shape runs on this mesh."""
+    heads = _mesh_axis("heads", units_of(cfg), mesh)
+    return Placement(
+        mesh=mesh,
+        batch_axes=BATCH_AXES,
+        head_axis=heads,
+        gather=functools.partial(_gather_layer, cfg, mesh),
+        lookup=functools.partial(lookup, tables_of(cfg, mesh)),
+        scanned=mesh.devices.flat[0].platform != "cpu",
+    )
+
+
+def _gather_layer(cfg: TransformerConfig, mesh: Mesh, params: Any) -> Any:
+    """A layer's parameters, whole along fsdp; their gradients are cut again at once."""
+    if mesh.shape["fsdp"] == 1:
+        return params
+
+    def gather(leaf: jax.Array, stored: NamedSharding) -> jax.Array:
+        spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored.spec))
+        if spec == stored.spec:
             return leaf
-        by_rows = NamedSharding(mesh, PartitionSpec(sharding.spec[0], None))
-        return jax.lax.with_sharding_constraint(leaf, by_rows)
+        whole = NamedSharding(mesh, spec)
+        return checkpoint_name(_gathered(leaf, whole, stored), GATHERED)
 
-    return jax.tree_util.tree_map_with_path(gather, params, shardings)
+    return jax.tree.map(gather, params, state_shardings(params, cfg, mesh))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: jax.Array, whole: NamedSharding, stored: NamedSharding) -> jax.Array:
+    """`x` laid out as `whole`, its gradient as `stored`: a reduce-scatter, not an all-reduce."""
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+_gathered.defvjp(
+    lambda x, whole, stored: (jax.lax.with_sharding_constraint(x, whole), None),
+    lambda whole, stored, _, g: (jax.lax.with_sharding_constraint(g, stored),),
+)
 
 
 def _mesh_axis(logical: str | None, units: dict[str, int], mesh: Mesh) -> str | None:

@@ -9,7 +9,11 @@ them a second time, a fourth large matmul beside three. But a loss's gradient is
 one factor, which the backward pass gets. So it is computed while the chunk's logits are there, and
 the backward pass multiplies by that factor.
 
-Letters: X shards of the batch, B batch (of one shard), C positions of a chunk, D model, V vocab.
+Over several devices each computes the logits of its own rows of the head, for the tokens of all
+devices that share the head's columns (`parallel.tables`). Neither the head nor its gradient is ever
+whole on one device.
+
+Letters: B batch, C positions of a chunk, D model, V vocab, R rows of the head on one device.
 """
 
 from __future__ import annotations
@@ -19,9 +23,19 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import matmul_precision
+from light_jax.parallel.tables import (
+    Tables,
+    as_stored,
+    gathered,
+    head_of_device,
+    largest,
+    rows_of_device,
+    summed,
+)
 
 MAX_CHUNK_LOGITS = 2**26  # elements on one device: 256 MiB in float32
 MIN_CHUNKS = 4
@@ -35,28 +49,27 @@ def cross_entropy_sum(
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     dtype: DTypeLike,
-    shards: int = 1,
+    tables: Tables,
     row_multiple: int = 1,
 ) -> jax.Array:
     """Sum over tokens of weight · -log p(target), float32.
 
     Args:
         dtype: the matmuls' inputs; logits and later values are float32.
-        shards: the number of devices that the batch is laid over. Each sums its own gradient of
-            the head, and they are added up once, at the end, not by an all-reduce per chunk.
-        row_multiple: the head's rows are padded to a multiple of this, and masked out.
+        tables: how the head and the batch lie on devices.
+        row_multiple: a device's rows of the head are padded to a multiple of this, and masked out.
     """
-    return _scan(hidden_BTD, head_VD, targets_BT, weights_BT, dtype, shards, row_multiple, False)[0]
+    args = (hidden_BTD, head_VD, targets_BT, weights_BT)
+    return _over_devices(*args, dtype, tables, row_multiple, with_grads=False)[0]
 
 
-def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, dtype, shards, row_multiple):  # type: ignore[no-untyped-def]
-    args = (hidden_BTD, head_VD, targets_BT, weights_BT, dtype, shards, row_multiple)
-    loss, grad_hidden_BTD, grad_head_VD = _scan(*args, True)
-    assert grad_head_VD is not None
-    return loss, (grad_hidden_BTD, grad_head_VD.astype(head_VD.dtype))
+def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, dtype, tables, row_multiple):  # type: ignore[no-untyped-def]
+    args = (hidden_BTD, head_VD, targets_BT, weights_BT)
+    loss, *grads = _over_devices(*args, dtype, tables, row_multiple, with_grads=True)
+    return loss, tuple(grads)
 
 
-def _backward(dtype, shards, row_multiple, grads, g):  # type: ignore[no-untyped-def]
+def _backward(dtype, tables, row_multiple, grads, g):  # type: ignore[no-untyped-def]
     grad_hidden_BTD, grad_head_VD = grads
     return grad_hidden_BTD * g, grad_head_VD * g.astype(grad_head_VD.dtype), None, None
 
@@ -70,65 +83,94 @@ def chunk_length(batch: int, length: int, vocab: int) -> int:
     return math.ceil(length / min(chunks, length))
 
 
-def _scan(
+def _over_devices(
     hidden_BTD: jax.Array,
     head_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     dtype: DTypeLike,
-    shards: int,
+    tables: Tables,
+    row_multiple: int,
+    *,
+    with_grads: bool,
+) -> tuple[jax.Array, ...]:
+    """(loss,), or (loss, its gradient by hidden in float32, by head in the head's dtype)."""
+    rows = tables.batch_spec
+    return jax.shard_map(
+        functools.partial(_on_device, dtype, tables, row_multiple, with_grads),
+        mesh=tables.mesh,
+        in_specs=(rows, tables.spec, rows, rows),
+        out_specs=(PartitionSpec(), rows, tables.spec) if with_grads else (PartitionSpec(),),
+        check_vma=False,  # nothing in it is differentiated
+    )(hidden_BTD, head_VD, targets_BT, weights_BT)
+
+
+def _on_device(
+    dtype: DTypeLike,
+    tables: Tables,
     row_multiple: int,
     with_grads: bool,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """(loss, its gradient by hidden, by head), the gradients float32 or None."""
-    batch, length, _ = hidden_BTD.shape
-    vocab = head_VD.shape[0]
-    head_VD = jnp.pad(head_VD.astype(dtype), ((0, -vocab % row_multiple), (0, 0)))
-    chunk = chunk_length(batch // shards, length, vocab)
+    hidden_BTD: jax.Array,
+    head: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`_over_devices`, of what one device holds."""
+    length, stored_rows = hidden_BTD.shape[1], head.shape[0]
+    head_RD = head_of_device(tables, head.astype(dtype), row_multiple)
+    row_R = rows_of_device(tables, head_RD.shape[0], stored_rows)
+    is_row_R = row_R >= 0
+    batch = hidden_BTD.shape[0] * tables.size(tables.columns)
+    chunk = chunk_length(batch, length, head_RD.shape[0])
     boost = FLOAT16_BOOST if jnp.dtype(dtype) == jnp.float16 else 1.0
+    is_padded = head_RD.shape[0] * tables.size(tables.columns) > stored_rows
+    split = (tables.columns, tables.rows)  # over these, devices have different rows of the head
     dot = functools.partial(
         jnp.einsum, precision=matmul_precision(dtype), preferred_element_type=jnp.float32
     )
 
     def body(carry, inputs):  # type: ignore[no-untyped-def]
-        loss, grad_head_XVD = carry
-        hidden_XBCD, targets_XBC, weights_XBC = inputs
-        logits_XBCV = _without_padding(dot("xbcd,vd->xbcv", hidden_XBCD, head_VD), vocab)
-        lse_XBC = jax.nn.logsumexp(logits_XBCV, axis=-1)
-        is_target = jnp.arange(head_VD.shape[0]) == targets_XBC[..., None]
-        target_XBC = jnp.sum(jnp.where(is_target, logits_XBCV, 0.0), axis=-1)
-        loss += jnp.sum(weights_XBC * (lse_XBC - target_XBC))
+        loss, grad_head_RD = carry
+        hidden_BCD, targets_BC, weights_BC = (gathered(x, tables.columns) for x in inputs)
+        logits_BCR = dot("bcd,rd->bcr", hidden_BCD, head_RD)
+        if is_padded:
+            logits_BCR = jnp.where(is_row_R, logits_BCR, -jnp.inf)
+        max_BC = largest(jnp.max(logits_BCR, axis=-1), *split)
+        sum_BC = summed(jnp.sum(jnp.exp(logits_BCR - max_BC[..., None]), axis=-1), *split)
+        lse_BC = max_BC + jnp.log(sum_BC)
+        is_target = row_R == targets_BC[..., None]
+        target_BC = summed(jnp.sum(jnp.where(is_target, logits_BCR, 0.0), axis=-1), *split)
+        loss += jnp.sum(weights_BC * (lse_BC - target_BC))
         if not with_grads:
             return (loss, None), None
-        probs_XBCV = jnp.exp(logits_XBCV - lse_XBC[..., None])
-        error_XBCV = (probs_XBCV - is_target) * (weights_XBC * boost)[..., None]
-        error_XBCV = error_XBCV.astype(dtype)
-        grad_hidden_XBCD = dot("xbcv,vd->xbcd", error_XBCV, head_VD)
-        grad_head_XVD += dot("xbcv,xbcd->xvd", error_XBCV, hidden_XBCD)
-        return (loss, grad_head_XVD), grad_hidden_XBCD
+        probs_BCR = jnp.exp(logits_BCR - lse_BC[..., None])
+        error_BCR = (probs_BCR - is_target) * (weights_BC * boost)[..., None]
+        error_BCR = error_BCR.astype(dtype)
+        grad_head_RD += dot("bcr,bcd->rd", error_BCR, hidden_BCD)
+        grad_hidden_BCD = summed(dot("bcr,rd->bcd", error_BCR, head_RD), tables.rows)
+        if tables.columns is not None:
+            grad_hidden_BCD = jax.lax.psum_scatter(grad_hidden_BCD, tables.columns, tiled=True)
+        return (loss, grad_head_RD), grad_hidden_BCD
 
-    inputs = tuple(
-        _chunked(x, shards, chunk) for x in (hidden_BTD.astype(dtype), targets_BT, weights_BT)
-    )
-    grad_zero_XVD = jnp.zeros((shards, *head_VD.shape), jnp.float32) if with_grads else None
-    (loss, grad_head_XVD), grad_hidden = jax.lax.scan(body, (jnp.float32(0), grad_zero_XVD), inputs)
-    if grad_head_XVD is None:
-        return loss, None, None
-    grad_hidden_BTD = jnp.moveaxis(grad_hidden, 0, 2).reshape(batch, -1, hidden_BTD.shape[-1])
-    grad_head_VD = jnp.sum(grad_head_XVD, axis=0)[:vocab]
-    return loss, grad_hidden_BTD[:, :length] / boost, grad_head_VD / boost
+    inputs = tuple(_chunked(x, chunk) for x in (hidden_BTD.astype(dtype), targets_BT, weights_BT))
+    grad_zero = jnp.zeros(head_RD.shape, jnp.float32) if with_grads else None
+    (loss, grad_head_RD), grad_hidden = jax.lax.scan(body, (jnp.float32(0), grad_zero), inputs)
+    loss = summed(loss, *tables.summed_axes)
+    if grad_head_RD is None:
+        return (loss,)
+    grad_hidden_BTD = _whole(grad_hidden, length)
+    grad_head_RD = summed(grad_head_RD, *tables.summed_axes) / boost
+    grad_head = as_stored(tables, grad_head_RD.astype(head.dtype), stored_rows)
+    return loss, grad_hidden_BTD / boost, grad_head
 
 
-def _chunked(x_BT: jax.Array, shards: int, chunk: int) -> jax.Array:
-    """[X·B, T, ...] -> [T/C, X, B, C, ...], padded with zeros (of weight 0)."""
+def _chunked(x_BT: jax.Array, chunk: int) -> jax.Array:
+    """[B, T, ...] -> [T/C, B, C, ...], padded with zeros (of weight 0)."""
     rows, length, *rest = x_BT.shape
     pad = [(0, 0), (0, -length % chunk)] + [(0, 0)] * len(rest)
-    x = jnp.pad(x_BT, pad).reshape(shards, rows // shards, -1, chunk, *rest)
-    return jnp.moveaxis(x, 2, 0)
+    return jnp.moveaxis(jnp.pad(x_BT, pad).reshape(rows, -1, chunk, *rest), 1, 0)
 
 
-def _without_padding(logits_XBCV: jax.Array, vocab: int) -> jax.Array:
-    """Logits of the head's padding are -inf: they add nothing to a softmax."""
-    if logits_XBCV.shape[-1] == vocab:
-        return logits_XBCV
-    return jnp.where(jnp.arange(logits_XBCV.shape[-1]) < vocab, logits_XBCV, -jnp.inf)
+def _whole(x: jax.Array, length: int) -> jax.Array:
+    """The inverse of `_chunked`."""
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]

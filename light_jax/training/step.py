@@ -9,6 +9,7 @@ Letters: A micro-batches, B batch, S = T + 1 tokens of a window, D model, V voca
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.models.transformer.model import Transformer
-from light_jax.parallel.sharding import batch_sharding, batch_shards, gather_rows, state_shardings
+from light_jax.parallel.sharding import batch_sharding, placement_of, tables_of
 from light_jax.state import LossScale, Params, StepMetrics, TrainState, params_of, to_bfloat16
 from light_jax.training.loss import cross_entropy_sum
 from light_jax.training.optimizer import clip_scale, make_optimizer
@@ -76,11 +77,15 @@ def _watched_loss(
     cfg: TrainingConfig, mesh: Mesh, watch: Watch | None
 ) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
     """The function of `summed_loss`; it also returns what `watch` returned for each activation."""
+    placement = placement_of(cfg.model, mesh)
+    if watch is not None:  # what a loop computes cannot be seen from outside
+        placement = dataclasses.replace(placement, scanned=False)
     abstract = nnx.eval_shape(
-        lambda: Transformer(cfg.model, dtype=jnp.dtype(cfg.dtype), rngs=nnx.Rngs(0))
+        lambda: Transformer(
+            cfg.model, dtype=jnp.dtype(cfg.dtype), placement=placement, rngs=nnx.Rngs(0)
+        )
     )
-    graphdef, abstract_params = nnx.split(abstract)
-    shardings = state_shardings(abstract_params, cfg.model, mesh)
+    graphdef, tables = nnx.graphdef(abstract), tables_of(cfg.model, mesh)
     by_rows = batch_sharding(mesh, 0)
     # The head's rows in full tiles: 50257 columns would leave a GPU's or TPU's matmul units idle.
     row_multiple = 1 if mesh.devices.flat[0].platform == "cpu" else 128
@@ -88,7 +93,7 @@ def _watched_loss(
     def loss_sum(
         params: Params, tokens_BS: jax.Array, weights_BT: jax.Array, key: jax.Array | None = None
     ) -> tuple[jax.Array, list[jax.Array]]:
-        model = nnx.merge(graphdef, gather_rows(params, shardings, mesh))
+        model = nnx.merge(graphdef, params)
         watched = []  # a new one in each call: the function stays pure
 
         def constrain(x_BTD: jax.Array) -> jax.Array:
@@ -104,7 +109,7 @@ def _watched_loss(
             tokens_BS[:, 1:],
             weights_BT,
             jnp.dtype(cfg.dtype),
-            batch_shards(mesh),
+            tables,
             row_multiple,
         )
         return loss, watched

@@ -9,7 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from light_jax.models.kernels import flash
 from light_jax.models.layers import dropout, matmul_precision
+from light_jax.models.placement import Placement
 from light_llm.models.transformer.mask import Span
 
 # Queries are taken in blocks. Few, since each is compiled separately; and none so small that its
@@ -24,6 +26,7 @@ def attend(
     *,
     scale: float,
     span: Span,
+    placement: Placement,
     slopes_N: jax.Array | None = None,
     pad_B: jax.Array | None = None,
     dropout_rate: float = 0.0,
@@ -34,16 +37,18 @@ def attend(
     Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees the
     first `pad_B` keys of its row, except that of its own position: a softmax over nothing is NaN.
     """
-    plain = slopes_N is None and pad_B is None and (key is None or dropout_rate == 0.0)
-    if plain and _cudnn_takes(q_BTNH, v_BSKH):
-        return jax.nn.dot_product_attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            scale=scale,
-            is_causal=span.right == 0,
-            local_window_size=None if span.left is None else (span.left, 0),
-            implementation="cudnn",
+    plain = pad_B is None and (key is None or dropout_rate == 0.0)
+    kernel = flash.kernel_for(
+        placement,
+        dtype=q_BTNH.dtype,
+        length=q_BTNH.shape[1],
+        head_dim=q_BTNH.shape[-1],
+        span=span,
+        alibi=slopes_N is not None,
+    )
+    if plain and kernel is not None:
+        return flash.attend(
+            kernel, placement, q_BTNH, k_BSKH, v_BSKH, scale=scale, span=span, slopes_N=slopes_N
         )
     return _attend_in_blocks(
         q_BTNH,
@@ -84,21 +89,6 @@ def attend_one(
         "bkgr,bkrh->bkgh", probs_BKGR, v_BKRH, precision=matmul_precision(q_B1NH.dtype)
     )
     return out_BKGH.reshape(B, 1, N, -1)
-
-
-def _cudnn_takes(q_BTNH: jax.Array, v_BSKH: jax.Array) -> bool:
-    """cuDNN's flash attention: NVIDIA from Ampere on, 16 bits, head_dim a multiple of 8 to 128."""
-    head_dim = q_BTNH.shape[-1]
-    device = jax.devices()[0]
-    return (
-        device.platform == "gpu"
-        and "cuda" in device.client.platform_version
-        and float(device.compute_capability) >= 8.0
-        and q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-        and head_dim == v_BSKH.shape[-1]
-        and head_dim % 8 == 0
-        and head_dim <= 128
-    )
 
 
 @jax.custom_vjp

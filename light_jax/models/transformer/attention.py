@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import Linear
+from light_jax.models.placement import Placement
 from light_jax.models.transformer.attend import attend, attend_one
 from light_jax.models.transformer.cache import Cache
 from light_jax.models.transformer.positional import Geometry, apply_complex_rope, apply_rope
@@ -25,7 +26,9 @@ class Attention(nnx.Module):
     Query head n reads kv head n // G.
     """
 
-    def __init__(self, cfg: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+    ) -> None:
         att = cfg.attention
         linear = functools.partial(Linear, bias=att.bias, dtype=dtype, rngs=rngs)
         q_dim, kv_dim = att.num_heads * att.head_dim, att.num_kv_heads * att.head_dim
@@ -34,6 +37,7 @@ class Attention(nnx.Module):
         self.v_proj = linear(cfg.d_model, kv_dim, std=cfg.init_std)
         self.out_proj = linear(q_dim, cfg.d_model, std=cfg.residual_init_std)
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.placement = placement
 
     def __call__(
         self,
@@ -53,7 +57,9 @@ class Attention(nnx.Module):
 class ComplexAttention(nnx.Module):
     """Attention with complex queries and keys: the score is Re(q · conj(k)); v is real."""
 
-    def __init__(self, cfg: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+    ) -> None:
         att = cfg.attention
         linear = functools.partial(Linear, bias=att.bias, dtype=dtype, rngs=rngs)
         dim = att.num_heads * att.head_dim
@@ -64,6 +70,7 @@ class ComplexAttention(nnx.Module):
         self.v_proj = linear(cfg.d_model, dim, std=cfg.init_std)
         self.out_proj = linear(dim, cfg.d_model, std=cfg.residual_init_std)
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.placement = placement
 
     def __call__(
         self,
@@ -119,6 +126,7 @@ def attend_through(
         v_BTKH,
         scale=scale,
         span=layer.span,
+        placement=layer.placement,
         slopes_N=slopes_N,
         pad_B=None if cache is None else cache.pad_B,
         dropout_rate=layer.dropout,

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import dropout, split_key
+from light_jax.models.placement import Placement
 from light_jax.models.transformer.attention import ATTENTION
 from light_jax.models.transformer.cache import Cache
 from light_jax.models.transformer.ffn import FFN
@@ -39,9 +40,13 @@ PLACEMENT = {"pre": pre, "post": post, "sandwich": sandwich}
 
 
 class Block(nnx.Module):
-    def __init__(self, cfg: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+    ) -> None:
         norm = NORM[cfg.norm.type]
-        self.attn = ATTENTION[cfg.attention.variant](cfg, dtype=dtype, rngs=rngs)
+        self.attn = ATTENTION[cfg.attention.variant](
+            cfg, dtype=dtype, placement=placement, rngs=rngs
+        )
         self.ffn = FFN[cfg.ffn.variant](cfg, dtype=dtype, rngs=rngs)
         self.norm1 = norm(cfg.d_model, cfg.norm.eps)
         self.norm2 = norm(cfg.d_model, cfg.norm.eps)

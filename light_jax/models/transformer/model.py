@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
-from light_jax.models.remat import rematerialized
+from light_jax.models.placement import Placement
+from light_jax.models.stack import run_layers
 from light_jax.models.transformer.block import Block
 from light_jax.models.transformer.cache import Cache
 from light_jax.models.transformer.norm import NORM
-from light_jax.models.transformer.positional import POSITIONAL, Geometry
+from light_jax.models.transformer.positional import POSITIONAL
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import past_span_of
 
@@ -31,12 +32,19 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, cfg: TransformerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+        self,
+        cfg: TransformerConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        placement: Placement = Placement(),  # noqa: B008
+        rngs: nnx.Rngs,
     ) -> None:
-        self.cfg, self.dtype = cfg, dtype
+        self.cfg, self.dtype, self.placement = cfg, dtype, placement
         self.tok_emb = Embedding(cfg.vocab_size, cfg.d_model, std=cfg.init_std, rngs=rngs)
         self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg, rngs)
-        self.layers = nnx.List([Block(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.num_layers)])
+        self.layers = nnx.List(
+            [Block(cfg, dtype=dtype, placement=placement, rngs=rngs) for _ in range(cfg.num_layers)]
+        )
         self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps)
         self.lm_head = (
             None
@@ -86,26 +94,25 @@ class Transformer(nnx.Module):
             raise ValueError(f"{T} tokens exceed max_seq_len={self.cfg.max_seq_len}")
         positions_T = jnp.arange(T) if cache is None else cache[0].positions(T)
         emb_key, *layer_keys = split_key(key, 1 + len(self.layers))
-        x_BTD = self.pos_emb(constrain(self.tok_emb(tokens_BT)), positions_T)
+        embedded_BTD = self.placement.lookup(self.tok_emb.weight[...], tokens_BT)
+        x_BTD = self.pos_emb(constrain(embedded_BTD), positions_T)
         x_BTD = constrain(dropout(x_BTD, self.cfg.dropout, emb_key))
         geometry = self.pos_emb.geometry(positions_T)
-        caches: Sequence[Cache | None] = cache or [None] * len(self.layers)
-        for layer, layer_key, layer_cache in zip(self.layers, layer_keys, caches, strict=True):
-            x_BTD = constrain(self._run(layer, x_BTD, geometry, layer_key, layer_cache))
+        if cache is not None:
+            for layer, layer_cache in zip(self.layers, cache, strict=True):
+                x_BTD = layer(x_BTD, geometry, None, layer_cache)
+            return self.final_norm(x_BTD)
+        x_BTD = run_layers(
+            self.layers,
+            x_BTD,
+            geometry,
+            layer_keys,
+            recompute=self.cfg.gradient_checkpointing,
+            dtype=self.dtype,
+            placement=self.placement,
+            constrain=constrain,
+        )
         return self.final_norm(x_BTD)
-
-    def _run(
-        self,
-        layer: Block,
-        x_BTD: jax.Array,
-        geometry: Geometry,
-        key: jax.Array | None,
-        cache: Cache | None,
-    ) -> jax.Array:
-        if cache is not None or not self.cfg.gradient_checkpointing:
-            return layer(x_BTD, geometry, key, cache)
-        run = rematerialized(lambda layer, x, geometry, key: layer(x, geometry, key))
-        return run(layer, x_BTD, geometry, key)
 
     def new_cache(self, size: int, pad_B: jax.Array) -> list[Cache]:
         """An empty cache, one entry per layer, for decoding a token at a time.

@@ -66,7 +66,6 @@ JAX_ONLY = {
     "attend.MIN_BLOCK": "PyTorch's kernel cuts its own blocks",
     "attend.MAX_BLOCKS": "the same",
     "attend.attend_one": "one query against a cache whose rows are not in order",
-    "attend._cudnn_takes": "PyTorch chooses a kernel by itself",
     "attend._scores": "the types of a matmul's gradient, which PyTorch's kernel gets right",
     "attend._scores_forward": "the same",
     "attend._scores_backward": "the same",
@@ -85,6 +84,7 @@ JAX_ONLY = {
     "generate._scattered": "PyTorch has it built in",
 }
 PYTORCH_ONLY = {
+    "model.Transformer._run": "models/stack.py runs the layers, unrolled or as a loop",
     "cache.Cache._visible": "the buffers grow; JAX's keep their shape",
     "cache._with_room": "the same",
     "model.WRITES_TO_RESIDUAL": "weights are initialised after they are made; in JAX as they are",

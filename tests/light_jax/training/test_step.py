@@ -15,8 +15,8 @@ from tiny_runs import TINY, merged
 
 from conversion import to_torch
 from conversion.mapping import table
-from light_jax.config import OptimizerConfig, TrainingConfig
-from light_jax.parallel.sharding import make_mesh
+from light_jax.config import MeshConfig, OptimizerConfig, TrainingConfig
+from light_jax.parallel.sharding import make_mesh, tables_of
 from light_jax.training.loss import cross_entropy_sum
 from light_jax.training.optimizer import clip_scale, learning_rate, make_optimizer
 from light_jax.training.step import (
@@ -127,7 +127,7 @@ def test_schedules_by_hand():
     assert [learning_rate(wsd, n) for n in steps] == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1])
 
 
-def test_loss_is_cross_entropy_for_any_chunks_shards_and_padding():
+def test_loss_is_cross_entropy_for_any_chunks_and_padding():
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (4, 37, 16)), jax.random.normal(keys[1], (53, 16))
     targets = jax.random.randint(keys[2], (4, 37), 0, 53)
@@ -139,9 +139,10 @@ def test_loss_is_cross_entropy_for_any_chunks_shards_and_padding():
         return 3 * jnp.sum(losses * weights)
 
     expected = jax.value_and_grad(plain, (0, 1))(hidden, head)
-    for shards, row_multiple in [(1, 1), (2, 128), (4, 1)]:
+    tables = tables_of(setup()[0].model, make_mesh(MeshConfig()))
+    for row_multiple in (1, 128):
 
-        def ours(hidden, head, how=(jnp.float32, shards, row_multiple)):
+        def ours(hidden, head, how=(jnp.float32, tables, row_multiple)):
             return 3 * cross_entropy_sum(hidden, head, targets, weights, *how)
 
         assert float(ours(hidden, head)) == pytest.approx(float(expected[0]), rel=1e-6)

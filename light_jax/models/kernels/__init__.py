@@ -1,0 +1,1 @@
+"""Attention kernels of the hardware's makers, behind one function: `flash.attend`."""

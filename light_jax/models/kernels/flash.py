@@ -1,0 +1,156 @@
+"""Attention that never writes its scores to memory (Dao et al. 2022), where the device has it.
+
+What a kernel lacks is put into its inputs, exactly: alibi as columns of q and k, values narrower
+than keys as zeros, kv heads that do not divide over the devices as copies.
+
+Letters: B batch, T query and key, N heads, K kv-heads, H head_dim of q and k, J head_dim of v,
+C added columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from light_jax.models.kernels import cudnn, splash
+from light_jax.models.placement import Placement
+from light_llm.models.transformer.mask import Span
+
+Kernel = Literal["splash", "cudnn"]
+
+ALIBI_COLUMNS = 8  # six are used; cuDNN takes head_dims in multiples of 8
+MAX_LENGTH = 2**16  # of alibi: both digits of a position to base 256 are exact in bfloat16
+
+
+ON_ONE_DEVICE: dict[Kernel, Callable[..., jax.Array]] = {
+    "splash": splash.attend,
+    "cudnn": cudnn.attend,
+}
+
+
+def kernel_for(
+    placement: Placement, *, dtype: DTypeLike, length: int, head_dim: int, span: Span, alibi: bool
+) -> Kernel | None:
+    """The kernel that computes such attention on these devices, None where there is none.
+
+    Args:
+        head_dim: of q and k; that of v is not larger.
+        alibi: with a bias that is linear in the distance. A query that sees both directions has
+            two slopes, which no column can hold.
+    """
+    if alibi and (span.right != 0 or dtype != jnp.bfloat16 or length > MAX_LENGTH):
+        return None
+    columns = ALIBI_COLUMNS if alibi else 0
+    if placement.platform == "tpu":
+        # float32 means float32 there too, and Mosaic multiplies float32 in bfloat16 passes
+        return "splash" if dtype == jnp.bfloat16 else None
+    if placement.platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
+        return (
+            "cudnn" if head_dim % 8 == 0 and head_dim + columns <= _cudnn_width(placement) else None
+        )
+    return None
+
+
+def _cudnn_width(placement: Placement) -> int:
+    """The largest head_dim that cuDNN takes there: from Hopper on 256, on Ampere and Ada 128."""
+    assert placement.mesh is not None
+    device = placement.mesh.devices.flat[0]
+    if "cuda" not in device.client.platform_version:
+        return 0  # AMD's
+    capability = float(device.compute_capability)
+    return 256 if capability >= 9.0 else 128 if capability >= 8.0 else 0
+
+
+def attend(
+    kernel: Kernel,
+    placement: Placement,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKJ: jax.Array,
+    *,
+    scale: float,
+    span: Span,
+    slopes_N: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(scale · q·k + alibi) · v, [B, T, N, J] in v's dtype, over the placement's devices.
+
+    Each device computes its own rows and heads; nothing is exchanged.
+    """
+    assert placement.mesh is not None
+    if slopes_N is not None:
+        q_BTNH, k_BTKH = with_alibi(q_BTNH, k_BTKH, slopes_N / scale)
+    narrow = v_BTKJ.shape[-1]
+    if kernel == "cudnn":
+        v_BTKJ = _widened(v_BTKJ, k_BTKH.shape[-1])
+    heads = placement.head_axis
+    if heads is not None:
+        copies = _copies(q_BTNH.shape[2], k_BTKH.shape[2], placement.mesh.shape[heads])
+        if copies is None:
+            heads = None
+        else:
+            k_BTKH, v_BTKJ = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKJ))
+    spec = PartitionSpec(placement.batch_axes, None, heads, None)
+    out_BTNJ = jax.shard_map(
+        functools.partial(ON_ONE_DEVICE[kernel], scale=scale, span=span),
+        mesh=placement.mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,  # Pallas kernels do not say over which axes their results vary
+    )(q_BTNH, k_BTKH, v_BTKJ)
+    return out_BTNJ[..., :narrow]
+
+
+def _copies(num_heads: int, num_kv_heads: int, devices: int) -> int | None:
+    """How many copies of each kv head give every device the ones that its query heads read.
+
+    None if the query heads do not divide over the devices.
+    """
+    if num_heads % devices:
+        return None
+    needed = math.lcm(num_kv_heads, devices)
+    return (needed if num_heads % needed == 0 else num_heads) // num_kv_heads
+
+
+def _widened(x: jax.Array, width: int) -> jax.Array:
+    """`x` with zeros behind its last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+def with_alibi(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, slopes_N: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """q and k with columns whose products add slope · s to the score of key s.
+
+    For a causal mask that is alibi: -slope · (t - s) differs from it by a number that all scores of
+    a query share, and softmax does not see. A slope is the sum of three bfloat16 numbers (24 bits),
+    and a position s two digits to base 256, so that each product is exact.
+    """
+    B, T, N, _ = q_BTNH.shape
+    parts, rest_N = [], slopes_N.astype(jnp.float32)
+    for _ in range(3):
+        part_N = _rounded(rest_N)
+        parts.append(part_N)
+        rest_N = rest_N - part_N
+    slopes_NC = jnp.stack([256 * part for part in parts] + parts, axis=-1)
+    position_T = jnp.arange(T)
+    digits_TC = jnp.stack([position_T // 256] * 3 + [position_T % 256] * 3, axis=-1)
+    q_columns = jnp.broadcast_to(_widened(slopes_NC, ALIBI_COLUMNS), (B, T, N, ALIBI_COLUMNS))
+    k_columns = jnp.broadcast_to(
+        _widened(digits_TC, ALIBI_COLUMNS)[:, None], (B, T, k_BTKH.shape[2], ALIBI_COLUMNS)
+    )
+    return (
+        jnp.concatenate([q_BTNH, q_columns.astype(q_BTNH.dtype)], axis=-1),
+        jnp.concatenate([k_BTKH, k_columns.astype(k_BTKH.dtype)], axis=-1),
+    )
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """To bfloat16 and back. XLA may take a pair of casts for nothing, but not this."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

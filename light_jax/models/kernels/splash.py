@@ -1,0 +1,94 @@
+"""TPU: the splash attention kernels that ship with JAX (Pallas).
+
+They compute only the blocks of scores that the mask shows, and keep them in the core's memory.
+
+Letters: B batch, T query and key, N heads, K kv-heads, H head_dim of q and k, J head_dim of v.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
+
+from light_llm.models.transformer.mask import Span
+
+LANES = 128
+# The largest that divides T is taken. Larger blocks do not leave room for q, k, v and the gradients
+# of two heads in a v5e's core (16 MiB in all).
+BLOCKS = (512, 256, 128)
+SAVED = "attention"
+"""The name of a kernel's result and log-sum-exp, for policies that keep them."""
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKJ: jax.Array,
+    *,
+    scale: float,
+    span: Span,
+    interpret: bool = False,
+) -> jax.Array:
+    """softmax(scale · q·k) · v, [B, T, N, J] in v's dtype, on one device.
+
+    T is padded to whole lanes. A causal query never sees the keys behind it; from a bidirectional
+    one they are hidden by segments.
+
+    Args:
+        interpret: run the kernel on the CPU, slowly: to test it.
+    """
+    T, N = q_BTNH.shape[1:3]
+    # in float32: the scale is a power of two for some head_dims only
+    q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
+    q_BNTH, k_BKTH, v_BKTJ = (_heads_first(x) for x in (q_BTNH, k_BTKH, v_BTKJ))
+    padded = q_BNTH.shape[2]
+    segments = None
+    if span.right is None and padded != T:
+        is_padding_T = (jnp.arange(padded) >= T).astype(jnp.int32)
+        segments = kernels.SegmentIds(is_padding_T, is_padding_T)
+    kernel = _kernel(N, padded, span, interpret)
+    out_BNTJ: jax.Array = jax.vmap(lambda q, k, v: jnp.asarray(kernel(q, k, v, segments)))(
+        q_BNTH, k_BKTH, v_BKTJ
+    )
+    return out_BNTJ[:, :, :T].transpose(0, 2, 1, 3)
+
+
+def _heads_first(x_BTNH: jax.Array) -> jax.Array:
+    pad = -x_BTNH.shape[1] % LANES
+    return jnp.pad(x_BTNH.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, pad), (0, 0)))
+
+
+def _kernel(
+    num_heads: int, length: int, span: Span, interpret: bool
+) -> kernels.SplashAttentionKernel:
+    block = next(block for block in BLOCKS if length % block == 0)
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    mask = masks.MultiHeadMask([_mask(length, span)] * num_heads)
+    return kernels.make_splash_mha_single_device(
+        mask, block_sizes=sizes, residual_checkpoint_name=SAVED, interpret=interpret
+    )
+
+
+@functools.cache
+def _mask(length: int, span: Span) -> masks.Mask:
+    shape = (length, length)
+    if span == Span(None, None):
+        return masks.FullMask(shape)
+    if span == Span(None, 0):
+        return masks.CausalMask(shape)
+    return masks.LocalMask(shape, window_size=span, offset=0)

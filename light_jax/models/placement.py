@@ -1,0 +1,48 @@
+"""Where a model runs: its kernels and the way its layers are run depend on that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+GATHERED = "gathered"
+"""The name of a gathered weight, for policies of what to keep."""
+
+
+def _as_is(x: Any) -> Any:
+    return x
+
+
+def _rows(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+    # cast before the lookup: its gradient is a sum over tokens, which must not be in 16 bits
+    return table_VD.astype(jnp.float32)[tokens]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The devices of a model, which need not be here: a program can be compiled for others.
+
+    The default is one device of any kind: portable kernels, nothing sharded.
+    """
+
+    mesh: Mesh | None = None
+    batch_axes: tuple[str, ...] = ()
+    """The mesh axes over which the rows of a batch are cut."""
+    head_axis: str | None = None
+    """The mesh axis over which attention heads are cut."""
+    gather: Callable[[Any], Any] = _as_is
+    """A layer's parameters -> the same, as the layer's matmuls need them."""
+    lookup: Callable[[jax.Array, jax.Array], jax.Array] = _rows
+    """(a token table, tokens) -> the tokens' rows in float32."""
+    scanned: bool = False
+    """Layers are the body of one loop, and not unrolled."""
+
+    @property
+    def platform(self) -> str | None:
+        """`cpu`, `gpu` or `tpu`."""
+        return None if self.mesh is None else self.mesh.devices.flat[0].platform
