@@ -16,8 +16,9 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import to_global
 from light_jax.parity.reference import ReferenceTrainer, Update
 from light_jax.state import Run
+from light_jax.training.compiled import compile_steps
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.run import batches, compile_steps, prepare
+from light_jax.training.run import batches, prepare
 from light_llm.errors import UserError
 
 

@@ -22,9 +22,10 @@ from light_jax.reporting.console import Reporter, size
 from light_jax.reporting.log import Log
 from light_jax.reporting.summary import describe
 from light_jax.state import Run
+from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.run import Steps, batches, compile_steps, prepare
+from light_jax.training.run import batches, prepare
 from light_jax.training.signals import Stopper
 from light_llm.errors import NonFinite, UserError, with_earlier
 
