@@ -18,7 +18,7 @@ from light_jax.parity.reference import ReferenceTrainer, Update
 from light_jax.state import Run
 from light_jax.training.compiled import compile_steps
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.run import batches, prepare
+from light_jax.training.run import batches, fill, prepare
 from light_llm.errors import UserError
 
 
@@ -116,6 +116,7 @@ def lockstep(
         cfg = cfg.model_copy(update=unused)
         run = prepare(cfg, None)
     train_step = compile_steps(run).train
+    fill(run)
     start = _weights(run)
     reference = ReferenceTrainer(reference_cfg or cfg, start)
     with batches(run, 0, steps) as loader:
