@@ -42,13 +42,8 @@ def test_a_step_that_does_not_fit_ends_with_sizes_and_remedies(tmp_path):
     size, accum = map(int, re.findall(r"(?:batch_size|accumulation_steps): (\d+)", message))
     assert size * accum == ENORMOUS
     assert sorted(tmp_path.iterdir()) == [config]
-    smaller = {
-        "batch_size": size,
-        "gradient_accumulation_steps": accum,
-        "val_data": ...,
-        "model": SMALL,
-    }
-    run = prepare(load_config(write_config(config, val_data=..., model=SMALL, **smaller)), None)
+    changes = {"batch_size": size, "gradient_accumulation_steps": accum, "model": SMALL}
+    run = prepare(load_config(write_config(config, val_data=..., **changes)), None)
     compile_steps(run)  # what was advised fits
 
 
