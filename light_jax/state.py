@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,27 @@ class Run:
     val_stream: TokenStream | None
     rows: list[int]  # the rows of a global batch that this process holds
     shardings: TrainState
-    state: TrainState
+    state: TrainState  # shapes and shardings alone until `run.fill`
     host: HostState
     resumed: Tag | None
     changes: list[str]  # settings that differ from the resumed run's
     num_params: int
 
+    @property
+    def steps_done(self) -> int:
+        """Steps made before this start."""
+        return 0 if self.resumed is None else self.resumed.step
+
 
 def params_of(cfg: TrainingConfig, weights: Params) -> tuple[Params, Params | None]:
     """(what the model computes with, the float32 master copy if that is not the same)."""
     return (to_bfloat16(weights), weights) if cfg.bf16_model_weights else (weights, None)
+
+
+def bytes_per_device(state: Any) -> int:
+    """What a state takes on one device, whether it is there or has only shapes and shardings."""
+    leaves = jax.tree.leaves(state)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def to_bfloat16(weights: Params) -> Params:

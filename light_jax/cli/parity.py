@@ -71,6 +71,9 @@ def command(
     }
     of_config = {"--png": png, "--no-png": no_png}
     _check(target, steps, tolerance, of_prefix, of_config)
+    from light_jax.parallel.cache import keep_compiled
+
+    keep_compiled()
     if steps is not None:
         return _compare_training(target, steps, tolerance, None if no_png else png or PNG)
     same = _compare_checkpoint(

@@ -36,9 +36,11 @@ def command(
         return 0 if stopped_by is None else 128 + stopped_by
     if resume is not None:
         raise UserError("--replay and --resume exclude each other; give one of them")
+    from light_jax.parallel.cache import keep_compiled
     from light_jax.parallel.hosts import initialize
 
     initialize()  # before anything touches a device
+    keep_compiled()
     from light_jax.training.replay import replay as run_again
 
     return run_again(config, replay)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from light_llm.errors import UserError, one_line
+
+SMALLER = (
+    "a smaller batch_size with more gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "mesh.fsdp over more devices",
+)
 
 
 def devices() -> list[jax.Device]:
@@ -44,8 +50,11 @@ def memory_of_machine() -> int:
 
 
 @contextlib.contextmanager
-def out_of_memory(what: str) -> Iterator[None]:
+def out_of_memory(what: str, remedies: Sequence[str] = SMALLER) -> Iterator[None]:
     """Raise running out of memory on a device as a UserError.
+
+    Args:
+        remedies: what takes less, each a part of a sentence.
 
     Raises:
         UserError: there was not enough memory.
@@ -59,6 +68,5 @@ def out_of_memory(what: str) -> Iterator[None]:
             raise
         reason = one_line(error, 200)
         raise UserError(
-            f"{what}: out of memory ({reason}); use gradient_checkpointing, a smaller batch_size "
-            "with more gradient_accumulation_steps, mesh.fsdp over more devices, or a smaller model"
+            f"{what}: out of memory ({reason}); use {', or '.join([*remedies, 'a smaller model'])}"
         ) from None

@@ -16,8 +16,9 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import to_global
 from light_jax.parity.reference import ReferenceTrainer, Update
 from light_jax.state import Run
+from light_jax.training.compiled import compile_steps
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.run import batches, compile_steps, prepare
+from light_jax.training.run import batches, fill, prepare
 from light_llm.errors import UserError
 
 
@@ -115,6 +116,7 @@ def lockstep(
         cfg = cfg.model_copy(update=unused)
         run = prepare(cfg, None)
     train_step = compile_steps(run).train
+    fill(run)
     start = _weights(run)
     reference = ReferenceTrainer(reference_cfg or cfg, start)
     with batches(run, 0, steps) as loader:

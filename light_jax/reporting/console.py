@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 
@@ -36,6 +39,35 @@ class Reporter:
             self._tell(lambda: print(text, file=sys.stderr, flush=True))
         else:
             self._tell(lambda: self._console.print(text, markup=False))
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Say so for as long as it lasts: on a terminal with the seconds, elsewhere in one line.
+
+        A signal may end the process meanwhile, so nothing is done to the terminal that would have
+        to be undone.
+        """
+        if not self._console.is_terminal or self._silent:
+            self.line("compiling…")
+            yield
+            return
+        done = threading.Event()
+        ticker = threading.Thread(target=self._count_seconds, args=(done,), daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            done.set()
+            ticker.join()
+
+    def _count_seconds(self, done: threading.Event) -> None:
+        start = time.monotonic()
+        while True:
+            seconds = f"\rcompiling…  {time.monotonic() - start:.0f} s"
+            self._tell(lambda text=seconds: print(text, end="", file=sys.stderr, flush=True))  # type: ignore[misc]
+            if done.wait(1):
+                break
+        self._tell(lambda: print("\r\x1b[K", end="", file=sys.stderr, flush=True))
 
     def start(self, step: int, num_steps: int) -> None:
         if is_main() and self._console.is_terminal:

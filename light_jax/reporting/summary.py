@@ -8,7 +8,7 @@ import jax
 
 from light_jax.parallel.sharding import MESH_AXES
 from light_jax.reporting.console import count, size
-from light_jax.state import Run
+from light_jax.state import Run, bytes_per_device
 
 
 def describe(run: Run) -> list[str]:
@@ -18,7 +18,6 @@ def describe(run: Run) -> list[str]:
     epochs = cfg.num_steps * cfg.batch_size * cfg.gradient_accumulation_steps / len(stream)
     device = run.mesh.devices.flat[0]
     mesh = " · ".join(f"{axis} {run.mesh.shape[axis]}" for axis in MESH_AXES)
-    held = sum(_bytes_on_one_device(leaf) for leaf in jax.tree.leaves(run.state))
     lines = [
         f"model       {count(run.num_params)} parameters ({run.num_params:,}): {model.num_layers} "
         f"layers, d_model {model.d_model}, {att.variant} {att.num_heads}/{att.num_kv_heads} heads "
@@ -44,7 +43,7 @@ def describe(run: Run) -> list[str]:
         f"precision   {cfg.dtype} matmuls, float32 weights"
         + (" (bfloat16 in the step)" if cfg.bf16_model_weights else ""),
         *_determinism(device),
-        f"state       {size(held)} per device (weights and optimizer)",
+        f"state       {size(bytes_per_device(run.state))} per device (weights and optimizer)",
         f"checkpoints {cfg.checkpoint_dir}",
     ]
     if run.resumed is not None:
@@ -64,7 +63,3 @@ def _determinism(device: jax.Device) -> list[str]:
     return [
         f"resume      {'exact to the bit' if is_set else f'not to the bit: XLA_FLAGS lacks {flag}'}"
     ]
-
-
-def _bytes_on_one_device(array: jax.Array) -> int:
-    return array.addressable_shards[0].data.nbytes

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from light_jax.config import TrainingConfig, load_config
+from light_jax.parallel.cache import keep_compiled
 from light_jax.parallel.hosts import initialize
 from light_llm.checkpoint import layout
 
@@ -57,6 +58,7 @@ def train(config: str | Path, resume: str | None = None) -> Result:
     """
     if not jax.distributed.is_initialized():
         initialize()  # before anything touches a device
+    keep_compiled()
     from light_jax.training.loop import run_config
 
     cfg = load_config(config)

@@ -18,13 +18,14 @@ from light_jax.data.loader import BatchLoader, validation_batches
 from light_jax.parallel.devices import out_of_memory
 from light_jax.parallel.hosts import Left, together
 from light_jax.parallel.sharding import to_global
-from light_jax.reporting.console import Reporter, size
+from light_jax.reporting.console import Reporter
 from light_jax.reporting.log import Log
 from light_jax.reporting.summary import describe
 from light_jax.state import Run
+from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.run import Steps, batches, compile_steps, prepare
+from light_jax.training.run import batches, fill, prepare
 from light_jax.training.signals import Stopper
 from light_llm.errors import NonFinite, UserError, with_earlier
 
@@ -42,14 +43,15 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
         with Reporter() as reporter:
             for line in describe(run):
                 reporter.line(line)
-            done, wanted = int(run.state.step), run.cfg.num_steps
+            done, wanted = run.steps_done, run.cfg.num_steps
             if done > wanted or (done == wanted and not _owes_evaluation(run)):
                 reporter.line(f"nothing to do: num_steps={wanted}, and step {done} is done")
                 return finish(run, Path(config_path))
-            steps = compile_steps(run)
-            if steps.memory is not None:
-                memory = size(steps.memory)
-                reporter.line(f"memory      {memory} per device for the compiled step")
+            with reporter.compiling():
+                steps = compile_steps(run)
+            for line in steps.describe():
+                reporter.line(line)
+            fill(run)
             return train(run, steps, Path(config_path), reporter, stopper)
 
 
@@ -57,6 +59,7 @@ def finish(run: Run, config_path: Path) -> int:
     """Write the `final` tag of a run that was stopped between the tags of its last step."""
     saver = Saver(run.cfg, run.resumed)
     if continues_here(saver.directory, run.resumed) and not saver.has_final():
+        fill(run)
         with saver.open(config_path):
             saver.save(["final"], run.state, run.host)
             saver.wait()

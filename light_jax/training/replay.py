@@ -21,6 +21,7 @@ from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import check_batch, make_mesh
 from light_jax.reporting.console import Reporter
 from light_jax.state import LossScale, Params, StepMetrics, TrainState
+from light_jax.training.compiled import blank_state, compile_train_step
 from light_jax.training.diagnosis import (
     REPORT,
     TOKENS,
@@ -30,7 +31,6 @@ from light_jax.training.diagnosis import (
     on_devices,
 )
 from light_jax.training.optimizer import learning_rate
-from light_jax.training.run import blank_state, compile_train_step
 from light_jax.training.step import init_state
 from light_llm.errors import UserError
 from light_llm.files import given

@@ -61,8 +61,10 @@ def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
 
     from conversion import load_jax
     from light_jax.generate import generate, moved
+    from light_jax.parallel.cache import keep_compiled
 
     chosen = _jax_device(device)
+    keep_compiled()
     with jax.default_device(jax.devices("cpu")[0]):
         model = moved(load_jax(checkpoint), dtype, chosen)
     return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)

@@ -1,6 +1,7 @@
 """A resumed run is the uninterrupted run, bit for bit on the CPU."""
 
 import json
+import shutil
 
 import pytest
 from tiny_runs import TINY, assert_same_weights, command, metrics, train_command, write_config
@@ -12,8 +13,8 @@ from light_llm.errors import UserError
 def test_resume_prefix_in_a_new_process_equals_uninterrupted(tmp_path):
     whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9)
     train_command(whole)
-    halves = write_config(tmp_path / "halves/c.yaml", num_steps=6, keep_last_n=9)
-    train_command(halves)
+    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
+    halves = tmp_path / "halves/c.yaml"
     resumed = train_command(halves, "--resume", "out/step0000003")  # 4 to 6 are trained again
     assert "resuming    out/step0000003 at step 3" in resumed.stderr
     for tag in ("step0000003", "step0000006", "final", "best"):
@@ -37,10 +38,11 @@ def test_resume_prefix_in_a_new_process_equals_uninterrupted(tmp_path):
 def test_stopped_between_two_log_lines(tmp_path, monkeypatch, options):
     """Steps 4 to 7 are after the tag: 4 and 5 belong to a log line that began before it."""
     changes = {"num_steps": 7, "save_every": 3, "log_every": 5, "eval_every": 7, **options}
-    for name in ("whole", "resumed"):
-        write_config(tmp_path / name / "c.yaml", **changes)
-        monkeypatch.chdir(tmp_path / name)
-        assert run_config("c.yaml") == 0
+    write_config(tmp_path / "whole/c.yaml", **changes)
+    monkeypatch.chdir(tmp_path / "whole")
+    assert run_config("c.yaml") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    monkeypatch.chdir(tmp_path / "resumed")
     assert run_config("c.yaml", "out/step0000003.safetensors") == 0
     assert_same_weights(
         tmp_path / "whole/out/final.safetensors", tmp_path / "resumed/out/final.safetensors"

@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C at any moment: one commit, the documented exit code; a second one exits.
 
-Before the first step, and in long phases of real processes: tests/trust/test_accidents.py.
+Before the first step, and in long phases of real processes: tests/trust/test_interruptions.py.
 """
 
 import os
