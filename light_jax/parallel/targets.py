@@ -38,6 +38,7 @@ CUDA_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}  # it asks the drive
 GPUS_PER_HOST = 8
 LISTED_GPUS = (1, 2, 4, 8, 16, 32, 64)
 CUDNN = (9, 10, 0)  # the version that is compiled for where the wheel does not say
+NEVER = 1e9  # seconds of compiling
 MEMORY_FRACTION = 0.75  # of a GPU's memory, unless the environment says otherwise; jax's default
 
 
@@ -248,25 +249,46 @@ def _memory_fraction() -> float:
 
 @contextlib.contextmanager
 def compiling_for(target: Target | None) -> Iterator[None]:
-    """Inside, what jax asks of the GPU that is present is answered from the target.
+    """Programs are compiled inside for the target; None is the devices that are here.
 
-    jax's cuDNN attention looks at the present device while it is traced and lowered. The answers
-    hold for the whole process: no other thread may trace for another device meanwhile.
+    jax's cuDNN attention looks at the GPU that is present while it is traced and lowered; inside,
+    it is answered from the target. No program is kept in jax's persistent cache, which cannot read
+    those of devices that are not here. Both hold for the whole process: no other thread may compile
+    for another device meanwhile.
 
     Raises:
         UserError: this version of jax asks in another way.
     """
-    if target is None or target.device.cuda is None:
+    if target is None:
         yield
         return
+    with _nothing_kept(), contextlib.ExitStack() as stack:
+        if target.device.cuda is not None:
+            stack.enter_context(_answering(target.device.cuda["capability"]))
+        yield
+
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+    settings: Any = jax.config  # its names are made as it is imported
+    before = settings.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", NEVER)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@contextlib.contextmanager
+def _answering(capability: str) -> Iterator[None]:
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
-    capability = _numbers(target.device.cuda["capability"])
+    ours = _numbers(capability)
     major, minor, patch = _cudnn_version()
     answers = {
         "check_cudnn_version": lambda: major * 10000 + minor * 100 + patch,
-        "check_compute_capability": lambda asked: capability >= _numbers(asked),
-        "is_cuda_compute_capability_equal": lambda asked: capability == _numbers(asked),
+        "check_compute_capability": lambda asked: ours >= _numbers(asked),
+        "is_cuda_compute_capability_equal": lambda asked: ours == _numbers(asked),
     }
     questions = {name: getattr(fused, name, None) for name in answers}
     if None in questions.values():

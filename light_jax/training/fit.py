@@ -62,7 +62,9 @@ def measure(
     *,
     largest: bool = True,
 ) -> Fit:
-    """Compile the training step for the config's mesh over these devices, which may be elsewhere.
+    """Compile the training step for the config's mesh over these devices.
+
+    Inside `compiling_for` their target where they are not here.
 
     Args:
         memory_limit: bytes of each device.
