@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_runs import ROOT, contents
 
 from light_jax.parallel import targets
+from light_jax.parallel.cuda import memory_fraction
 from light_llm.errors import UserError
 
 CACHE_ALL = {
@@ -102,9 +103,9 @@ def test_what_compiles_for_a_device_is_named_where_it_is_missing(monkeypatch):
 
 def test_a_gpus_memory_is_what_jax_takes_of_it(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert targets._memory_fraction() == 0.75
+    assert memory_fraction() == 0.75
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
-    assert targets._memory_fraction() == 0.9
+    assert memory_fraction() == 0.9
 
 
 def test_libtpu_says_nothing_on_stderr():
