@@ -1,0 +1,247 @@
+"""What a compiled program takes and does, read from what XLA says of it.
+
+The text of the optimized program names its collectives and kernels. A loop's body counts as often
+as the loop runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from light_llm.errors import UserError
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# A TPU's fusion of an all-reduce with the slice of each device; its result is the slice.
+REDUCE_SCATTER_FUSION = "all-reduce-scatter"
+BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}  # others end in their bits
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = ")
+_END = re.compile(r"\}(, execution_thread=.*)?$")
+_OPERATION = re.compile(r"\s*([\w\-]+)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<= ]*)\]")
+_CALLED = re.compile(r"\b(?:calls|body|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BOUND = re.compile(r" [su]\d+\[\]\S* constant\((\d+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All operations of one kind."""
+
+    count: int
+    bytes: int  # of their results, on one device
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program on one device; memory in bytes."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    aliased: int  # of the outputs that lie in donated arguments
+    attention: str  # the kernel: cudnn, splash or blocks
+    attention_calls: int  # of that kernel, forward and backward; 0 of blocks
+    collectives: dict[str, Collective]  # by kind; only those that there are
+    bytes_accessed: float | None  # as XLA counts, which takes a loop's body once
+    flops: float | None  # likewise
+
+    @property
+    def total(self) -> int:
+        """Bytes that it takes while it runs."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+def read(compiled: Any) -> Program:
+    """What a `jax.stages.Compiled` takes and does.
+
+    Raises:
+        UserError: its compiler does not say what memory it takes.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise UserError("the compiler for these devices does not say what memory a program takes")
+    kernels, collectives = _counts(compiled.as_text())
+    attention = next((name for name in ("cudnn", "splash") if kernels.get(name)), "blocks")
+    costs = compiled.cost_analysis() or {}
+    return Program(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        attention=attention,
+        attention_calls=kernels.get(attention, 0),
+        collectives=collectives,
+        bytes_accessed=costs.get("bytes accessed"),
+        flops=costs.get("flops"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    result: str  # its type
+    operation: str
+    text: str  # the whole line
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A collective or a kernel that is met on the way through the program."""
+
+    kind: str
+    times: int
+    bytes: int
+
+
+def _counts(text: str) -> tuple[dict[str, int], dict[str, Collective]]:
+    """(calls by attention kernel, collectives by kind) of the optimized program."""
+    computations, entry = _computations(text)
+    kernels: dict[str, int] = {}
+    collectives: dict[str, Collective] = {}
+    for found in _walk(computations, entry, 1, None):
+        if found.kind in COLLECTIVES:
+            before = collectives.get(found.kind, Collective(0, 0))
+            collectives[found.kind] = Collective(
+                before.count + found.times, before.bytes + found.times * found.bytes
+            )
+        else:
+            kernels[found.kind] = kernels.get(found.kind, 0) + found.times
+    return kernels, {kind: collectives[kind] for kind in COLLECTIVES if kind in collectives}
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """The instructions of each computation by its name, and the name of the first to run."""
+    computations: dict[str, list[_Instruction]] = {}
+    entry, inside = "", None
+    for line in _whole_lines(text):
+        if header := _HEADER.match(line):
+            inside = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif inside is not None and (start := _INSTRUCTION.match(line)):
+            end = _end_of_type(line, start.end())
+            if operation := _OPERATION.match(line, end):
+                inside.append(_Instruction(line[start.end() : end], operation[1], line))
+    return computations, entry
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """One a header or instruction. A Pallas kernel's metadata breaks its instruction's line."""
+    whole = ""
+    for line in text.splitlines():
+        if _HEADER.match(line) or _INSTRUCTION.match(line) or _END.match(line):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
+
+
+def _end_of_type(line: str, start: int) -> int:
+    """Where the type that begins at `start` ends: a tuple's at its bracket, others at a space."""
+    if line[start] != "(":
+        end = line.find(" ", start)
+        return len(line) if end < 0 else end
+    depth = 0
+    for at in range(start, len(line)):
+        depth += (line[at] == "(") - (line[at] == ")")
+        if depth == 0:
+            return at + 1
+    return len(line)
+
+
+def _walk(
+    computations: dict[str, list[_Instruction]],
+    name: str,
+    times: int,
+    seen: set[tuple[str, str, int]] | None,
+) -> Iterator[_Found]:
+    """What runs when the computation runs `times` times.
+
+    Args:
+        seen: in a fusion, the collectives that its siblings hold. A TPU spreads one over several
+            fusions, so that other work runs meanwhile; each holds the whole instruction.
+    """
+    parts: set[tuple[str, str, int]] = set() if seen is None else seen
+    for instruction in computations.get(name, []):
+        found = _found(instruction, times)
+        channel = _CHANNEL.search(instruction.text)
+        if found is not None:
+            key = (found.kind, channel[1] if channel else "", found.bytes)
+            if seen is None or channel is None or key not in seen:
+                yield found
+            parts.add(key)
+            continue
+        inner = times
+        if instruction.operation == "while":
+            inner *= _trip_count(instruction, computations)
+        fused = parts if instruction.operation == "fusion" else None
+        for called in _called(instruction):
+            yield from _walk(computations, called, inner, fused)
+
+
+def _found(instruction: _Instruction, times: int) -> _Found | None:
+    """The collective or kernel that an instruction is. An asynchronous one counts where it ends."""
+    operation = instruction.operation
+    kind = operation.removesuffix("-done")
+    if kind in COLLECTIVES:
+        return _Found(kind, times, size_of(instruction.result))
+    if operation == "fusion" and any(
+        called.startswith(REDUCE_SCATTER_FUSION) for called in _called(instruction)
+    ):
+        return _Found("reduce-scatter", times, size_of(instruction.result))
+    target = _TARGET.search(instruction.text) if operation == "custom-call" else None
+    if target is not None and target[1].startswith("__cudnn$fmha"):
+        return _Found("cudnn", times, 0)
+    if target is not None and target[1] == "tpu_custom_call" and "splash" in instruction.text:
+        return _Found("splash", times, 0)
+    return None
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    """The computations that an instruction runs. All branches of a choice count."""
+    if "to_apply=" in instruction.text and instruction.operation != "call":
+        return []  # how two numbers of a sum become one
+    called = _CALLED.findall(instruction.text)
+    for branches in _BRANCHES.findall(instruction.text):
+        called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+    return called
+
+
+def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+    """How often a loop runs: as XLA states it, or the bound of its counter; 1 where none is known.
+
+    A TPU's program states none. The counter of jax's own loops begins at 0 and takes steps of 1.
+    """
+    if stated := _TRIP_COUNT.search(loop.text):
+        return int(stated[1])
+    condition = _CONDITION.search(loop.text)
+    lines = [] if condition is None else [i.text for i in computations.get(condition[1], [])]
+    bounds = [int(bound[1]) for line in lines if (bound := _BOUND.search(line))]
+    inner = [
+        i.text for line in lines for c in _CALLED.findall(line) for i in computations.get(c, [])
+    ]
+    if len(bounds) == 1 and any("direction=LT" in line for line in [*lines, *inner]):
+        return bounds[0]
+    return 1
+
+
+def size_of(result: str) -> int:
+    """Bytes of a type as HLO writes it, such as `(f32[8,64]{1,0}, bf16[])`."""
+    bits = 0
+    for dtype, shape in _ARRAY.findall(result):
+        width = BITS.get(dtype)
+        if width is None:
+            digits = re.search(r"\d+", dtype)
+            width = int(digits[0]) if digits else 0
+        elements = math.prod(int(size.strip("<= ")) for size in shape.split(",") if size.strip())
+        bits += -(-elements * width // 8) * 8
+    return bits // 8
