@@ -32,11 +32,11 @@ class Devices:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes on one device. Of a step that the compiler refused only the total may be known."""
 
-    arguments: int
-    temporaries: int
-    total: int
+    arguments: int | None
+    temporaries: int | None
+    total: int | None
     limit: int | None
 
 
@@ -93,13 +93,8 @@ def _compiled(report: Report) -> list[str]:
     rows: dict[str, str] = {}
     if report.devices is not None:
         rows["devices"] = f"{report.devices.count} × {report.devices.kind}"
-    if (memory := report.memory) is not None:
-        limit = "an unknown limit" if memory.limit is None else size(memory.limit)
-        fits = "" if memory.limit is None else _fits(memory.total, memory.limit)
-        rows["memory"] = (
-            f"{size(memory.total)} of {limit} per device{fits} (arguments "
-            f"{size(memory.arguments)}, temporaries {size(memory.temporaries)})"
-        )
+    if report.memory is not None:
+        rows["memory"] = _memory(report.memory)
     if report.attention is not None:
         rows["attention"] = report.attention
     if report.collectives is not None:
@@ -113,8 +108,16 @@ def _compiled(report: Report) -> list[str]:
     return [f"{name:<12}{value}" for name, value in rows.items()]
 
 
-def _fits(total: int, limit: int) -> str:
-    return ": fits" if total <= limit else ": does not fit"
+def _memory(memory: Memory) -> str:
+    total, limit, *parts = (
+        "?" if number is None else size(number)
+        for number in (memory.total, memory.limit, memory.arguments, memory.temporaries)
+    )
+    verdict = ""
+    if memory.total is not None and memory.limit is not None:
+        verdict = ": fits" if memory.total <= memory.limit else ": does not fit"
+    of = "" if memory.arguments is None else f" ({parts[0]} arguments, {parts[1]} temporaries)"
+    return f"{total} of {limit} per device{verdict}{of}"
 
 
 def _told(collectives: dict[str, Collective]) -> str:

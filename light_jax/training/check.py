@@ -22,6 +22,7 @@ from light_jax.data.shards import expand
 from light_jax.parallel.devices import devices as local_devices
 from light_jax.parallel.devices import memory_limit
 from light_jax.parallel.hosts import initialize
+from light_jax.parallel.sharding import batch_shards
 from light_jax.parallel.targets import Target, compiling_for, target
 from light_jax.reporting.findings import Devices, Finding, Level, Memory, Report
 from light_jax.state import Tag
@@ -115,9 +116,12 @@ def check(
     fit = None
     if chosen is not None and inspected.mesh is not None and not found.failed("batch_size"):
         announce(f"compiling the step for {chosen.summary.count} × {chosen.summary.kind} …")
-        with found.under("memory"), compiling_for(chosen.target):
+        with found.under("step"), compiling_for(chosen.target):
             fit = measure(cfg, chosen.devices, chosen.memory_limit)
-    return _report(cfg, found, chosen, fit)
+        if fit is not None and fit.fits is False:
+            unit, kind = batch_shards(inspected.mesh), chosen.summary.kind
+            found.add("error", "memory", advice.too_large(cfg, tag, fit, unit, kind))
+    return _report(found, chosen, fit)
 
 
 def _choose(name: str) -> Chosen:
@@ -208,20 +212,20 @@ def _each_shard(paths: str | list[str], vocab_size: int, name: str, found: Colle
                 index_shards([shard], vocab_size, name)
 
 
-def _report(
-    cfg: TrainingConfig, found: Collector, chosen: Chosen | None, fit: Fit | None
-) -> Report:
-    """The findings with what the compiler said. A step that does not fit is an error."""
-    devices = None if chosen is None else chosen.summary
-    if chosen is None or fit is None:
-        return Report(tuple(found.findings), devices)
+def _report(found: Collector, chosen: Chosen | None, fit: Fit | None) -> Report:
+    """The findings with what the compiler said."""
+    findings, devices = tuple(found.findings), None if chosen is None else chosen.summary
+    if fit is None:
+        return Report(findings, devices)
     program = fit.program
+    arguments = None if program is None else program.arguments
+    temporaries = None if program is None else program.temporaries
     return Report(
-        tuple(found.findings),
+        findings,
         devices,
-        Memory(program.arguments, program.temporaries, program.total, chosen.memory_limit),
-        program.attention,
-        program.collectives,
+        Memory(arguments, temporaries, fit.needed, fit.limit),
+        None if program is None else program.attention,
+        None if program is None else program.collectives,
         fit.flops_per_step,
         fit.compile_seconds,
         fit.largest_batch_size,

@@ -15,6 +15,7 @@ from tiny_runs import ROOT, TINY, command, write_config
 
 import light_jax
 from light_jax.cli.train import main
+from light_jax.training import check, fit
 from light_jax.training.loop import run_config
 from light_llm.preprocess import PreprocessConfig, preprocess
 
@@ -341,21 +342,40 @@ def test_flags_that_do_not_go_together(here):
     assert "v5e" in finding["message"]
 
 
+def test_a_step_that_does_not_fit_is_an_error_with_remedies(here, monkeypatch):
+    """On a device of 1.5 MiB, which holds the state and not the step."""
+    limit = 3 * 2**19
+    monkeypatch.setattr(check, "memory_limit", lambda device: limit)
+    findings = found(devices="here")
+    (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
+    assert f"1.6 MiB of the 1.5 MiB that one cpu has; use batch_size={4} with " in message
+    assert "gradient_accumulation_steps=2" in message
+    order = ["batch_size", "gradient_checkpointing", "mesh.fsdp", "a smaller model"]
+    places = [message.index(each) for each in order]
+    assert places == sorted(places)
+    run_config(write_config(here / "c.yaml", num_steps=1))
+    findings = found("auto", devices="here")  # a resume keeps its batch and its model
+    (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
+    assert "mesh.fsdp" in message
+    assert "batch_size" not in message
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_step_is_compiled_for_tpus_that_are_not_here(here):
+def test_a_step_is_compiled_for_tpus_that_are_not_here(here, monkeypatch):
+    """Without the search for the largest batch, which compiles more of them."""
+    monkeypatch.setattr(fit, "MORE_COMPILES", 0)
     write_config(here / "c.yaml", dtype="bfloat16", mesh={"data": 2, "fsdp": 2})
     before = standing(here)
-    done = command("llm-train", "c.yaml", "--check", "--json", "--devices", "v5e-4", cwd=here)
-    assert done.returncode == 0, done.stdout + done.stderr
+    report = light_jax.check("c.yaml", devices="v5e-4")
+    assert report.ok, report
     assert standing(here) == before
-    report = json.loads(done.stdout)
-    assert report["devices"] == {"kind": "TPU v5 lite", "count": 4}
-    assert report["memory"]["limit"] > 15 * 2**30
-    assert report["collectives"]
-    assert report["largest_batch_size"] % 4 == 0
+    assert (report.devices.kind, report.devices.count) == ("TPU v5 lite", 4)
+    assert 0 < report.memory.total < 15 * 2**30 < report.memory.limit
+    assert report.collectives["all-gather"].bytes > 0
+    assert report.largest_batch_size == 8
     write_config(here / "c.yaml", mesh={"fsdp": 3}, batch_size=6)
     report = light_jax.check("c.yaml", devices="v5e-4")
     (error,) = report.of("error")
     assert error.key == "mesh"
-    assert "{data: 4, fsdp: 1, tensor: 1}" in error.message
+    assert "use {data: 1, fsdp: 4, tensor: 1} or {data: 2, fsdp: 2, tensor: 1}" in error.message
     assert report.memory is None
