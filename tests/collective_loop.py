@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from light_jax.parallel.targets import target
+from light_jax.parallel.targets import compiling_for, target
 from light_jax.reporting.program import read
 
 STEPS, ROWS, COLUMNS = 5, 16, 8  # a device holds [ROWS, COLUMNS] float32
@@ -43,6 +43,7 @@ def compiled_on(devices):
 
 
 if __name__ == "__main__":
-    where = sys.argv[1]
-    compiled = compiled_on(jax.devices() if where == "cpu" else target(where).devices)
+    there = None if sys.argv[1] == "cpu" else target(sys.argv[1])
+    with compiling_for(there):
+        compiled = compiled_on(jax.devices() if there is None else there.devices)
     print(json.dumps(dataclasses.asdict(read(compiled))))

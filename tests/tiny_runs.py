@@ -110,7 +110,8 @@ def start_processes(config: Path, *args: str, count: int = 2) -> list[subprocess
 def metrics(folder: Path, *, timeless: bool = False) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; without what depends on the clock if `timeless`."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clock = {"time", "train/tokens_per_second"} if timeless else set()
+    of_speed = {"time", "train/tokens_per_second", "train/mfu", "train/mfu_masked"}
+    clock = of_speed if timeless else set()
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 

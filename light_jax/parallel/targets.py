@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import importlib.metadata
 import importlib.resources
 import importlib.util
 import json
@@ -22,6 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from light_jax.parallel.cuda import answering, memory_fraction, target_config
 from light_llm.errors import UserError, one_line
 
 # What libtpu would look for at Google's metadata server, and what it logs when it does not find it.
@@ -37,8 +37,7 @@ LIBTPU_ENVIRONMENT = {
 CUDA_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}  # it asks the driver, which may be none
 GPUS_PER_HOST = 8
 LISTED_GPUS = (1, 2, 4, 8, 16, 32, 64)
-CUDNN = (9, 10, 0)  # the version that is compiled for where the wheel does not say
-MEMORY_FRACTION = 0.75  # of a GPU's memory, unless the environment says otherwise; jax's default
+NEVER = 1e9  # seconds of compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +124,7 @@ def target(name: str) -> Target:
     assert device.memory is not None
     limit = device.memory
     if device.cuda is not None:
-        limit = int(limit * _memory_fraction())
+        limit = int(limit * memory_fraction())
     return Target(name, device, devices, limit)
 
 
@@ -179,7 +178,10 @@ def _gpu_devices(device: Device, size: int) -> list[jax.Device]:
     _set_where_unset(CUDA_ENVIRONMENT)
     hosts, on_each = divmod(size, GPUS_PER_HOST) if size > GPUS_PER_HOST else (1, size)
     topology = f"1x{hosts}x{on_each or GPUS_PER_HOST}"
-    return _topology(device.name, "cuda", topology=topology, target_config=target_config(device))
+    assert device.cuda is not None
+    assert device.memory is not None
+    config = target_config(device.cuda, device.memory)
+    return _topology(device.name, "cuda", topology=topology, target_config=config)
 
 
 def _set_where_unset(variables: dict[str, str]) -> None:
@@ -203,85 +205,33 @@ def _topology(name: str, platform: str, **kwargs: Any) -> list[jax.Device]:
         ) from None
 
 
-def target_config(device: Device) -> str:
-    """What XLA wants to know of a card, as the text of its GpuTargetConfigProto."""
-    assert device.cuda is not None
-    facts = dict(device.cuda)
-    description = facts.pop("description")
-    major, minor = facts.pop("capability").split(".")
-    facts |= {
-        "device_memory_size": device.memory,
-        "threads_per_block_limit": 1024,
-        "threads_per_warp": 32,
-        "shared_memory_per_block": 49152,
-        "block_dim_limit_x": 2**31 - 1,
-        "block_dim_limit_y": 65535,
-        "block_dim_limit_z": 65535,
-        "registers_per_core_limit": 65536,
-        "registers_per_block_limit": 65536,
-    }
-    info = " ".join(f"{fact}: {value}" for fact, value in facts.items())
-    dnn = "major: {} minor: {} patch: {}".format(*_cudnn_version())
-    return (
-        f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
-        f'platform_name: "CUDA" dnn_version_info {{ {dnn} }} '
-        f'device_description_str: "{description}"'
-    )
-
-
-def _cudnn_version() -> tuple[int, int, int]:
-    """Of the wheel that is installed."""
-    for wheel in ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
-            major, minor, patch = importlib.metadata.version(wheel).split(".")[:3]
-            return int(major), int(minor), int(patch)
-    return CUDNN
-
-
-def _memory_fraction() -> float:
-    """The part of a GPU's memory that jax takes, as it reads the environment."""
-    for variable in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        with contextlib.suppress(KeyError, ValueError):
-            return float(os.environ[variable])
-    return MEMORY_FRACTION
-
-
 @contextlib.contextmanager
 def compiling_for(target: Target | None) -> Iterator[None]:
-    """Inside, what jax asks of the GPU that is present is answered from the target.
+    """Programs are compiled inside for the target; None is the devices that are here.
 
-    jax's cuDNN attention looks at the present device while it is traced and lowered. The answers
-    hold for the whole process: no other thread may trace for another device meanwhile.
+    jax's cuDNN attention looks at the GPU that is present while it is traced and lowered; inside,
+    it is answered from the target. No program is kept in jax's persistent cache, which cannot read
+    those of devices that are not here. Both hold for the whole process: no other thread may compile
+    for another device meanwhile.
 
     Raises:
         UserError: this version of jax asks in another way.
     """
-    if target is None or target.device.cuda is None:
+    if target is None:
         yield
         return
-    from jax._src.cudnn import fused_attention_stablehlo as fused
+    with _nothing_kept(), contextlib.ExitStack() as stack:
+        if target.device.cuda is not None:
+            stack.enter_context(answering(target.device.cuda["capability"]))
+        yield
 
-    capability = _numbers(target.device.cuda["capability"])
-    major, minor, patch = _cudnn_version()
-    answers = {
-        "check_cudnn_version": lambda: major * 10000 + minor * 100 + patch,
-        "check_compute_capability": lambda asked: capability >= _numbers(asked),
-        "is_cuda_compute_capability_equal": lambda asked: capability == _numbers(asked),
-    }
-    questions = {name: getattr(fused, name, None) for name in answers}
-    if None in questions.values():
-        raise UserError(
-            f"JAX {jax.__version__} does not say how cuDNN attention is compiled for a GPU that is "
-            "not here; use jax 0.10 to 0.12"
-        )
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+    settings: Any = jax.config  # its names are made as it is imported
+    before = settings.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", NEVER)
     try:
-        for name, answer in answers.items():
-            setattr(fused, name, answer)
         yield
     finally:
-        for name, question in questions.items():
-            setattr(fused, name, question)
-
-
-def _numbers(capability: str) -> tuple[int, ...]:
-    return tuple(map(int, capability.split(".")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)

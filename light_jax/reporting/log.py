@@ -14,7 +14,7 @@ import jax
 
 from light_jax.parallel.hosts import is_main
 from light_jax.reporting.console import Reporter, count, duration
-from light_jax.reporting.flops import flops_per_token, peak_flops
+from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.metrics import MetricsFile
 from light_jax.reporting.wandb_run import WandbRun
 from light_jax.state import Run, StepMetrics
@@ -41,8 +41,9 @@ class Log:
         self._logged_step, self._logged_time = int(run.state.step), time.perf_counter()
         self._tokens_per_second = 0.0
         peak = peak_flops(run.mesh.devices.flat[0])
-        self._peak = peak and peak * run.mesh.size
-        self._flops = flops_per_token(run.cfg.model, run.num_params, run.cfg.seq_len)
+        self._utilisation = utilisation(
+            run.cfg.model, run.num_params, run.cfg.seq_len, peak and peak * run.mesh.size
+        )
 
     def __enter__(self) -> Log:
         return self
@@ -115,6 +116,8 @@ class Log:
             "train/grad_norm": float(values.grad_norm),
             "train/tokens_per_second": self._tokens_per_second,
         }
+        for name, per_token in self._utilisation.items():
+            line[f"train/{name}"] = self._tokens_per_second * per_token
         if cfg.dtype == "float16":
             line["train/loss_scale"] = float(values.loss_scale)
         self._write(line)
@@ -142,7 +145,7 @@ class Log:
         if speed:
             left = (cfg.num_steps - step) * cfg.tokens_per_step / speed
             text += f"  {count(speed)} tokens/s"
-            if self._peak:
-                text += f"  MFU {speed * self._flops / self._peak:.1%}"
+            if self._utilisation:
+                text += f"  MFU {speed * self._utilisation['mfu']:.1%}"
             text += f"  ETA {duration(left)}"
         return text

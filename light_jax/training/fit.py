@@ -18,7 +18,7 @@ from light_jax.reporting.program import Program, read
 from light_jax.training.run import blank_state, compile_train_step
 from light_llm.errors import UserError, one_line
 
-MORE_COMPILES = 4  # after the first, to find the largest batch
+MORE_COMPILES = 3  # after the first, to find the largest batch
 EXACTNESS = 16  # the largest batch is found to one part in so many
 GROWTH = 64  # a batch that is tried is at most so many times one that was
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -62,7 +62,9 @@ def measure(
     *,
     largest: bool = True,
 ) -> Fit:
-    """Compile the training step for the config's mesh over these devices, which may be elsewhere.
+    """Compile the training step for the config's mesh over these devices.
+
+    Inside `compiling_for` their target where they are not here.
 
     Args:
         memory_limit: bytes of each device.

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -10,10 +11,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tiny_runs import ROOT, contents
 
 from light_jax.parallel import targets
+from light_jax.parallel.cuda import memory_fraction
 from light_llm.errors import UserError
 
+CACHE_ALL = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 HAS_CUDA = any(importlib.util.find_spec(name) for name in targets._cuda_plugins())
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed")
 
@@ -96,9 +103,9 @@ def test_what_compiles_for_a_device_is_named_where_it_is_missing(monkeypatch):
 
 def test_a_gpus_memory_is_what_jax_takes_of_it(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert targets._memory_fraction() == 0.75
+    assert memory_fraction() == 0.75
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
-    assert targets._memory_fraction() == 0.9
+    assert memory_fraction() == 0.9
 
 
 def test_libtpu_says_nothing_on_stderr():
@@ -151,6 +158,16 @@ def test_every_gpu_of_the_table_compiles_cudnns_attention():
     done = subprocess.run([sys.executable, "-c", CUDNN], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "16 {0, 1}"
+
+
+def test_what_is_compiled_for_a_target_is_not_kept(tmp_path):
+    """jax would warn at the next start that it cannot read it."""
+    script = [sys.executable, ROOT / "tests/collective_loop.py", "v5e-4"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), **CACHE_ALL}
+    for _ in range(2):
+        done = subprocess.run(script, env=os.environ | cache, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert contents(tmp_path) == {}
 
 
 def test_libtpu_is_the_pinned_one():

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_runs import ROOT
 
 from light_jax.parallel import targets
-from light_jax.parallel.targets import target
+from light_jax.parallel.targets import compiling_for, target
 from light_jax.reporting import program
 from light_jax.reporting.program import read
 
@@ -82,9 +82,11 @@ def test_splash_attention_is_known_by_its_kernels():
 
         return jax.lax.scan(body, q_BNTH, None, length=3)[0].astype(jnp.float32).sum()
 
-    here = NamedSharding(Mesh(target("v5e-1").devices, ("x",)), PartitionSpec())
-    q_BNTH = jax.ShapeDtypeStruct((2, 2, 128, 128), jnp.bfloat16, sharding=here)
-    found = read(jax.jit(jax.grad(loss)).lower(q_BNTH).compile())
+    there = target("v5e-1")
+    whole = NamedSharding(Mesh(there.devices, ("x",)), PartitionSpec())
+    q_BNTH = jax.ShapeDtypeStruct((2, 2, 128, 128), jnp.bfloat16, sharding=whole)
+    with compiling_for(there):
+        found = read(jax.jit(jax.grad(loss)).lower(q_BNTH).compile())
     assert (found.attention, found.attention_calls, found.collectives) == ("splash", 9, {})
     assert found.arguments == found.outputs == 2 * 2 * 128 * 128 * 2
 

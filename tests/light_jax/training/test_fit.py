@@ -5,7 +5,7 @@ import pytest
 from tiny_runs import write_config
 
 from light_jax.config import load_config
-from light_jax.parallel.targets import target
+from light_jax.parallel.targets import compiling_for, target
 from light_jax.reporting.program import Program
 from light_jax.training.fit import Fit, _largest, _refused_bytes, _Tried, measure
 from light_llm.errors import UserError
@@ -16,6 +16,12 @@ LIMIT = 4 * 2**20
 
 def config(tmp_path, **changes):
     return load_config(write_config(tmp_path / "c.yaml", **changes))
+
+
+def measure_for(name: str, cfg, **kwargs) -> Fit:
+    there = target(name)
+    with compiling_for(there):
+        return measure(cfg, there.devices, there.memory_limit, **kwargs)
 
 
 def linear(fixed: int, per_row: int, refuses_at: int | None = None):
@@ -59,7 +65,7 @@ def test_what_a_compiler_asked_for_in_vain_is_read():
 
 
 def test_here_the_largest_batch_fits_and_the_next_does_not(tmp_path):
-    cfg = config(tmp_path)
+    cfg = config(tmp_path, model={"num_layers": 1})
     found = measure(cfg, jax.devices()[:1], LIMIT)
     assert found.fits
     assert found.largest_batch_size > cfg.batch_size
@@ -67,20 +73,17 @@ def test_here_the_largest_batch_fits_and_the_next_does_not(tmp_path):
     assert found.program.collectives == {}
     kv = cfg.model.attention.num_kv_heads * cfg.model.attention.head_dim
     layer = 2 * 32 * 32 + 2 * 32 * kv + 3 * 32 * cfg.model.ffn_dim + 2 * 32
-    params = 131 * 32 + 2 * layer + 32
+    params = 131 * 32 + layer + 32
     tokens = cfg.batch_size * cfg.seq_len
-    assert found.flops_per_step == tokens * (6 * params + 12 * 2 * 32 * cfg.seq_len)
-    at_largest = cfg.model_copy(update={"batch_size": found.largest_batch_size})
-    assert measure(at_largest, jax.devices()[:1], LIMIT, largest=False).fits
+    assert found.flops_per_step == tokens * (6 * params + 12 * 32 * cfg.seq_len)
     step = max(1, found.largest_batch_size // 8)
     beyond = cfg.model_copy(update={"batch_size": found.largest_batch_size + step})
     assert not measure(beyond, jax.devices()[:1], LIMIT, largest=False).fits
 
 
 def test_for_a_tpu_the_step_is_compiled_over_the_mesh(tmp_path):
-    there = target("v5e-4")
     cfg = config(tmp_path, dtype="bfloat16", mesh={"data": 2, "fsdp": 2}, model={"num_layers": 1})
-    found = measure(cfg, there.devices, there.memory_limit, largest=False)
+    found = measure_for("v5e-4", cfg, largest=False)
     assert found.fits
     assert found.largest_batch_size is None
     assert found.program.collectives["all-gather"].count > 0
@@ -89,7 +92,6 @@ def test_for_a_tpu_the_step_is_compiled_over_the_mesh(tmp_path):
 
 
 def test_a_step_that_a_tpu_cannot_hold_is_refused_with_the_bytes_that_it_asks_for(tmp_path):
-    there = target("v5e-1")
     cfg = config(
         tmp_path,
         dtype="bfloat16",
@@ -97,17 +99,16 @@ def test_a_step_that_a_tpu_cannot_hold_is_refused_with_the_bytes_that_it_asks_fo
         seq_len=128,
         model={"num_layers": 1, "max_seq_len": 128},
     )
-    found = measure(cfg, there.devices, there.memory_limit, largest=False)
+    found = measure_for("v5e-1", cfg, largest=False)
     assert (found.fits, found.program) == (False, None)
-    assert found.needed > there.memory_limit
+    assert found.needed > found.limit == 15.75 * GiB
 
 
 def test_a_mesh_or_batch_that_does_not_suit_is_refused(tmp_path):
-    there = target("v5e-4")
     with pytest.raises(UserError, match="mesh="):
-        measure(config(tmp_path, mesh={"data": 3}), there.devices, there.memory_limit)
+        measure_for("v5e-4", config(tmp_path, mesh={"data": 3}))
     with pytest.raises(UserError, match="batch_size=6"):
-        measure(config(tmp_path, batch_size=6), there.devices, there.memory_limit)
+        measure_for("v5e-4", config(tmp_path, batch_size=6))
 
 
 def test_without_a_limit_it_is_not_known_whether_it_fits(tmp_path):
