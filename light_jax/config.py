@@ -137,6 +137,19 @@ class TrainingConfig(Config):
             self.derive(scheduler=scheduler)
         return self
 
+    def with_vocabulary(self, vocab_size: int | None) -> Self:
+        """The config with this `model.vocab_size`, unless one was given in so many words.
+
+        None changes nothing. What a config takes in this way stays what was not given: a resume
+        can still take the number of its checkpoint.
+        """
+        if vocab_size is None or "vocab_size" in self.model.model_fields_set:
+            return self
+        model, cfg = self.model.model_copy(), self.model_copy()
+        model.derive(vocab_size=vocab_size)
+        cfg.derive(model=model)
+        return cfg
+
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps * self.seq_len
@@ -144,6 +157,10 @@ class TrainingConfig(Config):
 
 def load_config(path: str | Path) -> TrainingConfig:
     """Read a config file, or a checkpoint's config.json (whose key `checkpoint` is set apart).
+
+    A `model.vocab_size` that the file leaves out is the size of the tokenizer that the training
+    shards were written with, if a manifest beside them says it, and else the default. It is looked
+    up here, so that every reader of the config finds the same number.
 
     Raises:
         UserError: unreadable file, unknown key or illegal value, every problem on its own line.
@@ -153,5 +170,9 @@ def load_config(path: str | Path) -> TrainingConfig:
     if str(path).endswith(".json"):
         data.pop("checkpoint", None)
     cfg = validate(TrainingConfig, data, path)
+    if "vocab_size" not in cfg.model.model_fields_set:
+        from light_llm.preprocess.manifest import vocabulary_of  # its imports are heavy
+
+        cfg = cfg.with_vocabulary(vocabulary_of(cfg.train_data))
     cfg._source = Source(text.encode())
     return cfg

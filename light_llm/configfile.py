@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from light_llm.errors import UserError, one_line
+from light_llm.errors import IllegalConfig, UserError, one_line
 from light_llm.files import given
 
 
@@ -279,10 +280,25 @@ def validate(config_class: type[ConfigT], data: Mapping[str, Any], source: str |
     """`data` as a `config_class`.
 
     Raises:
-        UserError: every problem on its own line, after `source`.
+        IllegalConfig: every problem on its own line, after `source`.
     """
     try:
         return config_class.model_validate(data)
     except ValidationError as error:
         problems = explain(error)
-    raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    raise IllegalConfig(source, [(key_of(config_class, problem), problem) for problem in problems])
+
+
+def key_of(config_class: type[Config], problem: str) -> str:
+    """The key that a line of `explain` begins with, without what pydantic adds (`train_data.str`);
+    "" if it begins with none."""
+    found = re.match(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", problem)
+    parts = found[0].split(".") if found else []
+    section: type[Config] = config_class
+    for place, part in enumerate(parts):
+        field = section.model_fields.get(part)
+        kind = None if field is None else field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Config)):
+            return ".".join(parts[: place + 1])
+        section = kind
+    return ".".join(parts)

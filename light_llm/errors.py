@@ -13,6 +13,17 @@ class UserError(Exception):
     """
 
 
+class IllegalConfig(UserError):
+    """A config file that parses and breaks rules.
+
+    `problems` are pairs (key, what is wrong with it); the message has a line for each.
+    """
+
+    def __init__(self, source: object, problems: list[tuple[str, str]]) -> None:
+        super().__init__("\n".join(f"{source}: {problem}" for _, problem in problems))
+        self.problems = problems
+
+
 class NonFinite(Exception):
     """The loss or the gradients stopped being finite (exit code 3)."""
 

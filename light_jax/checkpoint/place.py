@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -22,8 +23,11 @@ from light_llm.checkpoint import layout
 from light_llm.errors import UserError
 
 
-def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
+def check_writable(cfg: TrainingConfig, resumed: Tag | None, *, probe: bool = True) -> None:
     """Refuse, before anything is written, a directory that cannot take this run.
+
+    Args:
+        probe: make a folder there and remove it; otherwise only the permissions are asked for.
 
     Raises:
         UserError: it is a file, is not writable, holds another run's checkpoints, or holds parts of
@@ -35,13 +39,14 @@ def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
         raise UserError(
             f"{named}: {reason}, so no checkpoint can be written there; use another folder"
         )
-    existing = directory
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
+    existing = nearest_existing(directory)
     if not existing.is_dir():
         raise UserError(f"{named}: {existing} is not a folder")
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".light-llm-probe-", dir=existing))
+        if probe:
+            os.rmdir(tempfile.mkdtemp(prefix=".light-llm-probe-", dir=existing))
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
             f"{named} cannot be written ({error.strerror}); use another folder"
@@ -57,6 +62,13 @@ def check_writable(cfg: TrainingConfig, resumed: Tag | None) -> None:
             "continue that one with --resume auto, or use another checkpoint_dir"
         )
     _check_free(cfg, resumed, here)
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    while not path.exists() and not path.is_symlink():
+        path = path.parent
+    return path
 
 
 def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ import typer
 
 from light_llm.cli import runner
 from light_llm.errors import UserError
+from light_llm.printing import say, tell
 
 app = runner.new_app()
 
@@ -26,9 +29,29 @@ def command(
         Path | None,
         typer.Option(help="Run the step of a folder nonfinite-stepN once more; train nothing."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say whether it would run; train and write nothing.")
+    ] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --check: the devices to compile for, such as v5e-8.  [default: here]",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --check: print one JSON object.")
+    ] = False,
     version: Annotated[bool, runner.version_option(devices=True)] = False,
 ) -> int:
     """Train a language model as CONFIG says. Every hyperparameter is in the file."""
+    if check:
+        if replay is not None:
+            raise UserError("--check and --replay exclude each other; give one of them")
+        return _check(config, resume, devices, as_json)
+    if devices is not None or as_json:
+        flag = "--json" if devices is None else "--devices"
+        raise UserError(f"{flag} belongs to --check, which trains nothing; add it, or drop {flag}")
     if replay is None:
         from light_jax.training.api import train
 
@@ -44,6 +67,28 @@ def command(
     from light_jax.training.replay import replay as run_again
 
     return run_again(config, replay)
+
+
+def _check(config: Path, resume: str | None, devices: str | None, as_json: bool) -> int:
+    """Print what a check finds. Returns 0 if the run would run, else 2."""
+    from light_jax.parallel.hosts import is_main
+    from light_jax.reporting.findings import lines
+    from light_jax.training.check import HERE, check
+
+    silent = as_json or not sys.stderr.isatty()
+    report = check(
+        config,
+        resume,
+        HERE if devices is None else devices,
+        announce=(lambda line: None) if silent else tell,
+    )
+    if is_main():
+        if as_json:
+            print(json.dumps(report.as_json()))
+        else:
+            for line in lines(report):
+                say(line)
+    return 0 if report.ok else 2
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     """The mesh (data, fsdp, tensor) over all devices.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices; names some that do.
     """
     devices = all_devices() if devices is None else devices
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
@@ -64,11 +64,32 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     if math.prod(sizes) != len(devices):
         asked = ", ".join(f"{axis}: {getattr(cfg, axis)}" for axis in MESH_AXES)
         raise UserError(
-            f"mesh={{{asked}}} does not cover the {len(devices)} devices that are there; "
-            "their product must be that number, and -1 takes what remains"
+            f"mesh={{{asked}}} does not cover the {len(devices)} devices; "
+            f"their product must be that number: use {_sizes_that_do(sizes, len(devices))}"
         )
     axis_types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+
+
+def _sizes_that_do(asked: list[int], count: int) -> str:
+    """The meshes of `count` devices that change the fewest and smallest of the sizes asked for."""
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    meshes = [
+        (count // (fsdp * tensor), fsdp, tensor)
+        for fsdp in divisors
+        for tensor in divisors
+        if count % (fsdp * tensor) == 0
+    ]
+
+    def distance(mesh: tuple[int, ...]) -> tuple[int, float]:
+        pairs = [(size, max(1, want)) for size, want in zip(mesh, asked, strict=True)]
+        return sum(a != b for a, b in pairs), sum(abs(math.log(a / b)) for a, b in pairs)
+
+    nearest = sorted(meshes, key=distance)[:3]
+    return " or ".join(
+        "{" + ", ".join(f"{axis}: {size}" for axis, size in zip(MESH_AXES, mesh, strict=True)) + "}"
+        for mesh in nearest
+    )
 
 
 def batch_shards(mesh: Mesh) -> int:

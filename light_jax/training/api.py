@@ -10,6 +10,7 @@ import jax
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parallel.cache import keep_compiled
 from light_jax.parallel.hosts import initialize
+from light_jax.reporting.findings import Report
 from light_llm.checkpoint import layout
 
 
@@ -37,6 +38,22 @@ class Result:
 
     def _tag(self, name: str) -> Path | None:
         return self.directory / name if name in layout.tags(self.directory) else None
+
+
+def check(config: str | Path, resume: str | None = None, devices: str = "here") -> Report:
+    """Say whether `train` would run, with every reason at once; train and write nothing.
+
+    As `llm-train CONFIG --check [--resume …] [--devices NAME]`, which prints the report.
+
+    Args:
+        devices: `here`, or the name of devices that are not here, such as v5e-8 or h100-1.
+
+    Returns:
+        What was found, and what the compiled step takes. Wrong input is a finding, not an error.
+    """
+    from light_jax.training.check import check as run_checks
+
+    return run_checks(config, resume, devices)
 
 
 def train(config: str | Path, resume: str | None = None) -> Result:

@@ -15,7 +15,7 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import batch_shards, check_batch, make_mesh
 from light_jax.reporting.flops import flops_per_token
 from light_jax.reporting.program import Program, read
-from light_jax.training.run import blank_state, compile_train_step
+from light_jax.training.compiled import blank_state, compile_train_step
 from light_llm.errors import UserError, one_line
 
 MORE_COMPILES = 3  # after the first, to find the largest batch

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = given.read_json(path, LARGEST)
         size = manifest["tokenizer"]["vocab_size"]
-        ours = manifest["format"] == FORMAT and type(size) is int and size > 0
+        ours = manifest["format"] == FORMAT and type(size) is int and 0 < size < 2**31
         ours = ours and isinstance(manifest["shards"], list)
         ours = ours and all(is_shard_file(shard["file"]) for shard in manifest["shards"])
     except (UserError, TypeError, KeyError):
@@ -111,16 +113,53 @@ def tokenizer_beside(shards: Path) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
-def _manifests_of(shards: Path) -> list[tuple[Path, int, set[Path]]]:
-    """The manifests that may list the shards in the folder `shards`: for each its path, its
-    vocabulary size and the shards that it lists."""
+@dataclass(frozen=True)
+class Listing:
+    """A manifest: where it is, the shards that it lists, and its section `tokenizer`."""
+
+    path: Path
+    shards: frozenset[Path]
+    tokenizer: dict[str, Any]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer["vocab_size"]
+
+
+def _manifests_of(shards: Path) -> list[Listing]:
+    """The manifests that may list the shards in the folder `shards`."""
     found = []
     for folder in _outputs(shards):
         manifest = read_manifest(folder / MANIFEST)
         if manifest is not None:
-            files = {folder / row["file"] for row in manifest["shards"]}
-            found.append((folder / MANIFEST, manifest["tokenizer"]["vocab_size"], files))
+            files = frozenset(folder / row["file"] for row in manifest["shards"])
+            found.append(Listing(folder / MANIFEST, files, manifest["tokenizer"]))
     return found
+
+
+def listings(shards: Iterable[Path]) -> Iterator[tuple[Path, Listing]]:
+    """Each shard with each manifest that lists it. A manifest is read once."""
+    manifests: dict[Path, list[Listing]] = {}
+    for shard in map(Path.absolute, shards):
+        if shard.parent not in manifests:
+            manifests[shard.parent] = _manifests_of(shard.parent)
+        yield from ((shard, each) for each in manifests[shard.parent] if shard in each.shards)
+
+
+def manifests(shards: Iterable[Path]) -> list[Listing]:
+    """The manifests that list at least one of the shards, in the order of the shards."""
+    return list({each.path: each for _, each in listings(shards)}.values())
+
+
+def vocabulary_of(paths: str | Sequence[str]) -> int | None:
+    """The size of the tokenizer of the shards that a config's `train_data` names; of several the
+    largest, and None where no manifest lists them."""
+    shards: list[Path] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        pattern = os.path.join(glob.escape(path), "*.parquet") if os.path.isdir(path) else path
+        literal = not os.path.isdir(path) and os.path.exists(path)
+        shards += map(Path, [path] if literal else glob.glob(pattern, recursive=True))
+    return max((each.vocab_size for each in manifests(shards)), default=None)
 
 
 def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> None:
@@ -128,15 +167,10 @@ def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> Non
     Raises:
         UserError: a shard was written with a tokenizer of more than `vocab_size` ids.
     """
-    manifests: dict[Path, list[tuple[Path, int, set[Path]]]] = {}  # each is read once
-    for shard in map(Path.absolute, shards):
-        if shard.parent not in manifests:
-            manifests[shard.parent] = _manifests_of(shard.parent)
-        listing = [(path, size) for path, size, files in manifests[shard.parent] if shard in files]
-        for path, size in listing:
-            if size <= vocab_size:
-                continue
+    for shard, manifest in listings(shards):
+        if manifest.vocab_size > vocab_size:
             raise UserError(
-                f"{field}: {shard} was written with a tokenizer of {size} ids ({path}), and "
-                f"model.vocab_size={vocab_size}; set model.vocab_size to {size} or more"
+                f"{field}: {shard} was written with a tokenizer of {manifest.vocab_size} ids "
+                f"({manifest.path}), and model.vocab_size={vocab_size}; set model.vocab_size to "
+                f"{manifest.vocab_size} or more"
             )

@@ -1,0 +1,230 @@
+"""Checks that `llm-train --check` makes beyond those of every start: each warns, or raises."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from light_jax.checkpoint import store
+from light_jax.checkpoint.place import continues_here, nearest_existing
+from light_jax.config import TrainingConfig
+from light_jax.data import TokenStream
+from light_jax.data.footer import reread_footer
+from light_jax.data.rowgroup import decode, row_lengths
+from light_jax.reporting.console import size
+from light_jax.state import Tag
+from light_jax.training.fit import Fit
+from light_jax.training.preflight import Inspected, epochs
+from light_jax.training.step import init_params, init_state
+from light_llm.errors import UserError
+from light_llm.preprocess.manifest import Listing, manifests, tokenizer_fingerprint
+from light_llm.tokenizer import load_tokenizer
+
+SAMPLES = 16
+"""Row groups that are decoded, of all that there are: a large corpus takes minutes to read."""
+
+
+def _listings(stream: TokenStream) -> list[Listing]:
+    return manifests(Path(shard.path) for shard in stream.shards)
+
+
+def _samples(stream: TokenStream) -> Iterator[tuple[str, int, int]]:
+    """(path, checksum, row group) of up to SAMPLES row groups with tokens, evenly spread."""
+    places = [
+        (shard.path, shard.footer_crc32, int(group))
+        for shard in stream.shards
+        for group in np.flatnonzero(shard.tokens)
+    ]
+    chosen = min(SAMPLES, len(places))
+    return (places[i * len(places) // chosen] for i in range(chosen))
+
+
+def read_some(stream: TokenStream) -> None:
+    """Decode row groups here and there: a footer can be whole where the pages are not.
+
+    Raises:
+        UserError: one is damaged, or holds an id that the model has no row for.
+    """
+    for path, crc32, group in _samples(stream):
+        decode(reread_footer(path, crc32), group, stream.vocab_size)
+
+
+def warn_of_ends(stream: TokenStream, name: str) -> None:
+    """Warn of documents whose end nothing marks."""
+    for listing in _listings(stream):
+        end = listing.tokenizer.get("eos_id")
+        if type(end) is not int:
+            warnings.warn(
+                f"{name}: the tokenizer of its shards ({listing.path}) has no end-of-text token, "
+                "so nothing marks where a document ends, and a model never learns to stop; make "
+                "the shards with a tokenizer that has one",
+                stacklevel=2,
+            )
+        elif (ended := _ended(stream, listing, end)) is not None:
+            warnings.warn(
+                f"{name}: {ended} end in the end-of-text id {end} of their tokenizer "
+                f"({listing.path}), so a model hardly learns to stop; make the shards with "
+                "llm-preprocess, which adds it",
+                stacklevel=2,
+            )
+
+
+def _ended(stream: TokenStream, listing: Listing, end: int) -> str | None:
+    """How few of the documents that are looked at end in this id; None if it is most of them."""
+    ending = documents = 0
+    for path, crc32, group in _samples(stream):
+        if Path(path).absolute() in listing.shards:
+            footer = reread_footer(path, crc32)
+            lengths = row_lengths(footer, group)
+            last = np.cumsum(lengths)[lengths > 0] - 1
+            ending += int((decode(footer, group, stream.vocab_size)[last] == end).sum())
+            documents += len(last)
+    return f"{ending} of {documents} documents" if 2 * ending < documents else None
+
+
+def warn_of_tokenizer(cfg: TrainingConfig, train: TokenStream | None) -> None:
+    """Warn of a tokenizer with which llm-run cannot read what the model writes."""
+    if cfg.tokenizer_path is None:
+        return
+    try:
+        tokenizer = load_tokenizer(cfg.tokenizer_path, fetch=False)
+    except UserError as error:
+        warnings.warn(
+            f"{error} (tokenizer_path: training does without it, llm-run decodes with it)",
+            stacklevel=2,
+        )
+        return
+    named = f"tokenizer_path={cfg.tokenizer_path!r}"
+    if tokenizer.vocab_size > cfg.model.vocab_size:
+        warnings.warn(
+            f"{named} has {tokenizer.vocab_size} ids, more than model.vocab_size="
+            f"{cfg.model.vocab_size}, and llm-run would refuse it; name that of train_data",
+            stacklevel=2,
+        )
+    for listing in [] if train is None else _listings(train):
+        if _differs(Path(cfg.tokenizer_path).expanduser(), listing):
+            warnings.warn(
+                f"{named} is not the tokenizer that train_data was written with, as "
+                f"{listing.path} describes it; name the folder {listing.tokenizer.get('folder')!r} "
+                "beside that file",
+                stacklevel=2,
+            )
+
+
+def _differs(folder: Path, listing: Listing) -> bool:
+    """Whether a folder holds other files than the manifest's tokenizer; False for no folder."""
+    known = listing.tokenizer.get("fingerprint")
+    return folder.is_dir() and known is not None and tokenizer_fingerprint(folder) != known
+
+
+def warn_of_saves(cfg: TrainingConfig) -> None:
+    if cfg.save_every > cfg.num_steps:
+        warnings.warn(
+            f"save_every={cfg.save_every} is more than num_steps={cfg.num_steps}, so there is no "
+            "checkpoint before the last step, and a crash loses everything; lower save_every",
+            stacklevel=2,
+        )
+
+
+def warn_of_evaluations(cfg: TrainingConfig) -> None:
+    if cfg.val_data is not None and cfg.eval_every > cfg.num_steps:
+        warnings.warn(
+            f"eval_every={cfg.eval_every} is more than num_steps={cfg.num_steps}, so only the last "
+            "step is evaluated; lower eval_every",
+            stacklevel=2,
+        )
+
+
+def bytes_of_tag(cfg: TrainingConfig) -> int:
+    """What a checkpoint takes on disk: float32 weights and the state of the optimizer."""
+    state = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    if cfg.model.tie_embeddings:  # the file holds the head as a copy
+        weights += 4 * cfg.model.vocab_size * cfg.model.d_model
+    moments = jax.tree.leaves(state.opt_state)
+    return weights + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in moments)
+
+
+def check_disk(cfg: TrainingConfig, tag: Tag | None) -> None:
+    """Whether the disk of checkpoint_dir holds the checkpoints that this run will keep: the newest
+    keep_last_n (or as many as it makes), `best`, and `final`, or the one that is being written.
+
+    Raises:
+        UserError: it does not.
+    """
+    directory = Path(cfg.checkpoint_dir)
+    kept = min(cfg.keep_last_n, cfg.num_steps // cfg.save_every) + 2
+    there = len(store.own_tags(directory)) if continues_here(directory, tag) else 0
+    each = bytes_of_tag(cfg)
+    needed, free = max(1, kept - there) * each, shutil.disk_usage(nearest_existing(directory)).free
+    if needed > free:
+        raise UserError(
+            f"checkpoint_dir={cfg.checkpoint_dir!r}: its disk has {size(free)} free where "
+            f"{max(1, kept - there)} checkpoints of {size(each)} take {size(needed)}; free some "
+            f"space, lower keep_last_n={cfg.keep_last_n}, or use a folder on another disk"
+        )
+
+
+def too_large(cfg: TrainingConfig, tag: Tag | None, fit: Fit, unit: int, kind: str) -> str:
+    """What to do about a step that does not fit, best first.
+
+    Args:
+        unit: what batch_size must be a multiple of.
+    """
+    needed = "more than" if fit.needed is None else f"{size(fit.needed)} of"
+    problem = f"the step takes {needed} the {size(fit.limit or 0)} that one {kind} has"
+    remedies = []
+    if tag is None:  # a resume must keep its batch and its model
+        tokens = cfg.batch_size * cfg.gradient_accumulation_steps
+        most = min(fit.largest_batch_size or 0, cfg.batch_size)
+        same = [batch for batch in range(unit, most + 1, unit) if tokens % batch == 0]
+        if same:
+            remedies.append(
+                f"batch_size={same[-1]} with gradient_accumulation_steps={tokens // same[-1]}, "
+                f"which is as many tokens a step"
+            )
+        if not cfg.model.gradient_checkpointing:
+            remedies.append("model.gradient_checkpointing=true")
+    remedies.append("mesh.fsdp over more devices, which share the weights and the optimizer")
+    if tag is None:
+        remedies.append("a smaller model")
+    return f"{problem}; use " + "; or ".join(remedies)
+
+
+def notes(cfg: TrainingConfig, tag: Tag | None, found: Inspected) -> Iterator[tuple[str, str]]:
+    """(key, what is worth knowing) where nothing is wrong."""
+    if found.train is not None:
+        yield (
+            "num_steps",
+            f"num_steps={cfg.num_steps} of {cfg.tokens_per_step:,} tokens are "
+            f"{epochs(cfg, found.train):,.2f} epochs of train_data ({found.train.num_tokens:,} "
+            "tokens)",
+        )
+        if not _listings(found.train):
+            yield (
+                "train_data",
+                "no manifest.json lists these shards, so their tokenizer is not known and not "
+                "compared with the model; llm-preprocess writes one",
+            )
+    if "vocab_size" not in cfg.model.model_fields_set:
+        yield (
+            "model.vocab_size",
+            f"left out, so it is {cfg.model.vocab_size}: that of the checkpoint, of the manifest "
+            "beside train_data, or the default, whichever there is first",
+        )
+    if cfg.tokenizer_path is None:
+        yield "tokenizer_path", "not set, so llm-run will need --tokenizer PATH"
+    if tag is None:
+        return
+    yield "resume", f"{tag.prefix} at step {tag.step} of {cfg.num_steps}"
+    if tag.step >= cfg.num_steps:
+        yield "num_steps", f"step {tag.step} is done, so nothing is left to do: raise num_steps"
+    yield from (("resume", f"changed: {change}") for change in found.changes)
+    if cfg.init_from is not None:
+        yield "init_from", "ignored on resume"

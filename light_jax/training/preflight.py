@@ -1,0 +1,230 @@
+"""What must hold before a run starts: one list of small checks.
+
+`run.prepare` runs them at a start, where the first that fails refuses the run; `check` runs the
+same list and goes on after each. Which of the two happens is `under`'s affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from light_jax.checkpoint import place, store
+from light_jax.checkpoint.weights import check_weights
+from light_jax.config import TrainingConfig
+from light_jax.data import TokenStream, warn_of_overlap
+from light_jax.parallel.hosts import is_main
+from light_jax.parallel.sharding import check_batch, make_mesh
+from light_jax.reporting.wandb_run import check_wandb
+from light_jax.state import HostState, Tag
+from light_llm.checkpoint.layout import (
+    WEIGHTS,
+    locate_weights,
+    model_config,
+    read_checkpoint,
+    steadily,
+    verify,
+)
+from light_llm.models.transformer.config import TransformerConfig
+from light_llm.preprocess.manifest import check_vocabulary, manifests
+
+MANY_EPOCHS = 20
+PADDING = 128
+"""A vocabulary that is rounded up to a multiple of this is no mistake: hardware likes it."""
+
+Under = Callable[[str], contextlib.AbstractContextManager[Any]]
+"""The key of a config -> the context in which that key is checked. It may keep a UserError and the
+warnings of the block for itself; then the checks go on after the block."""
+
+
+def at_once(key: str) -> contextlib.AbstractContextManager[Any]:
+    """As a start checks: the first error is raised, warnings are printed."""
+    return contextlib.nullcontext()
+
+
+@dataclass
+class Inspected:
+    """What the checks found; None where a check failed and they went on."""
+
+    mesh: Mesh | None = None
+    train: TokenStream | None = None
+    val: TokenStream | None = None
+    host: HostState | None = None
+    changes: list[str] = field(default_factory=list)
+
+
+def inspect(
+    cfg: TrainingConfig,
+    tag: Tag | None,
+    under: Under = at_once,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    probe: bool = True,
+) -> Inspected:
+    """Check, before anything large is made, the mesh, the data and that they continue the tag.
+
+    Args:
+        devices: of the mesh, if not all that are here.
+        probe: whether a place may be written to, to see whether it can be.
+
+    Raises:
+        UserError: what is refused, unless `under` kept it.
+    """
+    found = Inspected()
+    with under("mesh"):
+        found.mesh = make_mesh(cfg.mesh, devices)
+    if found.mesh is not None:
+        with under("batch_size"):
+            check_batch(cfg.batch_size, found.mesh)
+    if is_main():
+        with under("use_wandb"):
+            if cfg.use_wandb:
+                check_wandb()
+        with under("checkpoint_dir"):
+            place.check_writable(cfg, tag, probe=probe)
+    _inspect_data(cfg, found, under)
+    if is_main():
+        with under("scheduler.warmup_steps"):
+            _warn_of_warmup(cfg)
+        with under("model.max_seq_len"):
+            _warn_of_positions(cfg)
+    if tag is None and cfg.init_from is not None:
+        with under("init_from"):
+            _verify_weights(cfg.init_from, cfg.model)
+    if found.train is not None:
+        with under("resume"):
+            found.host, found.changes = _continued(cfg, tag, found.train)
+    return found
+
+
+def _inspect_data(cfg: TrainingConfig, found: Inspected, under: Under) -> None:
+    """Index the shards, compare them with the model and with each other."""
+    with under("train_data"):
+        found.train = _stream(cfg, cfg.train_data, "train_data")
+    with under("val_data"):
+        if cfg.val_data is not None:
+            found.val = _stream(cfg, cfg.val_data, "val_data")
+    for name, stream in (("train_data", found.train), ("val_data", found.val)):
+        if stream is not None:
+            with under("model.vocab_size"):
+                check_vocabulary(_paths(stream), cfg.model.vocab_size, name)
+    if not is_main() or found.train is None:
+        return
+    with under("val_data"):
+        if found.val is not None:
+            warn_of_overlap(found.train.shards, found.val.shards)
+    with under("model.vocab_size"):
+        _warn_of_vocabulary(cfg, found.train)
+    with under("num_steps"):
+        _warn_of_epochs(cfg, found.train)
+
+
+def _continued(
+    cfg: TrainingConfig, tag: Tag | None, train: TokenStream
+) -> tuple[HostState, list[str]]:
+    """The state on the host of a new run, or of the resumed one with the settings that changed.
+
+    Raises:
+        UserError: a setting or a shard changed that must not.
+    """
+    if tag is None:
+        return HostState(uuid.uuid4().hex, train.fingerprint), []
+    return store.check_resumable(tag, cfg, train.fingerprint)
+
+
+def like_the_resumed(cfg: TrainingConfig, tag: Tag | None) -> TrainingConfig:
+    """`cfg` with the vocabulary of the run that it resumes, where the config file gives none: the
+    manifest may have stayed on another machine."""
+    if tag is None or "vocab_size" in cfg.model.model_fields_set:
+        return cfg
+    return cfg.with_vocabulary(model_config(tag.checkpoint).vocab_size)
+
+
+def epochs(cfg: TrainingConfig, train: TokenStream) -> float:
+    """How often all steps together see the training data."""
+    return cfg.num_steps * cfg.batch_size * cfg.gradient_accumulation_steps / len(train)
+
+
+def _stream(cfg: TrainingConfig, paths: str | list[str], name: str) -> TokenStream:
+    return TokenStream(
+        paths, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size, field=name
+    )
+
+
+def _paths(stream: TokenStream) -> list[Path]:
+    return [Path(shard.path) for shard in stream.shards]
+
+
+def _warn_of_warmup(cfg: TrainingConfig) -> None:
+    """Warn of a learning rate that never gets to its height."""
+    warmup = cfg.scheduler.warmup_steps
+    if warmup > cfg.num_steps:
+        warnings.warn(
+            f"scheduler.warmup_steps={warmup} is more than num_steps={cfg.num_steps}, so the "
+            f"learning rate never reaches optimizer.lr={cfg.optimizer.lr:g}: lower it to about "
+            f"{max(1, cfg.num_steps // 10)}, or raise num_steps",
+            stacklevel=2,
+        )
+
+
+def _warn_of_positions(cfg: TrainingConfig) -> None:
+    """Warn of learned positions that no window reaches."""
+    trained, rows = cfg.seq_len, cfg.model.max_seq_len
+    if cfg.model.positional.encoding == "learned" and trained < rows:
+        warnings.warn(
+            f"seq_len={trained} trains only positions 0 to {trained - 1}; the other "
+            f"{rows - trained} learned ones get no gradient and stay noise: raise seq_len, or "
+            f"lower model.max_seq_len={rows} to it",
+            stacklevel=2,
+        )
+
+
+def _warn_of_vocabulary(cfg: TrainingConfig, train: TokenStream) -> None:
+    """Warn of rows of the embedding that no token of the tokenizer uses."""
+    size = max((each.vocab_size for each in manifests(_paths(train))), default=None)
+    given = cfg.model.vocab_size
+    padded = given % PADDING == 0 and size is not None and given - size < PADDING
+    if size is not None and size < given and not padded:
+        warnings.warn(
+            f"model.vocab_size={given} is above the {size} ids of the tokenizer of train_data; "
+            f"the other {given - size} rows of the embedding are never trained: set it to {size}, "
+            f"or leave it out; {-(-size // PADDING) * PADDING} is the next multiple of {PADDING}",
+            stacklevel=2,
+        )
+
+
+def _warn_of_epochs(cfg: TrainingConfig, train: TokenStream) -> None:
+    """Warn of data that is repeated so often that a model learns it by heart."""
+    count = epochs(cfg, train)
+    if count > MANY_EPOCHS:
+        most = int(cfg.num_steps * MANY_EPOCHS / count)
+        warnings.warn(
+            f"num_steps={cfg.num_steps} is {count:,.1f} epochs of train_data ({train.num_tokens:,} "
+            f"tokens); after {MANY_EPOCHS} of them little is learned but the text itself: add "
+            f"data, or lower num_steps{f' to {most}' if most else ''}",
+            stacklevel=2,
+        )
+
+
+def _verify_weights(path_or_prefix: str, model: TransformerConfig) -> None:
+    """Check that init_from has the model's weights, with the digests of a config.json beside them.
+
+    Raises:
+        UserError: they are missing, damaged or do not fit.
+    """
+    if locate_weights(path_or_prefix).config.is_file():
+        steadily(
+            lambda: read_checkpoint(path_or_prefix),
+            lambda checkpoint: verify(checkpoint, lambda name: name == WEIGHTS),
+        )
+    steadily(
+        lambda: locate_weights(path_or_prefix), lambda files: check_weights(files.weights, model)
+    )
