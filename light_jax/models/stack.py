@@ -81,11 +81,10 @@ def _scanned(
 
 policies = jax.checkpoint_policies
 KEPT = {
-    False: policies.save_anything_except_these_names(GATHERED),
-    True: policies.nothing_saveable,
-    "matmuls": policies.save_from_both_policies(
+    False: policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
     ),
+    True: policies.nothing_saveable,
 }
 """recompute -> what a layer keeps for the backward pass; never weights that it gathered."""
 
