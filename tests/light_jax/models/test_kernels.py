@@ -58,10 +58,8 @@ VARIANTS = {
     "window of 5": Case(T=200, K=1, H=128, span=Span(5, 0)),
     "window of 150, two rows": Case(T=384, H=40, span=Span(150, 0), B=2),
     "bidirectional, padded": Case(T=200, K=1, H=40, span=BIDIRECTIONAL),
-    "bidirectional": Case(T=128, H=128, span=BIDIRECTIONAL),
     "alibi, 12 heads": Case(T=200, N=12, K=4, alibi=True),
     "alibi, 3 heads, window": Case(T=130, N=3, K=1, H=128, alibi=True, span=Span(40, 0)),
-    "complex": Case(T=200, complex=True),
     "complex, alibi": Case(T=130, N=3, K=3, H=32, complex=True, alibi=True),
 }
 
