@@ -1,7 +1,7 @@
 """Attention that never writes its scores to memory (Dao et al. 2022), where the device has it.
 
-What a kernel lacks is put into its inputs, exactly: alibi as columns of q and k, values narrower
-than keys as zeros, kv heads that do not divide over the devices as copies.
+What a kernel lacks is put into its inputs, exactly: alibi as columns of q and k, widths that it
+does not take as zeros, kv heads that do not divide over the devices as copies.
 
 Letters: B batch, T query and key, N heads, K kv-heads, H head_dim of q and k, J head_dim of v,
 C added columns.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -25,14 +24,8 @@ from light_llm.models.transformer.mask import Span
 
 Kernel = Literal["splash", "cudnn"]
 
-ALIBI_COLUMNS = 8  # six are used; cuDNN takes head_dims in multiples of 8
-MAX_LENGTH = 2**16  # of alibi: both digits of a position to base 256 are exact in bfloat16
-
-
-ON_ONE_DEVICE: dict[Kernel, Callable[..., jax.Array]] = {
-    "splash": splash.attend,
-    "cudnn": cudnn.attend,
-}
+ALIBI_COLUMNS = 6
+MAX_LENGTH = 2**15  # of alibi: up to there float32 sums of slope · s stay exact to 2^-9
 
 
 def kernel_for(
@@ -47,25 +40,23 @@ def kernel_for(
     """
     if alibi and (span.right != 0 or dtype != jnp.bfloat16 or length > MAX_LENGTH):
         return None
-    columns = ALIBI_COLUMNS if alibi else 0
     if placement.platform == "tpu":
         # float32 means float32 there too, and Mosaic multiplies float32 in bfloat16 passes
         return "splash" if dtype == jnp.bfloat16 else None
     if placement.platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
-        return (
-            "cudnn" if head_dim % 8 == 0 and head_dim + columns <= _cudnn_width(placement) else None
-        )
+        if length % 2 and span.right != 0:
+            return None  # jax refuses an odd length, and padding would be seen
+        width = cudnn.width(head_dim + (ALIBI_COLUMNS if alibi else 0))
+        return "cudnn" if width <= _widest(placement) else None
     return None
 
 
-def _cudnn_width(placement: Placement) -> int:
-    """The largest head_dim that cuDNN takes there: from Hopper on 256, on Ampere and Ada 128."""
+def _widest(placement: Placement) -> int:
+    """The largest head_dim that cuDNN takes there; 0 where it is not."""
     assert placement.mesh is not None
-    device = placement.mesh.devices.flat[0]
-    if "cuda" not in device.client.platform_version:
-        return 0  # AMD's
-    capability = float(device.compute_capability)
-    return 256 if capability >= 9.0 else 128 if capability >= 8.0 else 0
+    capability = getattr(placement.mesh.devices.flat[0], "compute_capability", "")
+    major = capability.partition(".")[0]
+    return cudnn.widest(int(major)) if major.isdigit() else 0  # AMD's is a name, such as gfx942
 
 
 def attend(
@@ -84,11 +75,19 @@ def attend(
     Each device computes its own rows and heads; nothing is exchanged.
     """
     assert placement.mesh is not None
+    narrow = v_BTKJ.shape[-1]
+    if kernel == "splash":
+        q_BTNH, k_BTKH = splash.scaled(q_BTNH, k_BTKH, scale)
+        scale = 1.0  # from here on
     if slopes_N is not None:
         q_BTNH, k_BTKH = with_alibi(q_BTNH, k_BTKH, slopes_N / scale)
-    narrow = v_BTKJ.shape[-1]
+    on_one_device = functools.partial(
+        splash.attend, span=span, interpret=placement.platform == "cpu"
+    )
     if kernel == "cudnn":
-        v_BTKJ = _widened(v_BTKJ, k_BTKH.shape[-1])
+        width = cudnn.width(q_BTNH.shape[-1])
+        q_BTNH, k_BTKH, v_BTKJ = (_widened(x, width) for x in (q_BTNH, k_BTKH, v_BTKJ))
+        on_one_device = functools.partial(cudnn.attend, scale=scale, span=span)
     heads = placement.head_axis
     if heads is not None:
         copies = _copies(q_BTNH.shape[2], k_BTKH.shape[2], placement.mesh.shape[heads])
@@ -98,7 +97,7 @@ def attend(
             k_BTKH, v_BTKJ = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKJ))
     spec = PartitionSpec(placement.batch_axes, None, heads, None)
     out_BTNJ = jax.shard_map(
-        functools.partial(ON_ONE_DEVICE[kernel], scale=scale, span=span),
+        on_one_device,
         mesh=placement.mesh,
         in_specs=spec,
         out_specs=spec,
@@ -114,8 +113,7 @@ def _copies(num_heads: int, num_kv_heads: int, devices: int) -> int | None:
     """
     if num_heads % devices:
         return None
-    needed = math.lcm(num_kv_heads, devices)
-    return (needed if num_heads % needed == 0 else num_heads) // num_kv_heads
+    return math.lcm(num_kv_heads, devices) // num_kv_heads
 
 
 def _widened(x: jax.Array, width: int) -> jax.Array:
@@ -133,6 +131,7 @@ def with_alibi(
     and a position s two digits to base 256, so that each product is exact.
     """
     B, T, N, _ = q_BTNH.shape
+    C = ALIBI_COLUMNS
     parts, rest_N = [], slopes_N.astype(jnp.float32)
     for _ in range(3):
         part_N = _rounded(rest_N)
@@ -141,10 +140,8 @@ def with_alibi(
     slopes_NC = jnp.stack([256 * part for part in parts] + parts, axis=-1)
     position_T = jnp.arange(T)
     digits_TC = jnp.stack([position_T // 256] * 3 + [position_T % 256] * 3, axis=-1)
-    q_columns = jnp.broadcast_to(_widened(slopes_NC, ALIBI_COLUMNS), (B, T, N, ALIBI_COLUMNS))
-    k_columns = jnp.broadcast_to(
-        _widened(digits_TC, ALIBI_COLUMNS)[:, None], (B, T, k_BTKH.shape[2], ALIBI_COLUMNS)
-    )
+    q_columns = jnp.broadcast_to(slopes_NC, (B, T, N, C))
+    k_columns = jnp.broadcast_to(digits_TC[:, None], (B, T, k_BTKH.shape[2], C))
     return (
         jnp.concatenate([q_BTNH, q_columns.astype(q_BTNH.dtype)], axis=-1),
         jnp.concatenate([k_BTKH, k_columns.astype(k_BTKH.dtype)], axis=-1),

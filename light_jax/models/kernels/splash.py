@@ -8,6 +8,7 @@ Letters: B batch, T query and key, N heads, K kv-heads, H head_dim of q and k, J
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,27 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from light_llm.models.transformer.mask import Span
 
 LANES = 128
-# The largest that divides T is taken. Larger blocks do not leave room for q, k, v and the gradients
-# of two heads in a v5e's core (16 MiB in all).
+# The largest that divides T is taken. 1024 compiles for v5e and v5p too, up to head_dim 256, but in
+# twice the time.
 BLOCKS = (512, 256, 128)
 SAVED = "attention"
 """The name of a kernel's result and log-sum-exp, for policies that keep them."""
+
+
+def scaled(q_BTNH: jax.Array, k_BTKH: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
+    """q and k in bfloat16 whose product is scale · q·k, for a kernel that has no scale.
+
+    A scale that is a power of two is exact in q. Otherwise scale · q is the sum of two bfloat16
+    numbers (16 bits), laid side by side, and k stands twice: this costs nothing where both fit
+    into the lanes that the kernel takes anyway. Where they do not, q is rounded once more.
+    """
+    wide_BTNH = q_BTNH.astype(jnp.float32) * scale
+    if math.frexp(scale)[0] == 0.5 or 2 * q_BTNH.shape[-1] > LANES:
+        return wide_BTNH.astype(q_BTNH.dtype), k_BTKH
+    # XLA may take a pair of casts for nothing, but not this
+    high_BTNH = jax.lax.reduce_precision(wide_BTNH, exponent_bits=8, mantissa_bits=7)
+    both = jnp.concatenate([high_BTNH, wide_BTNH - high_BTNH], axis=-1)
+    return both.astype(q_BTNH.dtype), jnp.concatenate([k_BTKH, k_BTKH], axis=-1)
 
 
 def attend(
@@ -33,11 +50,10 @@ def attend(
     k_BTKH: jax.Array,
     v_BTKJ: jax.Array,
     *,
-    scale: float,
     span: Span,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(scale · q·k) · v, [B, T, N, J] in v's dtype, on one device.
+    """softmax(q·k) · v, [B, T, N, J] in v's dtype, on one device; `scaled` makes such q and k.
 
     T is padded to whole lanes. A causal query never sees the keys behind it; from a bidirectional
     one they are hidden by segments.
@@ -46,8 +62,6 @@ def attend(
         interpret: run the kernel on the CPU, slowly: to test it.
     """
     T, N = q_BTNH.shape[1:3]
-    # in float32: the scale is a power of two for some head_dims only
-    q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     q_BNTH, k_BKTH, v_BKTJ = (_heads_first(x) for x in (q_BTNH, k_BTKH, v_BTKJ))
     padded = q_BNTH.shape[2]
     segments = None
