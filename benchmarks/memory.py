@@ -38,11 +38,11 @@ def main() -> None:
     logits = 4 * cfg.batch_size * cfg.seq_len * cfg.model.vocab_size
     print(f"float32 logits of a micro-batch would take {size(logits)}")
     temporaries = {}
-    for checkpointing in (False, True):
+    for checkpointing in (False, "matmuls", True):
         model = cfg.model.model_copy(update={"gradient_checkpointing": checkpointing})
         held, temporaries[checkpointing] = analyse(cfg.model_copy(update={"model": model}))
         print(
-            f"gradient_checkpointing {str(checkpointing).lower():5}  "
+            f"gradient_checkpointing {str(checkpointing).lower():7}  "
             f"state {size(held)}  temporaries {size(temporaries[checkpointing])}"
         )
     print(f"ratio of temporaries {temporaries[True] / temporaries[False]:.2f}")

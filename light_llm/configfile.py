@@ -14,7 +14,7 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -91,16 +91,28 @@ class Config(BaseModel):
     @classmethod
     def _coerce_number(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
-        wanted = _scalar_types(cls.model_fields[info.field_name].annotation)
+        annotation = cls.model_fields[info.field_name].annotation
+        wanted, names = _scalar_types(annotation), _names(annotation)
         if isinstance(value, bool) and wanted and bool not in wanted:
             raise ValueError("must be a value, not true or false")
-        if bool in wanted and value is not None and not isinstance(value, bool):
-            raise ValueError("must be true or false")
+        if bool in wanted and not (value is None or isinstance(value, bool) or value in names):
+            raise ValueError(" or ".join(["must be true, false", *names]) if names else BOOL)
         if int in wanted:
             value = _to_int(value)
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError("must fit into 64 bits")
         return value
+
+
+BOOL = "must be true or false"
+
+
+def _names(annotation: Any) -> list[str]:
+    """The words that an annotation like `bool | Literal["auto"]` admits beside true and false."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return [part for part in parts if isinstance(part, str)]
+    return [name for part in parts for name in _names(part)]
 
 
 def _scalar_types(annotation: Any) -> set[type]:

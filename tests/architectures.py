@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from conversion.mapping import table
+from light_jax.models.placement import Placement
 from light_jax.models.transformer import Transformer
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -53,10 +54,17 @@ def lively_params(cfg: TransformerConfig, seed: int = 0) -> nnx.State:
     return nnx.from_flat_state(tree.items())
 
 
-def build(cfg: TransformerConfig, params: nnx.State, dtype: Any = "float32") -> Transformer:
+def build(
+    cfg: TransformerConfig,
+    params: nnx.State,
+    dtype: Any = "float32",
+    placement: Placement = Placement(),  # noqa: B008
+) -> Transformer:
     """The JAX model with these parameters."""
     abstract = nnx.eval_shape(
-        lambda: Transformer(cfg, dtype=jax.numpy.dtype(dtype), rngs=nnx.Rngs(0))
+        lambda: Transformer(
+            cfg, dtype=jax.numpy.dtype(dtype), placement=placement, rngs=nnx.Rngs(0)
+        )
     )
     return nnx.merge(nnx.graphdef(abstract), params)
 

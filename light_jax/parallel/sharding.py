@@ -153,13 +153,13 @@ def state_shardings(abstract: Any, cfg: TransformerConfig, mesh: Mesh) -> Any:
 def tables_of(cfg: TransformerConfig, mesh: Mesh) -> Tables:
     """How the token tables of a model of this shape lie on this mesh."""
     units = units_of(cfg)
-    rows, columns = (_mesh_axis(axis, units, mesh) for axis in ("vocab", "model"))
-    return Tables(
-        mesh,
-        BATCH_AXES,
-        rows if rows and mesh.shape[rows] > 1 else None,
-        columns if columns and mesh.shape[columns] > 1 else None,
-    )
+
+    def cut(logical: str) -> str | None:
+        axis = _mesh_axis(logical, units, mesh)
+        return axis if axis is not None and mesh.shape[axis] > 1 else None
+
+    batch_axes = tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+    return Tables(mesh, batch_axes, rows=cut("vocab"), columns=cut("model"))
 
 
 def placement_of(cfg: TransformerConfig, mesh: Mesh) -> Placement:
@@ -171,7 +171,7 @@ def placement_of(cfg: TransformerConfig, mesh: Mesh) -> Placement:
         head_axis=heads,
         gather=functools.partial(_gather_layer, cfg, mesh),
         lookup=functools.partial(lookup, tables_of(cfg, mesh)),
-        scanned=mesh.devices.flat[0].platform != "cpu",
+        scanned=mesh.devices.flat[0].platform != "cpu" or cfg.gradient_checkpointing == "matmuls",
     )
 
 

@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from light_llm.models.transformer.mask import Span
 
 LANES = 128
-# The largest that divides T is taken. 1024 compiles for v5e and v5p too, up to head_dim 256, but in
+# The largest that divides T is taken. 1024 compiles for a v5e too, up to head_dim 256, but in
 # twice the time.
 BLOCKS = (512, 256, 128)
 SAVED = "attention"

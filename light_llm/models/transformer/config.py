@@ -108,7 +108,7 @@ class TransformerConfig(Config):
     parallel_layers: bool = False
     init_std: PositiveFloat = 0.02
     residual_scaled_init: bool = True
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["matmuls"] = False
     attention: AttentionConfig = AttentionConfig()
     positional: PositionalConfig = PositionalConfig()
     ffn: FFNConfig = FFNConfig()

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from light_llm.models.transformer.block import Block
 from light_llm.models.transformer.cache import Cache
@@ -17,6 +22,7 @@ from light_llm.models.transformer.mask import past_span_of
 from light_llm.models.transformer.norm import NORM
 from light_llm.models.transformer.positional import POSITIONAL, Geometry
 
+MATMULS = ("mm", "addmm", "bmm", "baddbmm")  # as aten names them
 WRITES_TO_RESIDUAL = ("out_proj.weight", "down_proj.weight", "fc2.weight")
 
 
@@ -94,7 +100,8 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         if cache is not None or not (self.cfg.gradient_checkpointing and self.training):
             return layer(x_BTD, geometry, cache)
-        return checkpoint(layer, x_BTD, geometry, use_reentrant=False)
+        kept = noop_context_fn if self.cfg.gradient_checkpointing is True else _keeping_matmuls
+        return checkpoint(layer, x_BTD, geometry, use_reentrant=False, context_fn=kept)
 
     def new_cache(self, pad_B: torch.Tensor | None = None) -> list[Cache]:
         """An empty cache, one entry per layer, for decoding a few tokens at a time.
@@ -108,6 +115,17 @@ class Transformer(nn.Module):
         """
         span = past_span_of(self.cfg.attention)
         return [Cache(span, pad_B) for _ in self.layers]
+
+
+def _keeping_matmuls() -> Any:
+    """Gradient checkpointing that computes again all but the matmuls and attention."""
+    return create_selective_checkpoint_contexts(
+        lambda _, op, *args, **kwargs: (
+            CheckpointPolicy.MUST_SAVE
+            if op.overloadpacket.__name__ in MATMULS or "attention" in op.overloadpacket.__name__
+            else CheckpointPolicy.PREFER_RECOMPUTE
+        )
+    )
 
 
 def _tie(model: Transformer, *_: Any) -> None:

@@ -5,6 +5,8 @@ Letters: B batch, T query, S key, N heads, K kv-heads, G = N/K, H head_dim, D mo
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from architectures import DIMENSIONS, build, lively, lively_params, tiny, tokens_for
 from flax import nnx
 
+from light_jax.models.placement import Placement
 from light_jax.models.transformer import attend as kernel
 from light_jax.models.transformer.attend import attend
 from light_jax.models.transformer.positional import (
@@ -241,15 +244,33 @@ def test_parallel_layers_leave_post_norms_unused():
 def test_gradient_checkpointing_changes_nothing(rate, encoding):
     rates = {"dropout": rate, "attention": {"dropout": rate}, "ffn": {"dropout": rate}}
     results = []
-    for on in (False, True):
-        cfg = tiny(rates, positional={"encoding": encoding}, gradient_checkpointing=on)
+    for kind, scanned in ((False, False), (True, False), (False, True), (True, True)):
+        cfg = tiny(rates, positional={"encoding": encoding}, gradient_checkpointing=kind)
         tokens, key = tokens_for(cfg, 2, 12), jax.random.key(3) if rate else None
+        run = functools.partial(build, placement=Placement(scanned=scanned))
 
-        def loss(params, cfg=cfg, tokens=tokens, key=key):
-            return jnp.sum(build(cfg, params).hidden(tokens, key)[..., 0] ** 2)
+        def loss(params, cfg=cfg, tokens=tokens, key=key, run=run):
+            return jnp.sum(run(cfg, params).hidden(tokens, key)[..., 0] ** 2)
 
-        results.append(jax.value_and_grad(loss)(lively_params(cfg)))
-    jax.tree.map(assert_equal_but_for_rounding, *results)
+        results.append(jax.jit(jax.value_and_grad(loss))(lively_params(cfg)))
+    for other in results[1:]:
+        jax.tree.map(assert_equal_but_for_rounding, results[0], other)
+
+
+def test_a_loop_over_layers_keeps_matmuls_or_nothing():
+    """Matrix multiplications in the loops of a forward and a backward pass, by kind."""
+
+    def matmuls(kind):
+        cfg = tiny(gradient_checkpointing=kind)
+        tokens, params = tokens_for(cfg, 2, 12), lively_params(cfg)
+        model = functools.partial(build, cfg, placement=Placement(scanned=True))
+        grad = jax.grad(lambda params: jnp.sum(model(params).hidden(tokens)))
+        return str(jax.make_jaxpr(grad)(params)).count("dot_general")
+
+    assert matmuls("matmuls") == matmuls(False)
+    # all but down_proj, whose result no gradient needs; attention in blocks is computed again in
+    # either case, since it is no kernel of its own
+    assert matmuls(True) - matmuls(False) == len(("q", "k", "v", "out", "gate", "up"))
 
 
 def test_gradient_checkpointing_recomputes_layers():

@@ -85,6 +85,8 @@ JAX_ONLY = {
 }
 PYTORCH_ONLY = {
     "model.Transformer._run": "models/stack.py runs the layers, unrolled or as a loop",
+    "model.MATMULS": "the same, and says what is computed again",
+    "model._keeping_matmuls": "the same",
     "cache.Cache._visible": "the buffers grow; JAX's keep their shape",
     "cache._with_room": "the same",
     "model.WRITES_TO_RESIDUAL": "weights are initialised after they are made; in JAX as they are",

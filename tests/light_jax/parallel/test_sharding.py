@@ -44,8 +44,11 @@ def one_device(tmp_path_factory):
     "mesh", [{"data": 8}, {"fsdp": 8, "data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
 )
 def test_any_mesh_gives_one_devices_losses(one_device, tmp_path, mesh):
-    """With dropout on: the masks are the same on any mesh, too."""
-    config = write_config(tmp_path / "c.yaml", model=MODEL, mesh=mesh)
+    """With dropout on: the masks are the same on any mesh, too. Where weights are cut, layers are
+    a loop that gathers them, as on a GPU or TPU."""
+    cut = mesh.get("fsdp", 1) > 1
+    model = {**MODEL, "gradient_checkpointing": "matmuls" if cut else False}
+    config = write_config(tmp_path / "c.yaml", model=model, mesh=mesh)
     stderr = train_command(config, **EIGHT).stderr
     assert "devices     8 × cpu" in stderr
     assert "rematerialization" not in stderr  # XLA's warning that it replicates the batch

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torch_cases import CASES, DECODABLE, REFERENCE, lively, reference_config, tiny, tokens_for
 
 from light_llm.models.transformer import Transformer
@@ -220,12 +221,24 @@ def test_alibi_distances_are_exact_in_bfloat16():
 def test_gradient_checkpointing_changes_nothing():
     tokens = tokens_for(tiny(), 2, 9)
     gradients = []
-    for on in (False, True):
-        model = lively(tiny(gradient_checkpointing=on, dropout=0.2)).train()
+    for kind in (False, True, "matmuls"):
+        model = lively(tiny(gradient_checkpointing=kind, dropout=0.2)).train()
         torch.manual_seed(5)
         model(tokens).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[0], gradients[2])
+
+
+def test_gradient_checkpointing_computes_again_what_it_says():
+    """Matrix multiplications of a forward and a backward pass, by kind."""
+    counts = {}
+    for kind in (False, True, "matmuls"):
+        model = lively(tiny(gradient_checkpointing=kind)).train()
+        with FlopCounterMode(display=False) as counter:
+            model(tokens_for(model.cfg, 2, 9)).square().mean().backward()
+        counts[kind] = counter.get_total_flops()
+    assert counts["matmuls"] == counts[False] < counts[True]
 
 
 @pytest.mark.parametrize(
