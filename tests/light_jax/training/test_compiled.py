@@ -95,7 +95,8 @@ def start(tmp_path):
     kept = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     kept |= {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
     kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    config = write_config(tmp_path / "c.yaml", num_steps=1, val_data=..., model=SMALL)
+    sober = {"num_steps": 1, "scheduler": {"warmup_steps": 1}}  # nothing to warn of
+    config = write_config(tmp_path / "c.yaml", **sober, val_data=..., model=SMALL)
 
     def run(**environment: str) -> str:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
