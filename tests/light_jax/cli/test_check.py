@@ -15,7 +15,7 @@ from tiny_runs import ROOT, TINY, command, write_config
 
 import light_jax
 from light_jax.cli.train import main
-from light_jax.training import check, fit
+from light_jax.training import fit, memory
 from light_jax.training.loop import run_config
 from light_llm.preprocess import PreprocessConfig, preprocess
 
@@ -344,13 +344,12 @@ def test_flags_that_do_not_go_together(here):
 
 def test_a_step_that_does_not_fit_is_an_error_with_remedies(here, monkeypatch):
     """On a device of 1.5 MiB, which holds the state and not the step."""
-    limit = 3 * 2**19
-    monkeypatch.setattr(check, "memory_limit", lambda device: limit)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 3 * 2**19)
     findings = found(devices="here")
     (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
-    assert f"1.6 MiB of the 1.5 MiB that one cpu has; use batch_size={4} with " in message
-    assert "gradient_accumulation_steps=2" in message
-    order = ["batch_size", "gradient_checkpointing", "mesh.fsdp", "a smaller model"]
+    assert "the step takes 1.6 MiB per device where cpu holds 1.5 MiB: " in message
+    assert "use `batch_size: 4, gradient_accumulation_steps: 2` (the same tokens" in message
+    order = ["batch_size", "gradient_checkpointing", "mesh.fsdp"]
     places = [message.index(each) for each in order]
     assert places == sorted(places)
     run_config(write_config(here / "c.yaml", num_steps=1))

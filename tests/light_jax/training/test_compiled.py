@@ -14,9 +14,10 @@ from tiny_runs import BIN, command, write_config
 
 from light_jax.config import load_config
 from light_jax.parallel import cache
+from light_jax.state import bytes_per_device
 from light_jax.training.compiled import compile_steps
 from light_jax.training.loop import run_config
-from light_jax.training.memory import Room, StepMemory, check_step
+from light_jax.training.memory import Room, StepMemory, check_step, memory_of_refused
 from light_jax.training.run import prepare
 from light_llm.errors import UserError
 
@@ -53,6 +54,11 @@ def run(tmp_path, monkeypatch):
     return prepare(load_config(write_config(tmp_path / "c.yaml", batch_size=48)), None)
 
 
+def check(run, memory: StepMemory, limit: int) -> None:
+    resuming = run.resumed is not None
+    check_step(run.cfg, run.mesh, memory, Room(limit, "it holds"), resuming=resuming)
+
+
 def test_the_largest_batch_that_fits_is_advised(run):
     """9 bytes of arguments, 3 more for the sum of the gradients, 44 for the 48 rows."""
     for limit, advice in {
@@ -62,8 +68,26 @@ def test_the_largest_batch_that_fits_is_advised(run):
         1: "batch_size: 1, gradient_accumulation_steps: 48",  # the others must help
     }.items():
         with pytest.raises(UserError, match=advice):
-            check_step(run, StepMemory(9, 44), Room(limit, "it holds"))
-    check_step(run, StepMemory(9, 44), Room(53, "it holds"))
+            check(run, StepMemory(9, 44), limit)
+    check(run, StepMemory(9, 44), 53)
+
+
+@pytest.mark.parametrize(
+    "reason, told",
+    [
+        ("Used 26.60G of 15.75G hbm. Exceeded by 10.85G.", "takes 26.6 GiB per device where"),
+        ("total memory required for HLO temporaries (39.41G) exceeds", "39.4 GiB of temporaries"),
+        ("Out of memory", "takes more memory where it holds 53 B"),
+    ],
+)
+def test_a_compilers_refusal_says_what_it_takes(run, reason, told):
+    """As libtpu words it: of all, or of the temporaries alone."""
+    refused = memory_of_refused(f"RESOURCE_EXHAUSTED: {reason}", run.cfg, run.state, run.mesh)
+    tokens = 4 * run.cfg.batch_size * (run.cfg.seq_len + 1)
+    assert refused.arguments == bytes_per_device(run.state) + tokens
+    with pytest.raises(UserError, match="the compiler refuses it; use `batch_size: ") as refusal:
+        check(run, refused, 53)
+    assert told in str(refusal.value)
 
 
 def test_a_resumed_run_is_advised_only_what_it_may_change(tmp_path, monkeypatch):
@@ -71,7 +95,7 @@ def test_a_resumed_run_is_advised_only_what_it_may_change(tmp_path, monkeypatch)
     assert run_config(write_config(tmp_path / "c.yaml", num_steps=1, val_data=...)) == 0
     cfg = load_config(write_config(tmp_path / "c.yaml", num_steps=2, val_data=...))
     with pytest.raises(UserError) as refusal:
-        check_step(prepare(cfg, "auto"), StepMemory(9, 44), Room(1, "it holds"))
+        check(prepare(cfg, "auto"), StepMemory(9, 44), 1)
     assert str(refusal.value).endswith("of temporaries; use mesh.fsdp over more hosts than this")
 
 
