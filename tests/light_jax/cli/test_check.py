@@ -17,6 +17,7 @@ import light_jax
 from light_jax.cli.train import main
 from light_jax.training import fit, memory
 from light_jax.training.loop import run_config
+from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n"
@@ -342,21 +343,29 @@ def test_flags_that_do_not_go_together(here):
     assert "v5e" in finding["message"]
 
 
-def test_a_step_that_does_not_fit_is_an_error_with_remedies(here, monkeypatch):
+def test_a_step_that_does_not_fit_is_an_error_with_the_words_of_a_start(here, monkeypatch):
     """On a device of 1.5 MiB, which holds the state and not the step."""
+    config = write_config(here / "c.yaml", num_steps=1, scheduler={"warmup_steps": 1})
+    run_config(config)
+
+    def message(resume, **changes) -> str:
+        findings = found(resume, devices="here", num_steps=2, **changes)
+        (told,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
+        with pytest.raises(UserError) as refusal:
+            run_config("c.yaml", resume)
+        assert told == str(refusal.value)
+        return told
+
     monkeypatch.setattr(memory, "memory_limit", lambda device: 3 * 2**19)
-    findings = found(devices="here")
-    (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
-    assert "the step takes 1.6 MiB per device where cpu holds 1.5 MiB: " in message
-    assert "use `batch_size: 4, gradient_accumulation_steps: 2` (the same tokens" in message
-    order = ["batch_size", "gradient_checkpointing", "mesh.fsdp"]
-    places = [message.index(each) for each in order]
+    said = message(None, checkpoint_dir="other")
+    assert "the step takes 1.6 MiB per device where cpu holds 1.5 MiB: " in said
+    assert "use `batch_size: 4, gradient_accumulation_steps: 2` (the same tokens" in said
+    places = [said.index(each) for each in ("batch_size", "gradient_checkpointing", "mesh.fsdp")]
     assert places == sorted(places)
-    run_config(write_config(here / "c.yaml", num_steps=1))
-    findings = found("auto", devices="here")  # a resume keeps its batch and its model
-    (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
-    assert "mesh.fsdp" in message
-    assert "batch_size" not in message
+    said = message("auto")  # a resume keeps its batch and its model
+    assert said.endswith("of temporaries; use mesh.fsdp over more hosts than this")
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2**10)
+    assert "the state (weights and optimizer) takes 399.0 KiB per device" in message("auto")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
