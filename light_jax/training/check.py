@@ -24,6 +24,7 @@ from light_jax.parallel.cache import keep_compiled
 from light_jax.parallel.devices import devices as all_devices
 from light_jax.parallel.hosts import initialize
 from light_jax.parallel.targets import Target, compiling_for, target
+from light_jax.reporting.attention import attention_of
 from light_jax.reporting.findings import Devices, Finding, Level, Memory, Report
 from light_jax.state import Tag
 from light_jax.training import advice
@@ -134,6 +135,11 @@ def _compile(
         check_state(blank_state(cfg, mesh)[0], mesh, chosen.room)
     if found.failed("memory"):
         return None
+    attention = attention_of(cfg, mesh)
+    if attention.why is not None:
+        remedy = "" if attention.remedy is None else f": {attention.remedy} for the fused kernel"
+        slower = "which take more time and memory"
+        found.add("note", "attention", f"blocks of queries ({attention.why}), {slower}{remedy}")
     fit = None
     with found.under("step"), compiling_for(chosen.target):
         fit = measure(cfg, mesh, chosen.room, progress=progress)

@@ -18,7 +18,7 @@ from light_jax.training.compiled import Attempt, attempt, blank_state
 from light_jax.training.memory import Room, StepMemory
 
 MORE_COMPILES = 3  # at most, after the first, to find the largest batch
-EXACTNESS = 16  # the largest batch is found to one part in so many
+EXACTNESS = 8  # the largest batch is found to one part in so many
 GROWTH = 64  # a batch that is tried is at most so many times one that was
 
 Progress = Callable[[str], contextlib.AbstractContextManager[None]]

@@ -372,13 +372,18 @@ def test_a_step_that_does_not_fit_is_an_error_with_the_words_of_a_start(here, mo
 def test_a_step_is_compiled_for_tpus_that_are_not_here(here, monkeypatch):
     """Without the search for the largest batch, which compiles more of them."""
     monkeypatch.setattr(fit, "MORE_COMPILES", 0)
-    write_config(here / "c.yaml", dtype="bfloat16", mesh={"data": 2, "fsdp": 2})
+    model = {"num_layers": 1, "attention": {"dropout": 0.1}}
+    write_config(here / "c.yaml", dtype="bfloat16", mesh={"data": 2, "fsdp": 2}, model=model)
     before = standing(here)
     report = light_jax.check("c.yaml", devices="v5e-4")
     assert report.ok, report
     assert standing(here) == before
     assert (report.devices.kind, report.devices.count) == ("TPU v5 lite", 4)
     assert 0 < report.memory.total < 15 * 2**30 < report.memory.limit
+    assert report.attention == "blocks"
+    (note,) = [each.message for each in report.of("note") if each.key == "attention"]
+    assert "(attention.dropout is set)" in note
+    assert "set model.attention.dropout to 0 for the fused kernel" in note
     assert report.collectives["all-gather"].bytes > 0
     assert report.largest_batch_size == 8
     write_config(here / "c.yaml", mesh={"fsdp": 3}, batch_size=6)
