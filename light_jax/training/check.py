@@ -248,7 +248,7 @@ def _report(found: Collector, chosen: Chosen | None, fit: Fit | None) -> Report:
         None
         if memory is None
         else Memory(memory.arguments, memory.temporaries, memory.total, limit),
-        None if program is None else program.attention,
+        fit.attention,
         None if program is None else program.collectives,
         fit.flops_per_step,
         fit.compile_seconds,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import batch_shards, check_batch
+from light_jax.reporting.attention import attention_of
 from light_jax.reporting.flops import flops_per_token
 from light_jax.reporting.program import Program, read
 from light_jax.state import TrainState, bytes_per_device
@@ -34,6 +35,7 @@ class Fit:
     """What compiling the step showed."""
 
     program: Program | None  # None where the compiler refused it: it does not fit
+    attention: str  # the kernel: of a refused program the one that it asked for
     memory: StepMemory | None  # None where the compiler does not say
     compile_seconds: float  # of the step as configured
     flops_per_step: float  # of the model's own arithmetic, all devices together
@@ -78,9 +80,11 @@ def measure(
             batch_shards(mesh),
             there.limit,
         )
+    program = None if first.step is None else read(first.step)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return Fit(
-        program=None if first.step is None else read(first.step),
+        program=program,
+        attention=attention_of(cfg, mesh).kernel if program is None else program.attention,
         memory=first.memory,
         compile_seconds=first.seconds,
         flops_per_step=flops_per_token(cfg.model, num_params, cfg.seq_len) * cfg.tokens_per_step,
