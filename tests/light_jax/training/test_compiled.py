@@ -115,17 +115,17 @@ def test_a_resume_with_nothing_to_do_compiles_nothing(tmp_path, monkeypatch, cap
 
 @pytest.fixture
 def start(tmp_path):
-    """start(**environment) -> what a new `llm-train` of one step says, which must succeed."""
+    """start(*flags, **environment) -> what a new `llm-train` says, which must succeed."""
     kept = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     kept |= {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
     kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     sober = {"num_steps": 1, "scheduler": {"warmup_steps": 1}}  # nothing to warn of
     config = write_config(tmp_path / "c.yaml", **sober, val_data=..., model=SMALL)
 
-    def run(**environment: str) -> str:
+    def run(*flags: str, **environment: str) -> str:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         done = subprocess.run(
-            [BIN / "llm-train", config],
+            [BIN / "llm-train", config, *flags],
             cwd=tmp_path,
             env=kept | environment,
             capture_output=True,
@@ -161,6 +161,11 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path, start):
 
     assert re.search(r"compiled    [\d.]+ s \(from the cache\)", start())
     assert kept(folder) == programs
+
+
+def test_a_start_finds_what_a_check_compiled(start):
+    assert "compiling for here, batch_size 8" in start("--check")
+    assert re.search(r"compiled    [\d.]+ s \(from the cache\)", start())
 
 
 @pytest.fixture
