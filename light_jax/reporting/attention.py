@@ -59,7 +59,7 @@ def attention_of(cfg: TrainingConfig, mesh: Mesh) -> Attention:
         return Attention(BLOCKS)
     if not computes():
         kind = mesh.devices.flat[0].device_kind
-        return Attention(BLOCKS, f"{kind} has no fused kernel here")
+        return Attention(BLOCKS, f"{kind} has no fused kernel")
     if attention.dropout > 0:
         return Attention(BLOCKS, "attention.dropout is set", "set model.attention.dropout to 0")
     if not computes(dtype=asked["dtype"]):

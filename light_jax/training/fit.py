@@ -20,7 +20,7 @@ from light_jax.training.memory import Room, StepMemory
 
 MORE_COMPILES = 3  # at most, after the first, to find the largest batch
 EXACTNESS = 8  # the largest batch is found to one part in so many
-GROWTH = 64  # a batch that is tried is at most so many times one that was
+GROWTH = 2**12  # a batch that is tried is at most so many times one that was
 
 Progress = Callable[[str], contextlib.AbstractContextManager[None]]
 """What is being compiled -> the context in which that happens."""
