@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from light_llm.cli import runner
 from light_llm.errors import UserError
-from light_llm.printing import say, tell
+from light_llm.printing import say
 
 app = runner.new_app()
 
@@ -72,15 +71,17 @@ def command(
 def _check(config: Path, resume: str | None, devices: str | None, as_json: bool) -> int:
     """Print what a check finds. Returns 0 if the run would run, else 2."""
     from light_jax.parallel.hosts import is_main
+    from light_jax.reporting.console import Reporter
     from light_jax.reporting.findings import lines
     from light_jax.training.check import HERE, check
 
-    silent = as_json or not sys.stderr.isatty()
+    name = HERE if devices is None else devices
     report = check(
         config,
         resume,
-        HERE if devices is None else devices,
-        announce=(lambda line: None) if silent else tell,
+        name,
+        # made when devices are chosen: it asks for them
+        progress=lambda what: Reporter().compiling(f"for {name}, {what}", keep=True),
     )
     if is_main():
         if as_json:

@@ -49,6 +49,12 @@ def memory_of_machine() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that a device, or the machine, had not enough memory."""
+    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "Ran out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
 @contextlib.contextmanager
 def out_of_memory(what: str, remedies: Sequence[str] = SMALLER) -> Iterator[None]:
     """Raise running out of memory on a device as a UserError.
@@ -62,9 +68,7 @@ def out_of_memory(what: str, remedies: Sequence[str] = SMALLER) -> Iterator[None
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and not any(
-            sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "bad_alloc")
-        ):
+        if not is_out_of_memory(error):
             raise
         reason = one_line(error, 200)
         raise UserError(

@@ -41,18 +41,23 @@ class Reporter:
             self._tell(lambda: self._console.print(text, markup=False))
 
     @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
+    def compiling(self, what: str = "", *, keep: bool = False) -> Iterator[None]:
         """Say so for as long as it lasts: on a terminal with the seconds, elsewhere in one line.
 
         A signal may end the process meanwhile, so nothing is done to the terminal that would have
         to be undone.
+
+        Args:
+            what: is compiled, for whom nothing else says it.
+            keep: leave the line, with the seconds that it took.
         """
+        text = f"compiling {what} …" if what else "compiling…"
         if not self._console.is_terminal or self._silent:
-            self.line("compiling…")
+            self.line(text)
             yield
             return
         done = threading.Event()
-        ticker = threading.Thread(target=self._count_seconds, args=(done,), daemon=True)
+        ticker = threading.Thread(target=self._count_seconds, args=(text, done, keep), daemon=True)
         ticker.start()
         try:
             yield
@@ -60,14 +65,15 @@ class Reporter:
             done.set()
             ticker.join()
 
-    def _count_seconds(self, done: threading.Event) -> None:
+    def _count_seconds(self, text: str, done: threading.Event, keep: bool) -> None:
         start = time.monotonic()
         while True:
-            seconds = f"\rcompiling…  {time.monotonic() - start:.0f} s"
+            seconds = f"\r{text}  {time.monotonic() - start:.0f} s"
             self._tell(lambda text=seconds: print(text, end="", file=sys.stderr, flush=True))  # type: ignore[misc]
             if done.wait(1):
                 break
-        self._tell(lambda: print("\r\x1b[K", end="", file=sys.stderr, flush=True))
+        end = f"\r{text}  {time.monotonic() - start:.0f} s\n" if keep else "\r\x1b[K"
+        self._tell(lambda: print(end, end="", file=sys.stderr, flush=True))
 
     def start(self, step: int, num_steps: int) -> None:
         if is_main() and self._console.is_terminal:

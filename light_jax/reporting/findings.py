@@ -18,8 +18,8 @@ class Finding:
 
     level: Level
     key: str
-    """A key of the config by its dotted name; `config`, `resume`, `devices`, `disk` and `memory`
-    are what is no key."""
+    """A key of the config by its dotted name; `config`, `resume`, `devices`, `step`,
+    `attention`, `disk` and `memory` are what is no key."""
     message: str
     """Complete as it stands, with the remedy."""
 

@@ -30,6 +30,8 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Sums over a mesh axis of one device; a CPU's compiler leaves them in, and nothing is exchanged.
+_ALONE = re.compile(r"\breplica_groups=(?:\{\{\d+\}(?:,\{\d+\})*\}|\[\d+,1\]<)")
 _BOUND = re.compile(r" [su]\d+\[\]\S* constant\((\d+)\)")
 
 
@@ -192,7 +194,7 @@ def _found(instruction: _Instruction, times: int) -> _Found | None:
     """The collective or kernel that an instruction is. An asynchronous one counts where it ends."""
     operation = instruction.operation
     kind = operation.removesuffix("-done")
-    if kind in COLLECTIVES:
+    if kind in COLLECTIVES and not _ALONE.search(instruction.text):
         return _Found(kind, times, size_of(instruction.result))
     if operation == "fusion" and any(
         called.startswith(REDUCE_SCATTER_FUSION) for called in _called(instruction)

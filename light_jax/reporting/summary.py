@@ -7,6 +7,7 @@ import os
 import jax
 
 from light_jax.parallel.sharding import MESH_AXES
+from light_jax.reporting.attention import attention_of
 from light_jax.reporting.console import count, size
 from light_jax.state import Run, bytes_per_device
 
@@ -42,6 +43,7 @@ def describe(run: Run) -> list[str]:
         f"mesh {mesh}",
         f"precision   {cfg.dtype} matmuls, float32 weights"
         + (" (bfloat16 in the step)" if cfg.bf16_model_weights else ""),
+        f"attention   {attention_of(cfg, run.mesh)}",
         *_determinism(device),
         f"state       {size(bytes_per_device(run.state))} per device (weights and optimizer)",
         f"checkpoints {cfg.checkpoint_dir}",

@@ -19,7 +19,6 @@ from light_jax.data.footer import reread_footer
 from light_jax.data.rowgroup import decode, row_lengths
 from light_jax.reporting.console import size
 from light_jax.state import Tag
-from light_jax.training.fit import Fit
 from light_jax.training.preflight import Inspected, epochs
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
@@ -169,32 +168,6 @@ def check_disk(cfg: TrainingConfig, tag: Tag | None) -> None:
             f"{max(1, kept - there)} checkpoints of {size(each)} take {size(needed)}; free some "
             f"space, lower keep_last_n={cfg.keep_last_n}, or use a folder on another disk"
         )
-
-
-def too_large(cfg: TrainingConfig, tag: Tag | None, fit: Fit, unit: int, kind: str) -> str:
-    """What to do about a step that does not fit, best first.
-
-    Args:
-        unit: what batch_size must be a multiple of.
-    """
-    needed = "more than" if fit.needed is None else f"{size(fit.needed)} of"
-    problem = f"the step takes {needed} the {size(fit.limit or 0)} that one {kind} has"
-    remedies = []
-    if tag is None:  # a resume must keep its batch and its model
-        tokens = cfg.batch_size * cfg.gradient_accumulation_steps
-        most = min(fit.largest_batch_size or 0, cfg.batch_size)
-        same = [batch for batch in range(unit, most + 1, unit) if tokens % batch == 0]
-        if same:
-            remedies.append(
-                f"batch_size={same[-1]} with gradient_accumulation_steps={tokens // same[-1]}, "
-                f"which is as many tokens a step"
-            )
-        if not cfg.model.gradient_checkpointing:
-            remedies.append("model.gradient_checkpointing=true")
-    remedies.append("mesh.fsdp over more devices, which share the weights and the optimizer")
-    if tag is None:
-        remedies.append("a smaller model")
-    return f"{problem}; use " + "; or ".join(remedies)
 
 
 def notes(cfg: TrainingConfig, tag: Tag | None, found: Inspected) -> Iterator[tuple[str, str]]:

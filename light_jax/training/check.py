@@ -10,24 +10,27 @@ import contextlib
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from light_jax.checkpoint import store
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data.index import index_shards
 from light_jax.data.shards import expand
-from light_jax.parallel.devices import devices as local_devices
-from light_jax.parallel.devices import memory_limit
+from light_jax.parallel.cache import keep_compiled
+from light_jax.parallel.devices import devices as all_devices
 from light_jax.parallel.hosts import initialize
-from light_jax.parallel.sharding import batch_shards
 from light_jax.parallel.targets import Target, compiling_for, target
+from light_jax.reporting.attention import attention_of
 from light_jax.reporting.findings import Devices, Finding, Level, Memory, Report
 from light_jax.state import Tag
 from light_jax.training import advice
-from light_jax.training.fit import Fit, measure
+from light_jax.training.compiled import blank_state
+from light_jax.training.fit import Fit, Progress, measure
+from light_jax.training.memory import Room, check_state, check_step, room
 from light_jax.training.preflight import Inspected, inspect, like_the_resumed
 from light_llm.errors import IllegalConfig, UserError
 
@@ -41,7 +44,7 @@ class Chosen:
     """The devices to check for."""
 
     devices: Sequence[jax.Device]
-    memory_limit: int | None  # bytes of each
+    room: Room | None  # of each, where that is known
     target: Target | None  # None for those that are here
 
     @property
@@ -90,13 +93,13 @@ def check(
     resume: str | None = None,
     devices: str = HERE,
     *,
-    announce: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda what: contextlib.nullcontext(),
 ) -> Report:
     """Do what `llm-train CONFIG --check [--resume …] [--devices NAME]` does; nothing is printed.
 
     Args:
         devices: `here`, or the name of devices that are not, such as v5e-8 or h100-1.
-        announce: is told what takes long before it begins.
+        progress: is told what is compiled, and for how long.
     """
     found = Collector()
     chosen: Chosen | None = None
@@ -115,13 +118,36 @@ def check(
     _inspect_further(cfg, tag, inspected, found)
     fit = None
     if chosen is not None and inspected.mesh is not None and not found.failed("batch_size"):
-        announce(f"compiling the step for {chosen.summary.count} × {chosen.summary.kind} …")
-        with found.under("step"), compiling_for(chosen.target):
-            fit = measure(cfg, chosen.devices, chosen.memory_limit)
-        if fit is not None and fit.fits is False:
-            unit, kind = batch_shards(inspected.mesh), chosen.summary.kind
-            found.add("error", "memory", advice.too_large(cfg, tag, fit, unit, kind))
+        fit = _compile(cfg, tag, chosen, inspected.mesh, found, progress)
     return _report(found, chosen, fit)
+
+
+def _compile(
+    cfg: TrainingConfig,
+    tag: Tag | None,
+    chosen: Chosen,
+    mesh: Mesh,
+    found: Collector,
+    progress: Progress,
+) -> Fit | None:
+    """Compile the step; None where that is to no purpose, or fails."""
+    with found.under("memory"):
+        check_state(blank_state(cfg, mesh)[0], mesh, chosen.room)
+    if found.failed("memory"):
+        return None
+    attention = attention_of(cfg, mesh)
+    if attention.why is not None:
+        remedy = "" if attention.remedy is None else f": {attention.remedy} for the fused kernel"
+        slower = "which take more time and memory"
+        found.add("note", "attention", f"blocks of queries ({attention.why}), {slower}{remedy}")
+    fit = None
+    with found.under("step"), compiling_for(chosen.target):
+        fit = measure(cfg, mesh, chosen.room, progress=progress)
+    if fit is not None and fit.memory is not None:
+        with found.under("memory"):
+            largest, resuming = fit.largest_batch_size, tag is not None
+            check_step(cfg, mesh, fit.memory, chosen.room, resuming=resuming, largest=largest)
+    return fit
 
 
 def _choose(name: str) -> Chosen:
@@ -131,14 +157,11 @@ def _choose(name: str) -> Chosen:
     """
     if name != HERE:
         there = target(name)
-        return Chosen(there.devices, there.memory_limit, there)
+        return Chosen(there.devices, Room(there.memory_limit, f"{there.kind} holds"), there)
     if not jax.distributed.is_initialized():
         initialize()
-    found = local_devices()
-    limit = memory_limit(jax.local_devices()[0])
-    if limit is not None and found[0].platform == "cpu":
-        limit //= len(jax.local_devices())  # they share the machine's memory
-    return Chosen(found, limit, None)
+    keep_compiled()
+    return Chosen(all_devices(), room(jax.local_devices()), None)
 
 
 def _load(path: str | Path, found: Collector) -> TrainingConfig | None:
@@ -217,16 +240,17 @@ def _report(found: Collector, chosen: Chosen | None, fit: Fit | None) -> Report:
     findings, devices = tuple(found.findings), None if chosen is None else chosen.summary
     if fit is None:
         return Report(findings, devices)
-    program = fit.program
-    arguments = None if program is None else program.arguments
-    temporaries = None if program is None else program.temporaries
+    program, memory = fit.program, fit.memory
+    limit = None if chosen is None or chosen.room is None else chosen.room.limit
     return Report(
         findings,
         devices,
-        Memory(arguments, temporaries, fit.needed, fit.limit),
-        None if program is None else program.attention,
+        None
+        if memory is None
+        else Memory(memory.arguments, memory.temporaries, memory.total, limit),
+        fit.attention,
         None if program is None else program.collectives,
         fit.flops_per_step,
         fit.compile_seconds,
-        fit.largest_batch_size,
+        fit.largest_batch_size or None,
     )

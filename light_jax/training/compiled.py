@@ -13,13 +13,21 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.parallel import cache
-from light_jax.parallel.devices import out_of_memory
+from light_jax.parallel.devices import is_out_of_memory, out_of_memory
 from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import batch_sharding, replicated, state_shardings
 from light_jax.reporting.console import size
-from light_jax.state import Run, TrainState, bytes_per_device
-from light_jax.training.memory import StepMemory, check_step, remedies, room
+from light_jax.state import Run, TrainState
+from light_jax.training.memory import (
+    StepMemory,
+    check_step,
+    memory_of,
+    memory_of_refused,
+    remedies,
+    room,
+)
 from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
+from light_llm.errors import UserError, one_line
 
 
 def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
@@ -38,6 +46,18 @@ def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
+class Attempt:
+    """The training step, compiled or refused for its size."""
+
+    step: Any | None
+    """The compiled (state, tokens_ABS, learning rate) -> (state, metrics), the state donated. None
+    where the compiler refused it."""
+    memory: StepMemory | None  # None where XLA does not report it
+    seconds: float  # that this took
+    from_cache: bool  # compiled by an earlier start
+
+
+@dataclasses.dataclass(frozen=True)
 class Steps:
     """The compiled steps of a run."""
 
@@ -51,7 +71,7 @@ class Steps:
         """What a person reads before training starts."""
         source = " (from the cache)" if self.from_cache else ""
         lines = [f"compiled    {self.seconds:.1f} s{source}"]
-        if self.memory is not None:
+        if self.memory is not None and self.memory.total is not None:
             lines.append(f"memory      {size(self.memory.total)} per device for the compiled step")
         return lines
 
@@ -62,24 +82,56 @@ def compile_steps(run: Run) -> Steps:
     The run's state may be shapes alone: nothing is allocated.
 
     Raises:
-        UserError: no device here can hold the step, with what makes it smaller.
+        UserError: no device here can hold the step, with what makes it smaller; or it does not
+            compile.
     """
     return together(lambda: _compile(run))
 
 
 def _compile(run: Run) -> Steps:
-    cfg, mesh = run.cfg, run.mesh
-    there, hits, start = room(mesh), cache.hits(), time.perf_counter()
-    given = f"the arguments are {size(bytes_per_device(run.state))} per device"
-    sizes = given if there is None else f"{given}, and {there}"
-    with out_of_memory(f"compiling the step ({sizes})", remedies(run)):
-        train = compile_train_step(cfg, mesh, run.shardings, run.state)
-        from_cache = cache.hits() > hits
-        memory = step_memory(train)
-        if memory is not None and there is not None:
-            check_step(run, memory, there)
-        evaluate = None if run.val_stream is None else _compile_evaluation(run)
-    return Steps(train, evaluate, memory, time.perf_counter() - start, from_cache)
+    cfg, mesh, resuming = run.cfg, run.mesh, run.resumed is not None
+    start = time.perf_counter()
+    tried = attempt(cfg, mesh, run.shardings, run.state)
+    if tried.memory is not None:
+        check_step(cfg, mesh, tried.memory, room(mesh.local_devices), resuming=resuming)
+    assert tried.step is not None
+    evaluate = None
+    if run.val_stream is not None:
+        advice = remedies(cfg, mesh, resuming=resuming)
+        with out_of_memory("compiling the evaluation", advice):
+            evaluate = _compile_evaluation(run)
+    seconds = time.perf_counter() - start
+    return Steps(tried.step, evaluate, tried.memory, seconds, tried.from_cache)
+
+
+def attempt(cfg: TrainingConfig, mesh: Mesh, shardings: TrainState, state: TrainState) -> Attempt:
+    """Compile the training step; what is too large for a device is told and not raised.
+
+    Args:
+        state: shapes, dtypes and shardings are enough.
+
+    Raises:
+        UserError: it does not compile, and memory is not why.
+    """
+    hits, start = cache.hits(), time.perf_counter()
+    step = None
+    try:
+        step = compile_train_step(cfg, mesh, shardings, state)
+        memory = memory_of(step)
+    except (
+        MemoryError,
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # jax's are RuntimeErrors
+        if not is_out_of_memory(error):
+            kind = mesh.devices.flat[0].device_kind
+            raise UserError(
+                f"the step does not compile for {mesh.size} × {kind} ({one_line(error, 300)}); "
+                "try another mesh, attention or dtype"
+            ) from None
+        memory = memory_of_refused(str(error), cfg, state, mesh)
+    return Attempt(step, memory, time.perf_counter() - start, cache.hits() > hits)
 
 
 def _compile_evaluation(run: Run) -> Any:
@@ -110,12 +162,3 @@ def compile_train_step(
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     return train.lower(state, tokens, rate).compile()
-
-
-def step_memory(compiled: Any) -> StepMemory | None:
-    """What a compiled step takes on one device; None if XLA does not report it."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return StepMemory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes + new_outputs)

@@ -1,29 +1,48 @@
-"""Whether a run fits into the memory of its devices, and what makes it smaller."""
+"""Whether a run fits into the memory of its devices, and what makes it smaller.
+
+An ordinary start and `--check` compare the same sizes with the same limit, and say the same.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.parallel.devices import memory_limit, memory_of_machine
 from light_jax.parallel.sharding import batch_shards
 from light_jax.reporting.console import size
-from light_jax.state import Run, TrainState, bytes_per_device
+from light_jax.state import TrainState, bytes_per_device
 from light_llm.errors import UserError
 
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-class StepMemory(NamedTuple):
-    """Bytes that a compiled step takes on one device."""
+# How TPU's compiler refuses a program: by all that it takes, or by its temporaries alone.
+_WHOLE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+_TEMPORARIES = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a step takes on one device, whether it compiled or was refused."""
 
     arguments: int  # state and tokens
-    temporaries: int  # with the outputs that do not take an argument's place
+    temporaries: int | None
+    """With the outputs that do not take an argument's place. None where the compiler refused the
+    step and did not say."""
+    refused: bool = False  # by the compiler, for its size
 
     @property
-    def total(self) -> int:
-        return self.arguments + self.temporaries
+    def total(self) -> int | None:
+        return None if self.temporaries is None else self.arguments + self.temporaries
+
+    def fits(self, limit: int) -> bool:
+        return not self.refused and self.total is not None and self.total <= limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +56,12 @@ class Room:
         return f"{self.device} {size(self.limit)}"
 
 
-def room(mesh: Mesh) -> Room | None:
-    """What each device of this process holds; None where that is unknown.
+def room(devices: Sequence[jax.Device]) -> Room | None:
+    """What each of this process's devices holds; None where that is unknown.
 
     The devices of a CPU share the machine's memory.
     """
-    device, count = mesh.local_devices[0], len(mesh.local_devices)
+    device, count = devices[0], len(devices)
     limit = memory_limit(device)
     if limit is None:
         return None
@@ -51,11 +70,41 @@ def room(mesh: Mesh) -> Room | None:
     return Room(limit, f"{device.device_kind} holds")
 
 
-def check_state(cfg: TrainingConfig, state: TrainState, mesh: Mesh) -> None:
-    """A cheap check before anything is compiled.
+def memory_of(compiled: Any) -> StepMemory | None:
+    """What a compiled step takes; None if XLA does not report it."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return StepMemory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes + new_outputs)
 
+
+def memory_of_refused(
+    reason: str, cfg: TrainingConfig, state: TrainState, mesh: Mesh
+) -> StepMemory:
+    """What a step would take that a compiler refused.
+
+    Args:
+        reason: the compiler's.
+        state: shapes and shardings are enough.
+    """
+    rows = cfg.gradient_accumulation_steps * cfg.batch_size // batch_shards(mesh)
+    arguments, temporaries = bytes_per_device(state) + 4 * rows * (cfg.seq_len + 1), None
+    if found := _TEMPORARIES.search(reason):
+        temporaries = _bytes(found)
+    elif found := _WHOLE.search(reason):
+        temporaries = max(0, _bytes(found) - arguments)
+    return StepMemory(arguments, temporaries, refused=True)
+
+
+def _bytes(found: re.Match[str]) -> int:
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def check_tokens(cfg: TrainingConfig) -> None:
+    """
     Raises:
-        UserError: the machine cannot hold a step's tokens, or a device its part of the state.
+        UserError: this machine cannot hold the tokens of a step.
     """
     memory = memory_of_machine()
     tokens = 4 * cfg.gradient_accumulation_steps * cfg.batch_size * (cfg.seq_len + 1)
@@ -65,7 +114,15 @@ def check_state(cfg: TrainingConfig, state: TrainState, mesh: Mesh) -> None:
             f"lower batch_size={cfg.batch_size} or "
             f"gradient_accumulation_steps={cfg.gradient_accumulation_steps}"
         )
-    held, there = bytes_per_device(state), room(mesh)
+
+
+def check_state(state: TrainState, mesh: Mesh, there: Room | None) -> None:
+    """A cheap check before anything is compiled.
+
+    Raises:
+        UserError: a device cannot hold its part of the state.
+    """
+    held = bytes_per_device(state)
     if there is not None and held > there.limit:
         raise UserError(
             f"the state (weights and optimizer) takes {size(held)} per device where {there}; use "
@@ -73,43 +130,72 @@ def check_state(cfg: TrainingConfig, state: TrainState, mesh: Mesh) -> None:
         )
 
 
-def check_step(run: Run, memory: StepMemory, there: Room) -> None:
+def check_step(
+    cfg: TrainingConfig,
+    mesh: Mesh,
+    memory: StepMemory,
+    there: Room | None,
+    *,
+    resuming: bool,
+    largest: int | None = None,
+) -> None:
     """Before anything is allocated.
 
+    Args:
+        largest: the largest batch_size that fits, where that was sought and found.
+
     Raises:
-        UserError: a device cannot hold what the compiled step takes.
+        UserError: a device cannot hold what the step takes.
     """
-    if memory.total > there.limit:
-        raise UserError(
-            f"the step takes {size(memory.total)} per device where {there}: "
-            f"{size(memory.arguments)} of arguments (state and tokens) and "
-            f"{size(memory.temporaries)} of temporaries; use "
-            f"{', or '.join(remedies(run, memory, there))}"
-        )
+    if not memory.refused and (there is None or memory.fits(there.limit)):
+        return
+    parts = f"{size(memory.arguments)} of arguments (state and tokens)"
+    if memory.temporaries is not None:
+        parts += f" and {size(memory.temporaries)} of temporaries"
+    takes = "more memory" if memory.total is None else f"{size(memory.total)} per device"
+    holds = "than a device holds" if there is None else f"where {there}"
+    problem = f"the step takes {takes} {holds}: {parts}"
+    if memory.refused:
+        problem += ", and the compiler refuses it"
+    advice = remedies(cfg, mesh, memory, there, resuming=resuming, largest=largest)
+    raise UserError(f"{problem}; use {', or '.join(advice)}")
 
 
-def remedies(run: Run, memory: StepMemory | None = None, there: Room | None = None) -> list[str]:
+def remedies(
+    cfg: TrainingConfig,
+    mesh: Mesh,
+    memory: StepMemory | None = None,
+    there: Room | None = None,
+    *,
+    resuming: bool,
+    largest: int | None = None,
+) -> list[str]:
     """What lets a step fit, the cheapest first; a resumed run can only be divided further.
 
     Args:
         memory: what the step takes, if that is known.
         there: what a device holds, if that is known.
+        largest: the largest batch_size that fits, if that is known.
     """
-    cfg, found = run.cfg, []
-    smaller = _smaller_batch(cfg, run.mesh, memory, there)
-    if smaller is not None and run.resumed is None:
+    found = []
+    smaller = _smaller_batch(cfg, mesh, memory, there, largest)
+    if smaller is not None and not resuming:
         total = cfg.batch_size * cfg.gradient_accumulation_steps
         found.append(
             f"`batch_size: {smaller}, gradient_accumulation_steps: {total // smaller}` (the same "
             "tokens per step)"
         )
-    if not cfg.model.gradient_checkpointing and run.resumed is None:
+    if not cfg.model.gradient_checkpointing and not resuming:
         found.append("`model.gradient_checkpointing: true`")
-    return [*found, _more_parts(run.mesh)]
+    return [*found, _more_parts(mesh)]
 
 
 def _smaller_batch(
-    cfg: TrainingConfig, mesh: Mesh, memory: StepMemory | None, there: Room | None
+    cfg: TrainingConfig,
+    mesh: Mesh,
+    memory: StepMemory | None,
+    there: Room | None,
+    largest: int | None,
 ) -> int | None:
     """The largest batch_size that should fit, or the smallest that the mesh takes; None if this
     one is.
@@ -117,14 +203,18 @@ def _smaller_batch(
     The temporaries are taken as proportional to the batch, but for one more copy of a third of the
     state: the sum of the gradients (weights and two moments are the other two of AdamW).
     """
-    rows = batch_shards(mesh)
-    sizes = [b for b in range(rows, cfg.batch_size, rows) if cfg.batch_size % b == 0]
+    unit, total = batch_shards(mesh), cfg.batch_size * cfg.gradient_accumulation_steps
+    sizes = [batch for batch in range(unit, cfg.batch_size, unit) if total % batch == 0]
     if not sizes:
         return None
-    if memory is None or there is None:
+    if largest is not None:
+        fitting = [batch for batch in sizes if batch <= largest]
+    elif memory is None or memory.temporaries is None or there is None:
         return sizes[-1]
-    fixed = memory.arguments + memory.arguments // 3
-    fitting = [b for b in sizes if fixed + memory.temporaries * b // cfg.batch_size <= there.limit]
+    else:
+        fixed = memory.arguments + memory.arguments // 3
+        per_row = memory.temporaries / cfg.batch_size
+        fitting = [batch for batch in sizes if fixed + per_row * batch <= there.limit]
     return fitting[-1] if fitting else sizes[0]
 
 

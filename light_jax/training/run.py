@@ -18,7 +18,7 @@ from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import local_rows
 from light_jax.state import HostState, Run, Tag, TrainState
 from light_jax.training.compiled import blank_state
-from light_jax.training.memory import check_state, remedies
+from light_jax.training.memory import check_state, check_tokens, remedies, room
 from light_jax.training.preflight import inspect, like_the_resumed
 from light_jax.training.step import init_params, init_state
 from light_llm.checkpoint.layout import locate_weights, steadily
@@ -49,7 +49,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     cfg = like_the_resumed(cfg, tag)
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
     state, shardings = blank_state(cfg, mesh)
-    together(lambda: check_state(cfg, state, mesh))
+    together(lambda: _check_sizes(cfg, state, mesh))
     return Run(
         cfg=cfg,
         mesh=mesh,
@@ -71,7 +71,8 @@ def fill(run: Run) -> None:
     Raises:
         UserError: a file cannot be used after all, or memory runs out.
     """
-    with out_of_memory("the state of the run", remedies(run)):
+    advice = remedies(run.cfg, run.mesh, resuming=run.resumed is not None)
+    with out_of_memory("the state of the run", advice):
         run.state = jax.block_until_ready(_first_state(run))
 
 
@@ -94,6 +95,11 @@ def _inspect(
     assert found.train is not None
     assert found.host is not None
     return found.mesh, (found.train, found.val), found.host, found.changes
+
+
+def _check_sizes(cfg: TrainingConfig, state: TrainState, mesh: Mesh) -> None:
+    check_tokens(cfg)
+    check_state(state, mesh, room(mesh.local_devices))
 
 
 def _initial_weights(cfg: TrainingConfig, shardings: Any) -> Any:

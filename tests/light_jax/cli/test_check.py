@@ -15,8 +15,9 @@ from tiny_runs import ROOT, TINY, command, write_config
 
 import light_jax
 from light_jax.cli.train import main
-from light_jax.training import check, fit
+from light_jax.training import fit, memory
 from light_jax.training.loop import run_config
+from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n"
@@ -342,35 +343,47 @@ def test_flags_that_do_not_go_together(here):
     assert "v5e" in finding["message"]
 
 
-def test_a_step_that_does_not_fit_is_an_error_with_remedies(here, monkeypatch):
+def test_a_step_that_does_not_fit_is_an_error_with_the_words_of_a_start(here, monkeypatch):
     """On a device of 1.5 MiB, which holds the state and not the step."""
-    limit = 3 * 2**19
-    monkeypatch.setattr(check, "memory_limit", lambda device: limit)
-    findings = found(devices="here")
-    (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
-    assert f"1.6 MiB of the 1.5 MiB that one cpu has; use batch_size={4} with " in message
-    assert "gradient_accumulation_steps=2" in message
-    order = ["batch_size", "gradient_checkpointing", "mesh.fsdp", "a smaller model"]
-    places = [message.index(each) for each in order]
+    config = write_config(here / "c.yaml", num_steps=1, scheduler={"warmup_steps": 1})
+    run_config(config)
+
+    def message(resume, **changes) -> str:
+        findings = found(resume, devices="here", num_steps=2, **changes)
+        (told,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
+        with pytest.raises(UserError) as refusal:
+            run_config("c.yaml", resume)
+        assert told == str(refusal.value)
+        return told
+
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 3 * 2**19)
+    said = message(None, checkpoint_dir="other")
+    assert "the step takes 1.6 MiB per device where cpu holds 1.5 MiB: " in said
+    assert "use `batch_size: 4, gradient_accumulation_steps: 2` (the same tokens" in said
+    places = [said.index(each) for each in ("batch_size", "gradient_checkpointing", "mesh.fsdp")]
     assert places == sorted(places)
-    run_config(write_config(here / "c.yaml", num_steps=1))
-    findings = found("auto", devices="here")  # a resume keeps its batch and its model
-    (message,) = [each[2] for each in findings if each[:2] == ("error", "memory")]
-    assert "mesh.fsdp" in message
-    assert "batch_size" not in message
+    said = message("auto")  # a resume keeps its batch and its model
+    assert said.endswith("of temporaries; use mesh.fsdp over more hosts than this")
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2**10)
+    assert "the state (weights and optimizer) takes 399.0 KiB per device" in message("auto")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_step_is_compiled_for_tpus_that_are_not_here(here, monkeypatch):
     """Without the search for the largest batch, which compiles more of them."""
     monkeypatch.setattr(fit, "MORE_COMPILES", 0)
-    write_config(here / "c.yaml", dtype="bfloat16", mesh={"data": 2, "fsdp": 2})
+    model = {"num_layers": 1, "attention": {"dropout": 0.1}}
+    write_config(here / "c.yaml", dtype="bfloat16", mesh={"data": 2, "fsdp": 2}, model=model)
     before = standing(here)
     report = light_jax.check("c.yaml", devices="v5e-4")
     assert report.ok, report
     assert standing(here) == before
     assert (report.devices.kind, report.devices.count) == ("TPU v5 lite", 4)
     assert 0 < report.memory.total < 15 * 2**30 < report.memory.limit
+    assert report.attention == "blocks"
+    (note,) = [each.message for each in report.of("note") if each.key == "attention"]
+    assert "(attention.dropout is set)" in note
+    assert "set model.attention.dropout to 0 for the fused kernel" in note
     assert report.collectives["all-gather"].bytes > 0
     assert report.largest_batch_size == 8
     write_config(here / "c.yaml", mesh={"fsdp": 3}, batch_size=6)

@@ -71,6 +71,20 @@ def test_a_tpus_loops_have_their_trip_count_from_the_bound_of_the_counter():
     }
 
 
+def test_a_sum_over_one_device_exchanges_nothing():
+    """A CPU's compiler leaves it in the program."""
+    mesh = Mesh(jax.devices()[:1], ("x",))
+    total = jax.shard_map(
+        lambda x: jax.lax.psum(x, "x"),
+        mesh=mesh,
+        in_specs=PartitionSpec("x"),
+        out_specs=PartitionSpec(),
+    )
+    compiled = jax.jit(total).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile()
+    assert "all-reduce" in compiled.as_text()
+    assert read(compiled).collectives == {}
+
+
 def test_splash_attention_is_known_by_its_kernels():
     """Forward, and two kernels backward; three times each."""
     heads = masks.MultiHeadMask([masks.CausalMask((128, 128))] * 2)

@@ -14,9 +14,10 @@ from tiny_runs import BIN, command, write_config
 
 from light_jax.config import load_config
 from light_jax.parallel import cache
+from light_jax.state import bytes_per_device
 from light_jax.training.compiled import compile_steps
 from light_jax.training.loop import run_config
-from light_jax.training.memory import Room, StepMemory, check_step
+from light_jax.training.memory import Room, StepMemory, check_step, memory_of_refused
 from light_jax.training.run import prepare
 from light_llm.errors import UserError
 
@@ -53,6 +54,11 @@ def run(tmp_path, monkeypatch):
     return prepare(load_config(write_config(tmp_path / "c.yaml", batch_size=48)), None)
 
 
+def check(run, memory: StepMemory, limit: int) -> None:
+    resuming = run.resumed is not None
+    check_step(run.cfg, run.mesh, memory, Room(limit, "it holds"), resuming=resuming)
+
+
 def test_the_largest_batch_that_fits_is_advised(run):
     """9 bytes of arguments, 3 more for the sum of the gradients, 44 for the 48 rows."""
     for limit, advice in {
@@ -62,8 +68,26 @@ def test_the_largest_batch_that_fits_is_advised(run):
         1: "batch_size: 1, gradient_accumulation_steps: 48",  # the others must help
     }.items():
         with pytest.raises(UserError, match=advice):
-            check_step(run, StepMemory(9, 44), Room(limit, "it holds"))
-    check_step(run, StepMemory(9, 44), Room(53, "it holds"))
+            check(run, StepMemory(9, 44), limit)
+    check(run, StepMemory(9, 44), 53)
+
+
+@pytest.mark.parametrize(
+    "reason, told",
+    [
+        ("Used 26.60G of 15.75G hbm. Exceeded by 10.85G.", "takes 26.6 GiB per device where"),
+        ("total memory required for HLO temporaries (39.41G) exceeds", "39.4 GiB of temporaries"),
+        ("Out of memory", "takes more memory where it holds 53 B"),
+    ],
+)
+def test_a_compilers_refusal_says_what_it_takes(run, reason, told):
+    """As libtpu words it: of all, or of the temporaries alone."""
+    refused = memory_of_refused(f"RESOURCE_EXHAUSTED: {reason}", run.cfg, run.state, run.mesh)
+    tokens = 4 * run.cfg.batch_size * (run.cfg.seq_len + 1)
+    assert refused.arguments == bytes_per_device(run.state) + tokens
+    with pytest.raises(UserError, match="the compiler refuses it; use `batch_size: ") as refusal:
+        check(run, refused, 53)
+    assert told in str(refusal.value)
 
 
 def test_a_resumed_run_is_advised_only_what_it_may_change(tmp_path, monkeypatch):
@@ -71,7 +95,7 @@ def test_a_resumed_run_is_advised_only_what_it_may_change(tmp_path, monkeypatch)
     assert run_config(write_config(tmp_path / "c.yaml", num_steps=1, val_data=...)) == 0
     cfg = load_config(write_config(tmp_path / "c.yaml", num_steps=2, val_data=...))
     with pytest.raises(UserError) as refusal:
-        check_step(prepare(cfg, "auto"), StepMemory(9, 44), Room(1, "it holds"))
+        check(prepare(cfg, "auto"), StepMemory(9, 44), 1)
     assert str(refusal.value).endswith("of temporaries; use mesh.fsdp over more hosts than this")
 
 
@@ -91,16 +115,17 @@ def test_a_resume_with_nothing_to_do_compiles_nothing(tmp_path, monkeypatch, cap
 
 @pytest.fixture
 def start(tmp_path):
-    """start(**environment) -> what a new `llm-train` of one step says, which must succeed."""
+    """start(*flags, **environment) -> what a new `llm-train` says, which must succeed."""
     kept = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     kept |= {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
     kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    config = write_config(tmp_path / "c.yaml", num_steps=1, val_data=..., model=SMALL)
+    sober = {"num_steps": 1, "scheduler": {"warmup_steps": 1}}  # nothing to warn of
+    config = write_config(tmp_path / "c.yaml", **sober, val_data=..., model=SMALL)
 
-    def run(**environment: str) -> str:
+    def run(*flags: str, **environment: str) -> str:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         done = subprocess.run(
-            [BIN / "llm-train", config],
+            [BIN / "llm-train", config, *flags],
             cwd=tmp_path,
             env=kept | environment,
             capture_output=True,
@@ -136,6 +161,11 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path, start):
 
     assert re.search(r"compiled    [\d.]+ s \(from the cache\)", start())
     assert kept(folder) == programs
+
+
+def test_a_start_finds_what_a_check_compiled(start):
+    assert "compiling for here, batch_size 8" in start("--check")
+    assert re.search(r"compiled    [\d.]+ s \(from the cache\)", start())
 
 
 @pytest.fixture
