@@ -110,7 +110,7 @@ def test_the_page_has_a_row_for_each_work_and_ratios():
     assert all(f"| {work.name} | " in page for work in works.WORKS)
     assert "| 40 s | 1.00 GiB | 2.00 GiB | yes: 3.0 of 16.0 | 3.0 GB | 1,000 + 24 |" in page
     assert "99.00 T, 99.0 % | gather 7 (2.00 GB) | splash × 24 |" in page
-    assert "| 40 s / 80 s | **0.50** | 2.00 GiB / 2.00 GiB | **1.00** |" in page
+    assert "| 40 s / 80 s | **0.50** | – / – | – | 2.00 GiB / 2.00 GiB | **1.00** |" in page
 
 
 def test_a_record_is_kept_and_the_page_written_anew(tmp_path):

@@ -14,8 +14,14 @@ from ledger.works import Recompute, Work
 from light_jax.reporting.program import counts_of
 
 PACKAGE = "maxtext[tpu]==0.2.5"
-# jax 0.12.0.1 hands its kernels' source lines over in a way that libtpu 0.0.52 does not know.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_MOSAIC_UNZIP_DEBUG_LOCATIONS": "false"}
+ENVIRONMENT = {  # compile for a TPU, look for none
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
 SCRIPT = Path(__file__).with_name("maxtext_compile.py")
 POLICIES: dict[Recompute, str] = {True: "full", "matmuls": "minimal_with_context"}
 """`recompute` of a work to MaxText's remat_policy."""
@@ -79,10 +85,10 @@ def compile_work(python: Path, work: Work, unrolled: bool, timeout: float) -> di
         subprocess.TimeoutExpired: it took longer than `timeout` seconds.
         RuntimeError: it ended without compiling, and memory was not why.
     """
-    from light_jax.parallel.targets import LIBTPU_ENVIRONMENT
-
-    env = LIBTPU_ENVIRONMENT | os.environ | ENVIRONMENT
-    env.pop("PYTHONPATH", None)
+    # jax, where this process imported it, has put our libtpu into TPU_LIBRARY_PATH
+    env = {**os.environ, **ENVIRONMENT}
+    for ours in ("PYTHONPATH", "TPU_LIBRARY_PATH"):
+        env.pop(ours, None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [python, "-P", SCRIPT, folder, *keys_of(work, unrolled)]

@@ -12,6 +12,7 @@ from ledger.works import PEER_WORKS, WORKS, Work
 
 Record = dict[str, Any]
 Key = tuple[str, str, bool]  # work, by whom, unrolled
+KeyPath = tuple[str, ...]  # of a number in a record
 
 GiB = 2**30
 SHORT = {
@@ -134,7 +135,8 @@ def _gib(number: float) -> str:
 def _seconds(record: Record) -> str:
     if "compile_seconds" not in record:
         return "not yet" if record["error"] == "not compiled yet" else "failed"
-    return f"{record['compile_seconds']:.0f} s"
+    cpu = record.get("compile_cpu_seconds")
+    return f"{record['compile_seconds']:.0f} s" + ("" if cpu is None else f", {cpu:.0f} s CPU")
 
 
 def _fits(record: Record) -> str:
@@ -190,12 +192,20 @@ GPU_COLUMNS: list[tuple[str, Callable[[Record], str]]] = [
 TPU_COLUMNS = [*GPU_COLUMNS[:5], BYTES, *GPU_COLUMNS[5:]]
 
 
+BYTES_ACCESSED = ("program", "bytes_accessed")
+COMPARED: list[tuple[str, KeyPath, str, float]] = [  # title, number, how it is shown, its unit
+    ("compile", ("compile_seconds",), "{:.0f} s", 1),
+    ("CPU of it", ("compile_cpu_seconds",), "{:.0f} s", 1),
+    ("temporaries", ("program", "temporaries"), "{:.2f} GiB", GiB),
+    ("bytes", BYTES_ACCESSED, "{:.1f} GB", 1e9),
+    ("matmul FLOPs", ("costs", "matmul_flops"), "{:.2f} T", 1e12),
+]
+
+
 def _peers(latest: dict[Key, Record]) -> str:
     """Two rows a work, scanned and unrolled."""
-    lines = [
-        "| work | layers | compile | | temporaries | | bytes | | matmul FLOPs | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    titles = [f"{title} | " for title, *_ in COMPARED]
+    lines = ["| work | layers | " + " | ".join(titles) + " |", "|---|---" * (1 + len(titles)) + "|"]
     for work in PEER_WORKS:
         for unrolled in (False, True):
             ours = latest.get((work.name, "ours", unrolled), {})
@@ -203,34 +213,26 @@ def _peers(latest: dict[Key, Record]) -> str:
             if not theirs:
                 continue
             cells = [
-                _beside(ours, theirs, lambda r: r.get("compile_seconds"), "{:.0f} s", 1),
-                _beside(
-                    ours, theirs, lambda r: _value(r, "program", "temporaries"), "{:.2f} GiB", GiB
-                ),
-                _beside(
-                    ours, theirs, lambda r: _value(r, "program", "bytes_accessed"), "{:.1f} GB", 1e9
-                )
-                if unrolled
-                else f"{UNKNOWN} | {UNKNOWN}",
-                _beside(
-                    ours, theirs, lambda r: _value(r, "costs", "matmul_flops"), "{:.2f} T", 1e12
-                ),
+                _beside(ours, theirs, path, form, unit)
+                if unrolled or path != BYTES_ACCESSED
+                else f"{UNKNOWN} | {UNKNOWN}"
+                for _, path, form, unit in COMPARED
             ]
             layers = "unrolled" if unrolled else "as one loop"
             lines.append(f"| {work.name} | {layers} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _value(record: Record, part: str, field: str) -> float | None:
-    return (record.get(part) or {}).get(field)
-
-
-def _beside(
-    ours: Record, theirs: Record, of: Callable[[Record], float | None], form: str, unit: float
-) -> str:
+def _beside(ours: Record, theirs: Record, path: KeyPath, form: str, unit: float) -> str:
     """`ours / theirs | ratio`."""
-    values = of(ours), of(theirs)
-    shown = [UNKNOWN if value is None else form.format(value / unit) for value in values]
-    left, right = values
+    left, right = _at(ours, path), _at(theirs, path)
+    shown = [UNKNOWN if value is None else form.format(value / unit) for value in (left, right)]
     ratio = UNKNOWN if left is None or not right else f"**{left / right:.2f}**"
     return f"{shown[0]} / {shown[1]} | {ratio}"
+
+
+def _at(record: Record, path: KeyPath) -> float | None:
+    found: Any = record
+    for key in path:
+        found = (found or {}).get(key)
+    return found
