@@ -34,7 +34,9 @@ def make_environment(folder: Path, python: str) -> Path:
         python: of version 3.12, which MaxText needs.
     """
     found = folder / "bin/python"
-    if not found.exists():
+    is_there = [found, "-c", "import importlib.metadata as m; m.version('maxtext')"]
+    if not found.exists() or subprocess.run(is_there, capture_output=True).returncode != 0:
+        print(f"installing {PACKAGE} into {folder} …", flush=True)
         subprocess.run([python, "-m", "venv", folder], check=True)
         install = [found, "-m", "pip", "install", "--disable-pip-version-check", "-q", PACKAGE]
         subprocess.run(install, check=True)

@@ -32,6 +32,9 @@ are not here; do not edit. Nothing was run: these are facts of compiled programs
 compiling on the machine below. All numbers are of one step on one device.
 [docs/performance.md](../docs/performance.md) explains the columns.
 """
+AGAIN = """\
+- a row again: `python benchmarks/accelerators.py --only WORK`, with `--python
+  .venv-cuda/bin/python` for a GPU, `--unrolled` or `--peer maxtext` for those tables"""
 TPU_NOTE = """\
 `bytes` is XLA's count of what the program reads and writes. XLA takes the body of a loop once, and
 layers are a loop here, so it can be compared only within the table of unrolled programs.
@@ -96,6 +99,7 @@ def _header(records: Iterable[Record]) -> str:
     if records:
         lines.append(f"- commit: {', '.join(commits)} (+ is a changed tree)")
         lines.append(f"- date: {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}")
+    lines.append(AGAIN)
     return "\n".join(lines) + "\n"
 
 
