@@ -39,8 +39,7 @@ check: $(INSTALLED)
 
 # What a GPU would get, in an environment that compiles for one; no GPU is needed.
 accelerators: $(INSTALLED) $(CUDA)/.installed
-	$(CUDA)/bin/pytest tests/light_jax/parallel/test_targets.py \
-		tests/light_jax/reporting/test_program.py
+	JAX_PLATFORMS=cpu $(CUDA)/bin/pytest -m cuda
 	$(BIN)/python benchmarks/accelerators.py --python $(CUDA)/bin/python
 
 $(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml

@@ -40,7 +40,10 @@ def loop_on(where: str, **env: str) -> dict:
         pytest.param(
             "h100-4",
             4,
-            marks=pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed"),
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed"),
+            ],
         ),
     ],
 )
