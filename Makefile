@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+CUDA := .venv-cuda
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
 
-.PHONY: install quickstart test check clean
+.PHONY: install quickstart test check accelerators clean
 
 install: $(INSTALLED)
 
@@ -35,6 +36,17 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+# What a GPU would get, in an environment that compiles for one; no GPU is needed.
+accelerators: $(INSTALLED) $(CUDA)/.installed
+	JAX_PLATFORMS=cpu $(CUDA)/bin/pytest -m cuda
+	$(BIN)/python benchmarks/accelerators.py --python $(CUDA)/bin/python
+
+$(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/pip install --disable-pip-version-check --progress-bar off -q -r requirements-cuda.txt
+	$(CUDA)/bin/pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $(CUDA)/.installed
 
 clean:
 	rm -rf data/quickstart checkpoints/quickstart .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -27,12 +27,16 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<= ]*)\]")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # Sums over a mesh axis of one device; a CPU's compiler leaves them in, and nothing is exchanged.
 _ALONE = re.compile(r"\breplica_groups=(?:\{\{\d+\}(?:,\{\d+\})*\}|\[\d+,1\]<)")
 _BOUND = re.compile(r" [su]\d+\[\]\S* constant\((\d+)\)")
+_COUNTER = re.compile(r" [su]\d+\[\]\S* get-tuple-element\(.*\bindex=(\d+)")
+_NAMED = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,7 @@ def read(compiled: Any) -> Program:
     memory = compiled.memory_analysis()
     if memory is None:
         raise UserError("the compiler for these devices does not say what memory a program takes")
-    kernels, collectives = _counts(compiled.as_text())
+    kernels, collectives = counts_of(compiled.as_text())
     attention = next((name for name in ("cudnn", "splash") if kernels.get(name)), "blocks")
     costs = compiled.cost_analysis() or {}
     return Program(
@@ -89,10 +93,21 @@ def read(compiled: Any) -> Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
     result: str  # its type
     operation: str
     text: str  # the whole line
+
+    @property
+    def name(self) -> str:
+        named = _NAMED.match(self.text)
+        return named[1] if named else ""
+
+    @property
+    def operands(self) -> list[str]:
+        """Their names."""
+        _, _, rest = self.text.partition(f" {self.operation}(")
+        return _OPERAND.findall(rest.partition(")")[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +119,9 @@ class _Found:
     bytes: int
 
 
-def _counts(text: str) -> tuple[dict[str, int], dict[str, Collective]]:
+def counts_of(text: str) -> tuple[dict[str, int], dict[str, Collective]]:
     """(calls by attention kernel, collectives by kind) of the optimized program."""
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     kernels: dict[str, int] = {}
     collectives: dict[str, Collective] = {}
     for found in _walk(computations, entry, 1, None):
@@ -120,9 +135,9 @@ def _counts(text: str) -> tuple[dict[str, int], dict[str, Collective]]:
     return kernels, {kind: collectives[kind] for kind in COLLECTIVES if kind in collectives}
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def computations_of(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The instructions of each computation by its name, and the name of the first to run."""
-    computations: dict[str, list[_Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry, inside = "", None
     for line in _whole_lines(text):
         if header := _HEADER.match(line):
@@ -131,7 +146,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif inside is not None and (start := _INSTRUCTION.match(line)):
             end = _end_of_type(line, start.end())
             if operation := _OPERATION.match(line, end):
-                inside.append(_Instruction(line[start.end() : end], operation[1], line))
+                inside.append(Instruction(line[start.end() : end], operation[1], line))
     return computations, entry
 
 
@@ -161,7 +176,7 @@ def _end_of_type(line: str, start: int) -> int:
 
 
 def _walk(
-    computations: dict[str, list[_Instruction]],
+    computations: dict[str, list[Instruction]],
     name: str,
     times: int,
     seen: set[tuple[str, str, int]] | None,
@@ -184,20 +199,20 @@ def _walk(
             continue
         inner = times
         if instruction.operation == "while":
-            inner *= _trip_count(instruction, computations)
+            inner *= trip_count(instruction, computations)
         fused = parts if instruction.operation == "fusion" else None
-        for called in _called(instruction):
+        for called in called_by(instruction):
             yield from _walk(computations, called, inner, fused)
 
 
-def _found(instruction: _Instruction, times: int) -> _Found | None:
+def _found(instruction: Instruction, times: int) -> _Found | None:
     """The collective or kernel that an instruction is. An asynchronous one counts where it ends."""
     operation = instruction.operation
     kind = operation.removesuffix("-done")
     if kind in COLLECTIVES and not _ALONE.search(instruction.text):
         return _Found(kind, times, size_of(instruction.result))
     if operation == "fusion" and any(
-        called.startswith(REDUCE_SCATTER_FUSION) for called in _called(instruction)
+        called.startswith(REDUCE_SCATTER_FUSION) for called in called_by(instruction)
     ):
         return _Found("reduce-scatter", times, size_of(instruction.result))
     target = _TARGET.search(instruction.text) if operation == "custom-call" else None
@@ -208,7 +223,7 @@ def _found(instruction: _Instruction, times: int) -> _Found | None:
     return None
 
 
-def _called(instruction: _Instruction) -> list[str]:
+def called_by(instruction: Instruction) -> list[str]:
     """The computations that an instruction runs. All branches of a choice count."""
     if "to_apply=" in instruction.text and instruction.operation != "call":
         return []  # how two numbers of a sum become one
@@ -218,22 +233,40 @@ def _called(instruction: _Instruction) -> list[str]:
     return called
 
 
-def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """How often a loop runs: as XLA states it, or the bound of its counter; 1 where none is known.
+def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How often a loop runs: as XLA states it, or from its counter; 1 where neither is known.
 
-    A TPU's program states none. The counter of jax's own loops begins at 0 and takes steps of 1.
+    A TPU's program states none. The counter begins at 0. Its steps are of 1 in jax's own loops, and
+    of 2 in those that XLA makes of a matmul and a collective.
     """
     if stated := _TRIP_COUNT.search(loop.text):
         return int(stated[1])
-    condition = _CONDITION.search(loop.text)
-    lines = [] if condition is None else [i.text for i in computations.get(condition[1], [])]
+    condition, body = _CONDITION.search(loop.text), _BODY.search(loop.text)
+    if condition is None or body is None:
+        return 1
+    lines = [i.text for i in computations.get(condition[1], [])]
     bounds = [int(bound[1]) for line in lines if (bound := _BOUND.search(line))]
     inner = [
         i.text for line in lines for c in _CALLED.findall(line) for i in computations.get(c, [])
     ]
     if len(bounds) == 1 and any("direction=LT" in line for line in [*lines, *inner]):
-        return bounds[0]
+        counters = [int(index[1]) for line in lines if (index := _COUNTER.search(line))]
+        step = _step(computations.get(body[1], []), counters[0]) if len(counters) == 1 else 1
+        return -(-bounds[0] // step)
     return 1
+
+
+def _step(body: list[Instruction], counter: int) -> int:
+    """What a loop's body adds to the element `counter` of its tuple; 1 where that is not plain."""
+    by_name = {i.name: i for i in body}
+    results = [i for i in body if i.text.lstrip().startswith("ROOT ") and i.operation == "tuple"]
+    names = results[0].operands if results else []
+    added = by_name.get(names[counter]) if counter < len(names) else None
+    if added is None or added.operation != "add":
+        return 1
+    operands = [by_name[name].text for name in added.operands if name in by_name]
+    steps = [int(bound[1]) for text in operands if (bound := _BOUND.search(text))]
+    return max(1, steps[0]) if len(steps) == 1 else 1
 
 
 def size_of(result: str) -> int:

@@ -153,6 +153,7 @@ print(len(target("h100-16").devices), {d.process_index for d in target("h100-16"
 """
 
 
+@pytest.mark.cuda
 @needs_cuda
 def test_every_gpu_of_the_table_compiles_cudnns_attention():
     done = subprocess.run([sys.executable, "-c", CUDNN], capture_output=True, text=True)

@@ -40,7 +40,10 @@ def loop_on(where: str, **env: str) -> dict:
         pytest.param(
             "h100-4",
             4,
-            marks=pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed"),
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed"),
+            ],
         ),
     ],
 )
@@ -167,10 +170,46 @@ ENTRY %main (p: bf16[4,8]) -> f32[4,8] {
 
 
 def test_an_asynchronous_collective_counts_once():
-    kernels, collectives = program._counts(ASYNCHRONOUS)
+    kernels, collectives = program.counts_of(ASYNCHRONOUS)
     assert kernels == {}
     assert collectives == {
         "all-gather": program.Collective(1, 8 * 8 * 2),
         "all-reduce": program.Collective(1, 2 * 8 * 8 * 4),
         "reduce-scatter": program.Collective(1, 4 * 8 * 4),
     }
+
+
+# A matmul whose operand is gathered step by step, as XLA makes it: two steps in one.
+TWO_AT_ONCE = """HloModule made_by_hand
+
+%condition (state: (f32[8,8], u32[])) -> pred[] {
+  %end = u32[] constant(8)
+  %state = (f32[8,8]{1,0}, u32[]) parameter(0)
+  %counter = u32[] get-tuple-element(%state), index=1
+  ROOT %go = pred[] compare(%counter, %end), direction=LT
+}
+
+%body (state: (f32[8,8], u32[])) -> (f32[8,8], u32[]) {
+  %step = u32[] constant(2)
+  %state = (f32[8,8]{1,0}, u32[]) parameter(0)
+  %x = f32[8,8]{1,0} get-tuple-element(%state), index=0
+  %counter = u32[] get-tuple-element(%state), index=1
+  %y = f32[8,8]{1,0} collective-permute(%x), channel_id=1
+  %z = f32[8,8]{1,0} collective-permute(%y), channel_id=2
+  %next = u32[] add(%counter, %step)
+  ROOT %result = (f32[8,8]{1,0}, u32[]) tuple(%z, %next)
+}
+
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %first = (f32[8,8]{1,0}, u32[]) tuple(%x, %zero)
+  %last = (f32[8,8]{1,0}, u32[]) while(%first), condition=%condition, body=%body
+  ROOT %out = f32[8,8]{1,0} get-tuple-element(%last), index=0
+}
+"""
+
+
+def test_a_counter_of_larger_steps_ends_its_loop_sooner():
+    _, collectives = program.counts_of(TWO_AT_ONCE)
+    assert collectives == {"collective-permute": program.Collective(4 * 2, 4 * 2 * 8 * 8 * 4)}

@@ -1,0 +1,72 @@
+"""The step as a TPU's compiler makes it, held to recorded facts: no TPU is needed."""
+
+import pytest
+from tiny_runs import write_config
+
+from light_jax.config import load_config
+from light_jax.parallel.targets import compiling_for, target
+from light_jax.reporting.program import Program
+from light_jax.training.fit import measure
+
+TARGET = "v5e-4"
+STEP = {
+    "dtype": "bfloat16",
+    "seq_len": 256,
+    "batch_size": 8,
+    "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
+    "model": {
+        "vocab_size": 1024,
+        "max_seq_len": 256,
+        "d_model": 256,
+        "num_layers": 2,
+        "tie_embeddings": False,
+        "gradient_checkpointing": True,
+        "attention": {"variant": "gqa", "num_heads": 4, "num_kv_heads": 2},
+    },
+}
+
+# What jax 0.10.2 with libtpu 0.0.42.1 makes of it, on one device; collectives by count and bytes.
+# After a change that is meant, `python tests/light_jax/training/test_accelerators.py` prints it.
+FACTS = {
+    "attention": "splash",
+    "attention_calls": 8,
+    "collectives": {
+        "all-gather": (37, 6963200),
+        "all-reduce": (9, 29760),
+        "reduce-scatter": (6, 1261568),
+        "all-to-all": (4, 1441792),
+    },
+    "temporaries": 7403008,
+}
+
+
+def compile_step(folder) -> Program:
+    cfg, there = load_config(write_config(folder / "c.yaml", **STEP)), target(TARGET)
+    with compiling_for(there):
+        program = measure(cfg, there.devices, there.memory_limit, largest=False).program
+    assert program is not None
+    return program
+
+
+def facts_of(program: Program) -> dict:
+    return {
+        "attention": program.attention,
+        "attention_calls": program.attention_calls,
+        "collectives": {k: (found.count, found.bytes) for k, found in program.collectives.items()},
+        "temporaries": program.temporaries,
+    }
+
+
+def test_the_step_of_a_tpu_is_the_recorded_one(tmp_path):
+    found = facts_of(compile_step(tmp_path))
+    assert found["temporaries"] == pytest.approx(FACTS["temporaries"], rel=0.1)
+    assert found == {**FACTS, "temporaries": found["temporaries"]}
+
+
+if __name__ == "__main__":
+    import pprint
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as name:
+        pprint.pp(facts_of(compile_step(Path(name))))
