@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 
 from light_llm.errors import UserError, one_line
 
+GOOGLE = "0x1ae0"  # the PCI vendor of TPUs
 SMALLER = (
     "a smaller batch_size with more gradient_accumulation_steps",
     "gradient_checkpointing",
@@ -23,6 +26,7 @@ def devices() -> list[jax.Device]:
     Raises:
         UserError: the platform that was asked for is not here.
     """
+    _pass_over_tpu()
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax's own, where every platform failed
@@ -34,6 +38,21 @@ def devices() -> list[jax.Device]:
                 "(pip install 'light-llm-jax[gpu]' or '[tpu]'), or unset the variable"
             ) from None
         raise UserError(f"JAX finds no device ({reason}); check its installation") from None
+
+
+def _pass_over_tpu() -> None:
+    """Keep JAX from asking libtpu for chips where there are none: it prints lines of errors.
+
+    libtpu is here without a chip wherever steps are compiled for TPUs ahead of time.
+    """
+    asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+    has_plugins = importlib.util.find_spec("jax_plugins") is not None  # CUDA's, ROCm's
+    if asked or has_plugins or importlib.util.find_spec("libtpu") is None:
+        return
+    vendors = [path.read_text().strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor")]
+    nodes = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    if GOOGLE not in vendors and not nodes:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def memory_limit(device: jax.Device) -> int | None:
