@@ -14,7 +14,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from conversion.mapping import table
-from light_jax.models.placement import Placement
+from light_jax.models.placement import ANYWHERE, Placement
 from light_jax.models.transformer import Transformer
 from light_llm.models.transformer.config import TransformerConfig
 
@@ -58,7 +58,7 @@ def build(
     cfg: TransformerConfig,
     params: nnx.State,
     dtype: Any = "float32",
-    placement: Placement = Placement(),  # noqa: B008
+    placement: Placement = ANYWHERE,
 ) -> Transformer:
     """The JAX model with these parameters."""
     abstract = nnx.eval_shape(

@@ -17,6 +17,8 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "tests/reference"
 BIN = Path(sys.executable).parent
+# For a script in tests/, whose folders have the packages' names.
+IMPORTS = {"PYTHONPATH": str(ROOT)}
 
 TINY = {
     "train_data": str(REFERENCE / "training/adamw-cosine/train"),

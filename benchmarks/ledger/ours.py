@@ -7,9 +7,10 @@ import dataclasses
 import importlib.metadata
 import resource
 import time
-import unittest.mock
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 from ledger.costs import costs_of
 from ledger.works import Work
@@ -26,28 +27,34 @@ def compile_work(work: Work, unrolled: bool) -> dict[str, Any]:
     Raises:
         UserError: it does not compile, and memory is not why.
     """
+    from light_jax.parallel.sharding import make_mesh
     from light_jax.parallel.targets import compiling_for, target
-    from light_jax.training.fit import measure
+    from light_jax.reporting.flops import flops_per_token
+    from light_jax.reporting.program import read
+    from light_jax.training.compiled import attempt, blank_state
 
     cfg, there = work.config(), target(work.target)
-    texts: list[str] = []
     start = time.process_time()
-    with compiling_for(there), _watched(texts.append, unrolled):
-        fit = measure(cfg, there.devices, there.memory_limit, largest=False)
-    seconds = time.process_time() - start
+    with compiling_for(there), _unrolled() if unrolled else contextlib.nullcontext():
+        mesh = make_mesh(cfg.mesh, there.devices)
+        state, shardings = blank_state(cfg, mesh)
+        made = attempt(cfg, mesh, shardings, state)
+    seconds, memory = time.process_time() - start, made.memory
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    flops = flops_per_token(cfg.model, num_params, cfg.seq_len) * cfg.tokens_per_step
     return {
         "device": there.kind,
         "devices": len(there.devices),
         "versions": versions(VERSIONS),
-        "compile_seconds": fit.compile_seconds,
+        "compile_seconds": made.seconds,
         "compile_cpu_seconds": seconds,
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "fits": fit.fits,
-        "needed": fit.needed,
-        "limit": fit.limit,
-        "model_flops": fit.flops_per_step / len(there.devices),
-        "program": None if fit.program is None else dataclasses.asdict(fit.program),
-        "costs": dataclasses.asdict(costs_of(texts[-1])) if texts else None,
+        "fits": memory is not None and memory.fits(there.memory_limit),
+        "needed": None if memory is None else memory.total,
+        "limit": there.memory_limit,
+        "model_flops": flops / len(there.devices),
+        "program": None if made.step is None else dataclasses.asdict(read(made.step)),
+        "costs": None if made.step is None else dataclasses.asdict(costs_of(made.step.as_text())),
     }
 
 
@@ -61,22 +68,17 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _watched(keep_text: Callable[[str], None], unrolled: bool) -> Iterator[None]:
-    """Inside, `keep_text` is given the program's text, and layers are unrolled where asked for."""
-    from light_jax.training import fit, step
+def _unrolled() -> Iterator[None]:
+    """Inside, layers are unrolled where they would be one loop."""
+    from light_jax.training import step
 
-    read, placement_of = fit.read, step.placement_of
+    placement_of = step.placement_of
 
-    def reading(compiled: Any) -> Any:
-        keep_text(compiled.as_text())
-        return read(compiled)
+    def unrolled(*args: Any) -> Any:
+        return dataclasses.replace(placement_of(*args), scanned=False)
 
-    def placing(*args: Any) -> Any:
-        placement = placement_of(*args)
-        return dataclasses.replace(placement, scanned=False) if unrolled else placement
-
-    with (
-        unittest.mock.patch.object(fit, "read", reading),
-        unittest.mock.patch.object(step, "placement_of", placing),
-    ):
+    step.placement_of = unrolled
+    try:
         yield
+    finally:
+        step.placement_of = placement_of

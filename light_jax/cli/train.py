@@ -12,7 +12,7 @@ import typer
 
 from light_llm.cli import runner
 from light_llm.errors import UserError
-from light_llm.printing import say
+from light_llm.printing import say, shown
 
 app = runner.new_app()
 
@@ -85,7 +85,7 @@ def _check(config: Path, resume: str | None, devices: str | None, as_json: bool)
     )
     if is_main():
         if as_json:
-            print(json.dumps(report.as_json()))
+            print(shown(json.dumps(report.as_json())))
         else:
             for line in lines(report):
                 say(line)

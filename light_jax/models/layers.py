@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from light_jax.models.placement import Lookup, rows_of
+
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
     """float32 means float32: without HIGHEST a GPU or TPU would multiply in fewer bits."""
@@ -44,14 +46,20 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of weight [rows, dim] by index, returned in float32 (they start the residual stream)."""
+    """Rows of weight [rows, dim] by index, returned in float32 (they start the residual stream).
 
-    def __init__(self, rows: int, dim: int, *, std: float, rngs: nnx.Rngs) -> None:
+    Args:
+        lookup: (weight, index) -> the rows, for a weight that is cut over devices.
+    """
+
+    def __init__(
+        self, rows: int, dim: int, *, std: float, rngs: nnx.Rngs, lookup: Lookup = rows_of
+    ) -> None:
         self.weight = nnx.Param(nnx.initializers.normal(std)(rngs.params(), (rows, dim)))
+        self.lookup = lookup
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        # cast before the lookup: its gradient is a sum over tokens, which must not be in 16 bits
-        return self.weight[...].astype(jnp.float32)[index]
+        return self.lookup(self.weight[...], index)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -14,11 +14,14 @@ GATHERED = "gathered"
 """The name of a gathered weight, for policies of what to keep."""
 
 
+Lookup = Callable[[jax.Array, jax.Array], jax.Array]
+
+
 def _as_is(x: Any) -> Any:
     return x
 
 
-def _rows(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+def rows_of(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
     # cast before the lookup: its gradient is a sum over tokens, which must not be in 16 bits
     return table_VD.astype(jnp.float32)[tokens]
 
@@ -37,7 +40,7 @@ class Placement:
     """The mesh axis over which attention heads are cut."""
     gather: Callable[[Any], Any] = _as_is
     """A layer's parameters -> the same, as the layer's matmuls need them."""
-    lookup: Callable[[jax.Array, jax.Array], jax.Array] = _rows
+    lookup: Lookup = rows_of
     """(a token table, tokens) -> the tokens' rows in float32."""
     scanned: bool = False
     """Layers are the body of one loop, and not unrolled."""
@@ -46,3 +49,7 @@ class Placement:
     def platform(self) -> str | None:
         """`cpu`, `gpu` or `tpu`."""
         return None if self.mesh is None else self.mesh.devices.flat[0].platform
+
+
+ANYWHERE = Placement()
+"""One device of any kind."""

@@ -45,7 +45,7 @@ def _pass_over_tpu() -> None:
 
     libtpu is here without a chip wherever steps are compiled for TPUs ahead of time.
     """
-    asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+    asked = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
     has_plugins = importlib.util.find_spec("jax_plugins") is not None  # CUDA's, ROCm's
     if asked or has_plugins or importlib.util.find_spec("libtpu") is None:
         return

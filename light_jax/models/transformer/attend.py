@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from light_jax.models.kernels import flash
 from light_jax.models.layers import dropout, matmul_precision
-from light_jax.models.placement import Placement
+from light_jax.models.placement import ANYWHERE, Placement
 from light_llm.models.transformer.mask import Span
 
 # Queries are taken in blocks. Few, since each is compiled separately; and none so small that its
@@ -26,7 +26,7 @@ def attend(
     *,
     scale: float,
     span: Span,
-    placement: Placement,
+    placement: Placement = ANYWHERE,
     slopes_N: jax.Array | None = None,
     pad_B: jax.Array | None = None,
     dropout_rate: float = 0.0,

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
-from light_jax.models.placement import Placement
+from light_jax.models.placement import ANYWHERE, Placement
 from light_jax.models.stack import run_layers
 from light_jax.models.transformer.block import Block
 from light_jax.models.transformer.cache import Cache
@@ -36,11 +36,13 @@ class Transformer(nnx.Module):
         cfg: TransformerConfig,
         *,
         dtype: DTypeLike = jnp.float32,
-        placement: Placement = Placement(),  # noqa: B008
+        placement: Placement = ANYWHERE,
         rngs: nnx.Rngs,
     ) -> None:
         self.cfg, self.dtype, self.placement = cfg, dtype, placement
-        self.tok_emb = Embedding(cfg.vocab_size, cfg.d_model, std=cfg.init_std, rngs=rngs)
+        self.tok_emb = Embedding(
+            cfg.vocab_size, cfg.d_model, std=cfg.init_std, rngs=rngs, lookup=placement.lookup
+        )
         self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg, rngs)
         self.layers = nnx.List(
             [Block(cfg, dtype=dtype, placement=placement, rngs=rngs) for _ in range(cfg.num_layers)]
@@ -94,8 +96,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"{T} tokens exceed max_seq_len={self.cfg.max_seq_len}")
         positions_T = jnp.arange(T) if cache is None else cache[0].positions(T)
         emb_key, *layer_keys = split_key(key, 1 + len(self.layers))
-        embedded_BTD = self.placement.lookup(self.tok_emb.weight[...], tokens_BT)
-        x_BTD = self.pos_emb(constrain(embedded_BTD), positions_T)
+        x_BTD = self.pos_emb(constrain(self.tok_emb(tokens_BT)), positions_T)
         x_BTD = constrain(dropout(x_BTD, self.cfg.dropout, emb_key))
         geometry = self.pos_emb.geometry(positions_T)
         if cache is not None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_cases import BIDIRECTIONAL, CUDNN, MESHES, RESULTS, SPLASH, Case
-from tiny_runs import ROOT
+from tiny_runs import IMPORTS, ROOT
 
 from light_jax.models.kernels import flash, splash
 from light_jax.models.placement import Placement
@@ -88,7 +88,8 @@ def test_the_kernel_of_this_device_is_as_exact_as_blocks(variant):
 
 
 def test_on_many_devices_it_is_that_of_one():
-    done = subprocess.run([sys.executable, SCRIPT, "devices"], capture_output=True, text=True)
+    script = [sys.executable, SCRIPT, "devices"]
+    done = subprocess.run(script, env=os.environ | IMPORTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(MESHES)
@@ -149,7 +150,7 @@ def test_a_tpu_gets_three_kernels_an_attention(sizes, case):
 @pytest.mark.parametrize("card, widest", [("h100-8", 256), ("a100-8", 128)])
 def test_a_gpu_gets_two_kernels_an_attention(card, widest):
     script = [sys.executable, SCRIPT, card]
-    done = subprocess.run(script, env=dict(os.environ), capture_output=True, text=True)
+    done = subprocess.run(script, env=os.environ | IMPORTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     for (_, case), program in zip(CUDNN, found, strict=True):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_runs import ROOT, contents
+from tiny_runs import IMPORTS, ROOT, contents
 
 from light_jax.parallel import targets
 from light_jax.parallel.cuda import memory_fraction
@@ -166,7 +166,9 @@ def test_what_is_compiled_for_a_target_is_not_kept(tmp_path):
     script = [sys.executable, ROOT / "tests/collective_loop.py", "v5e-4"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), **CACHE_ALL}
     for _ in range(2):
-        done = subprocess.run(script, env=os.environ | cache, capture_output=True, text=True)
+        done = subprocess.run(
+            script, env=os.environ | IMPORTS | cache, capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr) == (0, "")
     assert contents(tmp_path) == {}
 

@@ -13,7 +13,7 @@ from collective_loop import COLUMNS, ROWS, STEPS
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_runs import ROOT
+from tiny_runs import IMPORTS, ROOT
 
 from light_jax.parallel import targets
 from light_jax.parallel.targets import compiling_for, target
@@ -28,7 +28,7 @@ SHARD = ROWS * COLUMNS * 4  # bytes on a device
 def loop_on(where: str, **env: str) -> dict:
     """What is read of the program in tests/collective_loop.py."""
     script = [sys.executable, ROOT / "tests/collective_loop.py", where]
-    done = subprocess.run(script, env=os.environ | env, capture_output=True, text=True)
+    done = subprocess.run(script, env=os.environ | IMPORTS | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -4,6 +4,7 @@ import pytest
 from tiny_runs import write_config
 
 from light_jax.config import load_config
+from light_jax.parallel.sharding import make_mesh
 from light_jax.parallel.targets import compiling_for, target
 from light_jax.reporting.program import Program
 from light_jax.training.fit import measure
@@ -43,7 +44,8 @@ FACTS = {
 def compile_step(folder) -> Program:
     cfg, there = load_config(write_config(folder / "c.yaml", **STEP)), target(TARGET)
     with compiling_for(there):
-        program = measure(cfg, there.devices, there.memory_limit, largest=False).program
+        mesh = make_mesh(cfg.mesh, there.devices)
+        program = measure(cfg, mesh, None, largest=False).program
     assert program is not None
     return program
 
