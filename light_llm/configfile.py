@@ -298,7 +298,33 @@ def validate(config_class: type[ConfigT], data: Mapping[str, Any], source: str |
         return config_class.model_validate(data)
     except ValidationError as error:
         problems = explain(error)
+    known, unknown = _known_part(config_class, data)
+    if unknown:  # they keep the rest of their section from being looked at
+        problems = unknown
+        try:
+            config_class.model_validate(known)
+        except ValidationError as error:
+            problems += explain(error)
     raise IllegalConfig(source, [(key_of(config_class, problem), problem) for problem in problems])
+
+
+def _known_part(
+    config_class: type[Config], data: Mapping[str, Any], section: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """`data` without the keys that its sections do not have, and what is wrong with those."""
+    known: dict[str, Any] = {}
+    unknown: list[str] = []
+    for key, value in data.items():
+        field = config_class.model_fields.get(key)
+        kind: Any = None if field is None else field.annotation
+        if field is None:
+            unknown.append(section + config_class._unknown_key(str(key)))
+        elif isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
+            known[key], inner = _known_part(kind, value, f"{section}{key}.")
+            unknown += inner
+        else:
+            known[key] = value
+    return known, unknown
 
 
 def key_of(config_class: type[Config], problem: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from light_jax.parallel.hosts import is_main
 from light_llm.errors import UserError
 from light_llm.printing import tell
 
@@ -57,7 +58,7 @@ def keep_compiled() -> None:
         folder = _private_folder()
         _tidy(folder)
     except (OSError, RuntimeError, NotImplementedError) as error:
-        if jax.process_index() == 0:
+        if is_main():
             reason = getattr(error, "strerror", None) or error
             where = getattr(error, "filename", None) or _base() or "no home folder"
             tell(

@@ -146,8 +146,11 @@ def _in_cluster() -> bool:
 
 
 def is_main() -> bool:
-    """Process 0 writes metrics, weights and messages."""
-    return jax.process_index() == 0
+    """Process 0 writes metrics, weights and messages.
+
+    A process that joined no others is asked for no device: there may be none of the kind wanted.
+    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @contextlib.contextmanager

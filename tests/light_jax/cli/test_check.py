@@ -192,6 +192,27 @@ def test_every_problem_of_a_file_is_a_finding(here):
     assert "there is no such config file" in missing.message
 
 
+def test_an_unknown_key_hides_nothing(here):
+    findings = found(lr=3, batch_size="abc", model={"d_modell": 3, "num_layers": 0})
+    assert {each[1] for each in findings if each[0] == "error"} == {
+        "lr",
+        "batch_size",
+        "model.d_modell",
+        "model.num_layers",
+    }
+
+
+def test_a_platform_that_is_not_here_is_one_finding_more(here):
+    config = write_config(here / "c.yaml", train_data="none")
+    done = command(
+        "llm-train", config, "--check", "--json", cwd=here, env={"JAX_PLATFORMS": "cuda"}
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    told = [each for each in json.loads(done.stdout)["findings"] if each["level"] == "error"]
+    assert [each["key"] for each in told] == ["devices", "train_data"]
+    assert "JAX_PLATFORMS='cuda' is not available here" in told[0]["message"]
+
+
 def test_a_mesh_or_batch_that_the_devices_cannot_hold(here):
     findings = found(devices="here", mesh={"data": 3, "fsdp": 2})
     assert has(findings, "error", "mesh", "does not cover the 1 devices")
