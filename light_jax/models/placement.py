@@ -10,10 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-GATHERED = "gathered"
-"""The name of a gathered weight, for policies of what to keep."""
-
-
 Lookup = Callable[[jax.Array, jax.Array], jax.Array]
 
 

@@ -92,7 +92,7 @@ KEPT = {
     "matmuls": MATMULS,
     True: policies.nothing_saveable,
 }
-"""recompute -> what a layer keeps for the backward pass; never weights that it gathered."""
+"""recompute -> what a layer keeps for the backward pass. Weights that it gathered are in none."""
 
 
 def _as_computed(params: Any, dtype: DTypeLike) -> Any:

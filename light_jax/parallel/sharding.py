@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from light_jax.config import MeshConfig
-from light_jax.models.placement import GATHERED, Placement
+from light_jax.models.placement import Placement
 from light_jax.parallel.devices import devices as all_devices
 from light_jax.parallel.tables import Tables, lookup
 from light_llm.errors import UserError
@@ -184,8 +183,7 @@ def _gather_layer(cfg: TransformerConfig, mesh: Mesh, params: Any) -> Any:
         spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored.spec))
         if spec == stored.spec:
             return leaf
-        whole = NamedSharding(mesh, spec)
-        return checkpoint_name(_gathered(leaf, whole, stored), GATHERED)
+        return _gathered(leaf, NamedSharding(mesh, spec), stored)
 
     return jax.tree.map(gather, params, state_shardings(params, cfg, mesh))
 

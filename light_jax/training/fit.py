@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,8 @@ from light_jax.training.memory import Room, StepMemory
 
 MORE_COMPILES = 3  # at most, after the first, to find the largest batch
 EXACTNESS = 8  # the largest batch is found to one part in so many
-GROWTH = 2**12  # a batch that is tried is at most so many times one that was
+GROWTH = 2**5  # a batch that is tried is at most so many times one that was
+SLOW = 60.0  # seconds: what took longer to compile is the last that is tried
 
 Progress = Callable[[str], contextlib.AbstractContextManager[None]]
 """What is being compiled -> the context in which that happens."""
@@ -123,7 +125,10 @@ def _largest(
         batch = _meets_limit(sizes, fitting, too_large, unit, limit)
         if batch - fitting <= fitting // EXACTNESS:
             break
+        began = time.perf_counter()
         sizes[batch] = _size(tried(batch), limit)
+        if fitting > 0 and time.perf_counter() - began > SLOW:
+            break
     return max(batch for batch, size in sizes.items() if size <= limit)
 
 
