@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from light_llm.configfile import Config, derived, parse_mapping, read_config, validate
+from light_llm.configfile import Config, derived, validate
+from light_llm.configtext import parse_mapping, read_config
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
@@ -149,6 +150,11 @@ class TrainingConfig(Config):
         model.derive(vocab_size=vocab_size)
         cfg.derive(model=model)
         return cfg
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of training data that all steps together take."""
+        return self.num_steps * self.batch_size * self.gradient_accumulation_steps
 
     @property
     def tokens_per_step(self) -> int:

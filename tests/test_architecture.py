@@ -20,7 +20,7 @@ ORDER = [
     ("light_llm.lazy",),
     ("light_llm.errors", "light_llm.printing"),
     ("light_llm.files",),
-    ("light_llm.configfile",),
+    ("light_llm.configtext", "light_llm.configfile"),
     ("light_llm.models",),
     ("light_llm.tokenizer",),
     ("light_llm.preprocess",),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from light_llm.errors import UserError
+from light_llm.files.shards import shard_files
 from light_llm.printing import printable
 
 Paths = str | Path | Sequence[str | Path]
@@ -42,24 +43,18 @@ def _expand_one(path: str | Path, field: str) -> list[str]:
         )
     text = str(path)
     where = f"{field}={text!r}"
-    if os.path.isdir(text):
-        files = sorted(glob.glob(os.path.join(glob.escape(text), "*.parquet")))
-        if not files:
-            raise UserError(f"{where} is a directory without *.parquet files{_deeper(text)}")
+    if files := shard_files(text):
         return files
-    if os.path.exists(text):
-        return [text]
+    if os.path.isdir(text):
+        raise UserError(f"{where} is a directory without *.parquet files{_deeper(text)}")
     if "://" in text:
         raise UserError(f"{where} is a URL; shards are read from a file system: mount or copy them")
     looked = "" if os.path.isabs(text) else f" (looked from {Path.cwd()})"
     if not glob.has_magic(text):
         raise UserError(f"{where} does not exist{looked}; give a directory, a file or a glob")
-    matches = sorted(glob.glob(text, recursive=True))
-    files = [match for match in matches if not os.path.isdir(match)]
-    if not files:
-        rule = "matches directories only; end it in /*.parquet" if matches else "matches no file"
-        raise UserError(f"{where} {rule}{looked}")
-    return files
+    directories = glob.glob(text, recursive=True)
+    rule = "matches directories only; end it in /*.parquet" if directories else "matches no file"
+    raise UserError(f"{where} {rule}{looked}")
 
 
 def _deeper(directory: str) -> str:

@@ -16,7 +16,7 @@ def describe(run: Run) -> list[str]:
     cfg, model = run.cfg, run.cfg.model
     att = model.attention
     stream, per_step = run.train_stream, cfg.tokens_per_step
-    epochs = cfg.num_steps * cfg.batch_size * cfg.gradient_accumulation_steps / len(stream)
+    epochs = cfg.num_windows / len(stream)
     device = run.mesh.devices.flat[0]
     mesh = " · ".join(f"{axis} {run.mesh.shape[axis]}" for axis in MESH_AXES)
     lines = [

@@ -150,7 +150,7 @@ def like_the_resumed(cfg: TrainingConfig, tag: Tag | None) -> TrainingConfig:
 
 def epochs(cfg: TrainingConfig, train: TokenStream) -> float:
     """How often all steps together see the training data."""
-    return cfg.num_steps * cfg.batch_size * cfg.gradient_accumulation_steps / len(train)
+    return cfg.num_windows / len(train)
 
 
 def _stream(cfg: TrainingConfig, paths: str | list[str], name: str) -> TokenStream:

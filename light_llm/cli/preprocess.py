@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from light_llm.cli import runner
-from light_llm.configfile import read_mapping, validate
+from light_llm.configfile import validate
+from light_llm.configtext import read_mapping
 from light_llm.preprocess.config import (
     DEFAULT_MIN_FREQUENCY,
     DEFAULT_TRAIN_CHARACTERS,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,6 +13,7 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import create
+from light_llm.files.shards import shard_files
 from light_llm.preprocess.shards import Shard, is_shard_file
 from light_llm.tokenizer import Tokenizer
 
@@ -154,11 +153,8 @@ def manifests(shards: Iterable[Path]) -> list[Listing]:
 def vocabulary_of(paths: str | Sequence[str]) -> int | None:
     """The size of the tokenizer of the shards that a config's `train_data` names; of several the
     largest, and None where no manifest lists them."""
-    shards: list[Path] = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        pattern = os.path.join(glob.escape(path), "*.parquet") if os.path.isdir(path) else path
-        literal = not os.path.isdir(path) and os.path.exists(path)
-        shards += map(Path, [path] if literal else glob.glob(pattern, recursive=True))
+    named = [paths] if isinstance(paths, str) else paths
+    shards = [Path(file) for path in named for file in shard_files(path)]
     return max((each.vocab_size for each in manifests(shards)), default=None)
 
 
