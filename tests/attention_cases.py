@@ -100,10 +100,13 @@ SPLASH = [
 ]
 
 
-def placement(devices: list[Any], sizes: tuple[int, ...] = (1, 1, 1)) -> Placement:
+def placement(
+    devices: list[Any], sizes: tuple[int, ...] = (1, 1, 1), num_heads: int = 1
+) -> Placement:
     used = np.array(devices[: math.prod(sizes)]).reshape(sizes)
     mesh = Mesh(used, AXES, axis_types=(AxisType.Auto,) * 3)
-    return Placement(mesh=mesh, batch_axes=("data", "fsdp"), head_axis="tensor")
+    heads = "tensor" if num_heads % sizes[2] == 0 else None
+    return Placement(mesh=mesh, batch_axes=("data", "fsdp"), head_axis=heads)
 
 
 def with_gradients(function: Any, q: Any, k: Any, v: Any, grad: Any) -> tuple[jax.Array, ...]:
@@ -128,12 +131,12 @@ def jitted(function: Any) -> Any:
 
 @functools.cache
 def on_one(case: Case) -> tuple[jax.Array, ...]:
-    return kernel("splash", placement(jax.devices()), case)(*case.inputs())
+    return kernel("splash", placement(jax.devices(), (1, 1, 1), case.N), case)(*case.inputs())
 
 
 def on_devices() -> None:
     for sizes, case in MESHES:
-        ours, many = case.inputs(), placement(jax.devices(), sizes)
+        ours, many = case.inputs(), placement(jax.devices(), sizes, case.N)
         one = on_one(case)
         assert many.mesh is not None
         rows = NamedSharding(many.mesh, PartitionSpec(many.batch_axes))
@@ -151,7 +154,7 @@ def difference(x: jax.Array, y: jax.Array) -> float:
 def compiled(name: str, sizes: tuple[int, ...], case: Case) -> dict[str, Any]:
     """What the program of a case calls on a target, and the kernel that is chosen there."""
     there = target(name)
-    where = placement(there.devices, sizes)
+    where = placement(there.devices, sizes, case.N)
     assert where.mesh is not None
     case = dataclasses.replace(case, B=2 * sizes[0] * sizes[1])
     rows = NamedSharding(where.mesh, PartitionSpec(where.batch_axes))

@@ -18,6 +18,7 @@ def _as_is(x: Any) -> Any:
 
 
 def rows_of(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a token table, in float32."""
     # cast before the lookup: its gradient is a sum over tokens, which must not be in 16 bits
     return table_VD.astype(jnp.float32)[tokens]
 
@@ -33,7 +34,7 @@ class Placement:
     batch_axes: tuple[str, ...] = ()
     """The mesh axes over which the rows of a batch are cut."""
     head_axis: str | None = None
-    """The mesh axis over which attention heads are cut."""
+    """The mesh axis over which attention heads are cut; it divides the query heads."""
     gather: Callable[[Any], Any] = _as_is
     """A layer's parameters -> the same, as the layer's matmuls need them."""
     lookup: Lookup = rows_of

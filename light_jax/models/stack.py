@@ -41,34 +41,12 @@ def run_layers(
         dtype: of matmuls.
         constrain: applied to the residual stream after each layer.
     """
-    if placement.scanned:
-        return _scanned(layers, x_BTD, geometry, keys, recompute, dtype, placement, constrain)
-    for layer, key in zip(layers, keys, strict=True):
-        run = rematerialized(_call) if recompute is True else _call
-        x_BTD = constrain(run(layer, x_BTD, geometry, key))
-    return x_BTD
-
-
-def _call(layer: Any, x_BTD: jax.Array, geometry: Any, key: jax.Array | None) -> jax.Array:
-    return layer(x_BTD, geometry, key)
-
-
-def _scanned(
-    layers: Sequence[Any],
-    x_BTD: jax.Array,
-    geometry: Any,
-    keys: Sequence[jax.Array | None],
-    recompute: bool | str,
-    dtype: DTypeLike,
-    placement: Placement,
-    constrain: Constrain,
-) -> jax.Array:
+    if not placement.scanned:
+        for layer, key in zip(layers, keys, strict=True):
+            run = rematerialized(_call) if recompute is True else _call
+            x_BTD = constrain(run(layer, x_BTD, geometry, key))
+        return x_BTD
     graphdef = nnx.graphdef(layers[0])
-    params_L = jax.tree.map(
-        lambda *of_layers: jnp.stack(of_layers),
-        *(_as_computed(nnx.state(layer), dtype) for layer in layers),
-    )
-    keys_L = None if keys[0] is None else jnp.stack([key for key in keys if key is not None])
 
     def body(x_BTD: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
         params, key = inputs
@@ -77,7 +55,17 @@ def _scanned(
 
     # A loop's backward pass is another loop: no common subexpression undoes the recomputation.
     body = jax.checkpoint(body, policy=KEPT[recompute], prevent_cse=False)
-    return jax.lax.scan(body, x_BTD, (params_L, keys_L))[0]
+    params_L = _stacked([_as_computed(nnx.state(layer), dtype) for layer in layers])
+    return jax.lax.scan(body, x_BTD, (params_L, _stacked(keys)))[0]
+
+
+def _call(layer: Any, x_BTD: jax.Array, geometry: Any, key: jax.Array | None) -> jax.Array:
+    return layer(x_BTD, geometry, key)
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """One tree, whose leaves have the layers as their first dimension; None stays None."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 policies = jax.checkpoint_policies

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from light_jax.models.placement import rows_of
+
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
@@ -56,15 +58,13 @@ def lookup(tables: Tables, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Arr
 
 
 def _lookup(tables: Tables, table: jax.Array, tokens: jax.Array) -> jax.Array:
-    # cast before the lookup: its gradient is a sum over tokens, which must not be in 16 bits
-    table = table.astype(jnp.float32)
     tokens = gathered(tokens, tables.columns)
     if tables.rows is None:
-        x = table[tokens]
+        x = rows_of(table, tokens)
     else:
         row = tokens - jax.lax.axis_index(tables.rows) * table.shape[0]
         is_here = (row >= 0) & (row < table.shape[0])
-        x = jnp.where(is_here[..., None], table[jnp.where(is_here, row, 0)], 0.0)
+        x = jnp.where(is_here[..., None], rows_of(table, jnp.where(is_here, row, 0)), 0.0)
     if tables.columns is not None:  # my columns of all rows -> all columns of my rows
         x = jax.lax.all_to_all(x, tables.columns, split_axis=0, concat_axis=x.ndim - 1, tiled=True)
     return x if tables.rows is None else jax.lax.psum(x, tables.rows)

@@ -88,14 +88,10 @@ def attend(
         width = cudnn.width(q_BTNH.shape[-1])
         q_BTNH, k_BTKH, v_BTKJ = (_widened(x, width) for x in (q_BTNH, k_BTKH, v_BTKJ))
         on_one_device = functools.partial(cudnn.attend, scale=scale, span=span)
-    heads = placement.head_axis
-    if heads is not None:
-        copies = _copies(q_BTNH.shape[2], k_BTKH.shape[2], placement.mesh.shape[heads])
-        if copies is None:
-            heads = None
-        else:
-            k_BTKH, v_BTKJ = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKJ))
-    spec = PartitionSpec(placement.batch_axes, None, heads, None)
+    if placement.head_axis is not None:
+        copies = _copies(k_BTKH.shape[2], placement.mesh.shape[placement.head_axis])
+        k_BTKH, v_BTKJ = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKJ))
+    spec = PartitionSpec(placement.batch_axes, None, placement.head_axis, None)
     out_BTNJ = jax.shard_map(
         on_one_device,
         mesh=placement.mesh,
@@ -106,13 +102,8 @@ def attend(
     return out_BTNJ[..., :narrow]
 
 
-def _copies(num_heads: int, num_kv_heads: int, devices: int) -> int | None:
-    """How many copies of each kv head give every device the ones that its query heads read.
-
-    None if the query heads do not divide over the devices.
-    """
-    if num_heads % devices:
-        return None
+def _copies(num_kv_heads: int, devices: int) -> int:
+    """How many copies of each kv head give every device the ones that its query heads read."""
     return math.lcm(num_kv_heads, devices) // num_kv_heads
 
 
@@ -134,7 +125,7 @@ def with_alibi(
     C = ALIBI_COLUMNS
     parts, rest_N = [], slopes_N.astype(jnp.float32)
     for _ in range(3):
-        part_N = _rounded(rest_N)
+        part_N = splash.rounded(rest_N)
         parts.append(part_N)
         rest_N = rest_N - part_N
     slopes_NC = jnp.stack([256 * part for part in parts] + parts, axis=-1)
@@ -146,8 +137,3 @@ def with_alibi(
         jnp.concatenate([q_BTNH, q_columns.astype(q_BTNH.dtype)], axis=-1),
         jnp.concatenate([k_BTKH, k_columns.astype(k_BTKH.dtype)], axis=-1),
     )
-
-
-def _rounded(x: jax.Array) -> jax.Array:
-    """To bfloat16 and back. XLA may take a pair of casts for nothing, but not this."""
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

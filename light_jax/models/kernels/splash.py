@@ -29,6 +29,11 @@ SAVED = "attention"
 """The name of a kernel's result and log-sum-exp, for policies that keep them."""
 
 
+def rounded(x: jax.Array) -> jax.Array:
+    """To bfloat16 and back. XLA may take a pair of casts for nothing, but not this."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
 def scaled(q_BTNH: jax.Array, k_BTKH: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
     """q and k in bfloat16 whose product is scale · q·k, for a kernel that has no scale.
 
@@ -39,8 +44,7 @@ def scaled(q_BTNH: jax.Array, k_BTKH: jax.Array, scale: float) -> tuple[jax.Arra
     wide_BTNH = q_BTNH.astype(jnp.float32) * scale
     if math.frexp(scale)[0] == 0.5 or 2 * q_BTNH.shape[-1] > LANES:
         return wide_BTNH.astype(q_BTNH.dtype), k_BTKH
-    # XLA may take a pair of casts for nothing, but not this
-    high_BTNH = jax.lax.reduce_precision(wide_BTNH, exponent_bits=8, mantissa_bits=7)
+    high_BTNH = rounded(wide_BTNH)
     both = jnp.concatenate([high_BTNH, wide_BTNH - high_BTNH], axis=-1)
     return both.astype(q_BTNH.dtype), jnp.concatenate([k_BTKH, k_BTKH], axis=-1)
 
