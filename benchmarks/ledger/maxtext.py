@@ -11,7 +11,7 @@ from typing import Any
 
 from ledger.costs import costs_of
 from ledger.works import Recompute, Work
-from light_jax.reporting.program import counts_of
+from light_jax.reporting.program import counts_of, temporaries_on_tpu
 
 PACKAGE = "maxtext[tpu]==0.2.5"
 ENVIRONMENT = {  # compile for a TPU, look for none
@@ -105,6 +105,13 @@ def compile_work(python: Path, work: Work, unrolled: bool, timeout: float) -> di
         facts["fits"] = "program" in facts
         if facts["fits"]:
             text = (folder / "program.txt").read_text()
+            sizes = facts["program"]
+            sizes["temporaries"] = temporaries_on_tpu(
+                temporaries=sizes["temporaries"],
+                peak=sizes.pop("peak"),
+                arguments=sizes["arguments"],
+                new_outputs=sizes["outputs"] - sizes["aliased"],
+            )
             facts["costs"] = vars(costs_of(text))
             kernels, collectives = counts_of(text)
             facts["program"]["attention"] = next(iter(kernels), "blocks")

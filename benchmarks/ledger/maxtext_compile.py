@@ -43,6 +43,7 @@ def main() -> None:
         facts["program"] = {
             "arguments": memory.argument_size_in_bytes,
             "temporaries": memory.temp_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
             "outputs": memory.output_size_in_bytes,
             "aliased": memory.alias_size_in_bytes,
             "bytes_accessed": costs.get("bytes accessed"),

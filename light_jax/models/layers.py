@@ -10,9 +10,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from light_jax.models.placement import Lookup, rows_of
+
+MATMUL = "matmul"
+"""The name of a weight's matmul, by which the backward pass may keep its result."""
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
@@ -38,6 +42,7 @@ class Linear(nnx.Module):
         x_2d = x.astype(self.dtype).reshape(-1, x.shape[-1])
         kernel = self.kernel[...].astype(self.dtype)
         y_2d = jnp.matmul(x_2d, kernel, precision=matmul_precision(self.dtype))
+        y_2d = checkpoint_name(y_2d, MATMUL)
         if self.bias is not None:
             # in float32, so that the bias's gradient, a sum over tokens, is in float32 too
             y_2d = y_2d.astype(jnp.float32) + self.bias[...].astype(jnp.float32)

@@ -6,6 +6,7 @@ the next layer begins. Its price is a copy of the weights: a loop reads them fro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from light_jax.models.kernels.splash import SAVED
+from light_jax.models.kernels import cudnn, splash
+from light_jax.models.layers import MATMUL
 from light_jax.models.placement import Placement
 from light_jax.models.remat import rematerialized
 
@@ -43,20 +45,66 @@ def run_layers(
     """
     if not placement.scanned:
         for layer, key in zip(layers, keys, strict=True):
-            run = rematerialized(_call) if recompute is True else _call
+            run = rematerialized(_call, placement.platform) if recompute is True else _call
             x_BTD = constrain(run(layer, x_BTD, geometry, key))
         return x_BTD
     graphdef = nnx.graphdef(layers[0])
+    params_L = _stacked([_as_computed(nnx.state(layer), dtype) for layer in layers])
+    keys_L = _stacked(keys)
+
+    def run_one(x_BTD: jax.Array, params: Any, key: jax.Array | None, geometry: Any) -> jax.Array:
+        return constrain(nnx.merge(graphdef, placement.gather(params))(x_BTD, geometry, key))
+
+    if recompute is True:
+        return _recomputed_loop(run_one, x_BTD, params_L, keys_L, geometry)
 
     def body(x_BTD: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
-        params, key = inputs
-        layer = nnx.merge(graphdef, placement.gather(params))
-        return constrain(layer(x_BTD, geometry, key)), None
+        return run_one(x_BTD, *inputs, geometry), None
 
     # A loop's backward pass is another loop: no common subexpression undoes the recomputation.
-    body = jax.checkpoint(body, policy=KEPT[recompute], prevent_cse=False)
-    params_L = _stacked([_as_computed(nnx.state(layer), dtype) for layer in layers])
-    return jax.lax.scan(body, x_BTD, (params_L, _stacked(keys)))[0]
+    body = jax.checkpoint(body, policy=KEPT, prevent_cse=False)
+    return jax.lax.scan(body, x_BTD, (params_L, keys_L))[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed_loop(
+    run_one: Callable[..., jax.Array], x_BTD: jax.Array, params_L: Any, keys_L: Any, geometry: Any
+) -> jax.Array:
+    """x_BTD after a loop of `run_one(x_BTD, params, key, geometry)`, which keeps only each input.
+
+    In the backward pass a layer's gradients take the place of its weights, which nothing reads
+    again: one stack, where autodiff of the loop would have two.
+    """
+    return _forward(run_one, x_BTD, params_L, keys_L, geometry)[0]
+
+
+def _forward(
+    run_one: Callable[..., jax.Array], x_BTD: jax.Array, params_L: Any, keys_L: Any, geometry: Any
+) -> tuple[jax.Array, Any]:
+    def body(x_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        return run_one(x_BTD, *inputs, geometry), x_BTD
+
+    x_BTD, x_LBTD = jax.lax.scan(body, x_BTD, (params_L, keys_L))
+    return x_BTD, (x_LBTD, params_L, keys_L, geometry)
+
+
+def _backward(run_one: Callable[..., jax.Array], kept: Any, grad_BTD: jax.Array) -> tuple[Any, ...]:
+    x_LBTD, params_L, keys_L, geometry = kept
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+        grad_BTD, stack_L = carry
+        index, x_BTD, key = inputs
+        params = jax.tree.map(lambda leaf: leaf[index], stack_L)
+        _, pull_back = jax.vjp(lambda x, params: run_one(x, params, key, geometry), x_BTD, params)
+        grad_BTD, grads = pull_back(grad_BTD)
+        return (grad_BTD, jax.tree.map(lambda leaf, g: leaf.at[index].set(g), stack_L, grads)), None
+
+    inputs = (jnp.arange(x_LBTD.shape[0]), x_LBTD, keys_L)
+    (grad_BTD, grads_L), _ = jax.lax.scan(body, (grad_BTD, params_L), inputs, reverse=True)
+    return grad_BTD, grads_L, None, None
+
+
+_recomputed_loop.defvjp(_forward, _backward)
 
 
 def _call(layer: Any, x_BTD: jax.Array, geometry: Any, key: jax.Array | None) -> jax.Array:
@@ -68,19 +116,21 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def _is_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == cudnn.FORWARD
+
+
 policies = jax.checkpoint_policies
-MATMULS = policies.save_from_both_policies(
-    policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
+KEPT = policies.save_from_both_policies(
+    policies.save_only_these_names(MATMUL, splash.SAVED), _is_attention
 )
-KEPT = {
-    # An unrolled program leaves it to XLA, which computes elementwise operations again where that
-    # is cheaper than to keep them. A loop keeps just what it is told, and to keep everything takes
-    # twice the memory (medium, 4 sequences on a v5e: 5.5 GiB, with MATMULS 2.9) for more traffic.
-    False: MATMULS,
-    "matmuls": MATMULS,
-    True: policies.nothing_saveable,
-}
-"""recompute -> what a layer keeps for the backward pass. Weights that it gathered are in none."""
+"""What a layer of a loop keeps for the backward pass, unless all of it is computed again.
+
+Also where nothing was to be computed again: an unrolled program leaves it to XLA, which computes
+elementwise operations again where that is cheaper than to keep them. A loop keeps just what it is
+told, and to keep everything takes twice the memory (medium, 4 sequences on a v5e: 5.5 GiB, so 2.9)
+for more traffic. Weights that a layer gathered are not kept.
+"""
 
 
 def _as_computed(params: Any, dtype: DTypeLike) -> Any:

@@ -17,14 +17,17 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.devices import memory_limit, memory_of_machine
 from light_jax.parallel.sharding import batch_shards
 from light_jax.reporting.console import size
+from light_jax.reporting.program import temporaries_of
 from light_jax.state import TrainState, bytes_per_device
 from light_llm.errors import UserError
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-# How TPU's compiler refuses a program: by all that it takes, or by its temporaries alone.
-_WHOLE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
-_TEMPORARIES = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)")
+# How a TPU's compiler words a refusal. Both sizes are of all that the program takes: with the
+# arguments, though the second is said to be of temporaries.
+_REFUSAL = re.compile(
+    r"(?:Used |total memory required for HLO temporaries \()([\d.]+)([KMGT]?)(?: of |\))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,8 @@ def memory_of(compiled: Any) -> StepMemory | None:
     if analysis is None:
         return None
     new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return StepMemory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes + new_outputs)
+    temporaries = temporaries_of(compiled, analysis) + new_outputs
+    return StepMemory(analysis.argument_size_in_bytes, temporaries)
 
 
 def memory_of_refused(
@@ -90,15 +94,9 @@ def memory_of_refused(
     """
     rows = cfg.gradient_accumulation_steps * cfg.batch_size // batch_shards(mesh)
     arguments, temporaries = bytes_per_device(state) + 4 * rows * (cfg.seq_len + 1), None
-    if found := _TEMPORARIES.search(reason):
-        temporaries = _bytes(found)
-    elif found := _WHOLE.search(reason):
-        temporaries = max(0, _bytes(found) - arguments)
+    if found := _REFUSAL.search(reason):
+        temporaries = max(0, int(float(found[1]) * UNITS[found[2]]) - arguments)
     return StepMemory(arguments, temporaries, refused=True)
-
-
-def _bytes(found: re.Match[str]) -> int:
-    return int(float(found[1]) * UNITS[found[2]])
 
 
 def check_tokens(cfg: TrainingConfig) -> None:

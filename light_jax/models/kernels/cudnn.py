@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from light_llm.models.transformer.mask import Span
 
+FORWARD = "dot_product_attention_fwd_wrapper"
+"""The primitive in which jax computes what the backward pass needs, by its name in jax."""
 MULTIPLE = 8  # of head_dims that it takes
 
 

@@ -47,9 +47,14 @@ class Attention(nnx.Module):
         cache: Cache | None = None,
     ) -> jax.Array:
         B, T, _ = x_BTD.shape
-        q_BTNH = apply_rope(self.q_proj(x_BTD).reshape(B, T, -1, self.head_dim), geometry)
-        k_BSKH = apply_rope(self.k_proj(x_BTD).reshape(B, T, -1, self.head_dim), geometry)
-        v_BSKH = self.v_proj(x_BTD).reshape(B, T, -1, self.head_dim)
+
+        def heads(proj: Linear) -> jax.Array:
+            return proj(x_BTD).reshape(B, T, -1, self.head_dim)
+
+        platform = self.placement.platform
+        q_BTNH = apply_rope(heads(self.q_proj), geometry, platform)
+        k_BSKH = apply_rope(heads(self.k_proj), geometry, platform)
+        v_BSKH = heads(self.v_proj)
         out_BTNH = attend_through(self, q_BTNH, k_BSKH, v_BSKH, geometry, key, cache)
         return self.out_proj(out_BTNH.reshape(B, T, -1))
 

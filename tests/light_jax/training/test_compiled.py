@@ -76,12 +76,15 @@ def test_the_largest_batch_that_fits_is_advised(run):
     "reason, told",
     [
         ("Used 26.60G of 15.75G hbm. Exceeded by 10.85G.", "takes 26.6 GiB per device where"),
-        ("total memory required for HLO temporaries (39.41G) exceeds", "39.4 GiB of temporaries"),
+        (
+            "total memory required for HLO temporaries (39.41G) exceeds",
+            "takes 39.4 GiB per device where",
+        ),
         ("Out of memory", "takes more memory where it holds 53 B"),
     ],
 )
 def test_a_compilers_refusal_says_what_it_takes(run, reason, told):
-    """As libtpu words it: of all, or of the temporaries alone."""
+    """As libtpu words it, in two ways; both sizes are of all that the program takes."""
     refused = memory_of_refused(f"RESOURCE_EXHAUSTED: {reason}", run.cfg, run.state, run.mesh)
     tokens = 4 * run.cfg.batch_size * (run.cfg.seq_len + 1)
     assert refused.arguments == bytes_per_device(run.state) + tokens
