@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +30,16 @@ from light_jax.training.memory import (
 )
 from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
 from light_llm.errors import UserError, one_line
+
+# XLA's options for the training step on several GPUs. "Overlap on GPUs" in docs/performance.md has
+# what was measured, and the options that are not here.
+GPU_OPTIONS = {
+    # A turn of the layers' loop sums over the devices the gradients that the turn before it made,
+    # beside its own matmuls. Without it, nothing runs beside the sum at the end of a turn. A
+    # reduce-scatter of fsdp is still an all-reduce when XLA decides this.
+    "xla_gpu_enable_pipelined_all_reduce": True,
+}
+GPU_OPTIONS_OF = (0, 10)  # jax 0.12 refuses to compile with this name; others were not measured
 
 
 def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
@@ -147,6 +159,27 @@ def _compile_evaluation(run: Run) -> Any:
     return evaluate.lower(run.state.params, tokens, mask).compile()
 
 
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
+    """XLA's options for the training step on these devices: none but on several GPUs, jax 0.10.
+
+    What the user names in XLA_FLAGS is left to the user: an option given here would win over it.
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "gpu":
+        return {}
+    if jax.__version_info__[:2] != GPU_OPTIONS_OF:
+        return {}
+    named = _flags_of(os.environ.get("XLA_FLAGS", ""))
+    return {name: value for name, value in GPU_OPTIONS.items() if name not in named}
+
+
+def _flags_of(text: str) -> set[str]:
+    """The names in XLA_FLAGS. As XLA reads it, a text without dashes is the path of a file."""
+    if text.strip() and not text.lstrip().startswith("--"):
+        path = Path(text.strip())
+        text = path.read_text() if path.is_file() else ""
+    return {flag.lstrip("-").partition("=")[0] for flag in text.split()}
+
+
 def compile_train_step(
     cfg: TrainingConfig, mesh: Mesh, shardings: TrainState, state: TrainState
 ) -> Any:
@@ -157,6 +190,7 @@ def compile_train_step(
         in_shardings=(shardings, batch_sharding(mesh, 1), everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
     shape = (cfg.gradient_accumulation_steps, cfg.batch_size, cfg.seq_len + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -7,15 +7,17 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from tiny_runs import BIN, command, write_config
 
 from light_jax.config import load_config
 from light_jax.parallel import cache
 from light_jax.state import bytes_per_device
-from light_jax.training.compiled import compile_steps
+from light_jax.training.compiled import GPU_OPTIONS, compile_steps, compiler_options
 from light_jax.training.loop import run_config
 from light_jax.training.memory import Room, StepMemory, check_step, memory_of_refused
 from light_jax.training.run import prepare
@@ -279,3 +281,37 @@ def test_a_folder_that_goes_during_a_run_stops_none(tmp_path):
     done = subprocess.run(code, env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout == "2\n", done.stderr
     assert "Traceback" not in done.stderr
+
+
+def mesh_of(platform, count):
+    """What is asked of a mesh, for devices that are not here."""
+    device = SimpleNamespace(platform=platform)
+    return SimpleNamespace(size=count, devices=np.array([device] * count, dtype=object))
+
+
+@pytest.mark.parametrize(
+    "platform, count, version, expected",
+    [
+        ("gpu", 8, (0, 10, 2), GPU_OPTIONS),
+        ("gpu", 8, (0, 12, 0), {}),
+        ("gpu", 1, (0, 10, 2), {}),
+        ("tpu", 8, (0, 10, 2), {}),
+        ("cpu", 8, (0, 10, 2), {}),
+    ],
+)
+def test_xla_has_options_on_several_gpus_alone(monkeypatch, platform, count, version, expected):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(jax, "__version_info__", version)
+    assert compiler_options(mesh_of(platform, count)) == expected
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_an_option_that_the_user_names_is_the_users(monkeypatch, tmp_path, in_file):
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    for name in GPU_OPTIONS:
+        flags = f"--xla_dump_to=/nowhere  --{name}=false"
+        (tmp_path / "flags").write_text(flags)
+        monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags") if in_file else flags)
+        assert name not in compiler_options(mesh_of("gpu", 8))
+        monkeypatch.setenv("XLA_FLAGS", f"--{name}_of_another=1")
+        assert compiler_options(mesh_of("gpu", 8)) == GPU_OPTIONS
