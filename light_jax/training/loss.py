@@ -38,7 +38,7 @@ from light_jax.parallel.tables import (
 )
 
 MAX_CHUNK_LOGITS = 2**26  # elements on one device: 256 MiB in float32
-MIN_CHUNKS = 4
+MIN_CHUNKS = 8
 FLOAT16_BOOST = 1024.0  # softmax - onehot of a rare token would underflow in float16
 
 
@@ -130,7 +130,7 @@ def _on_device(
     )
 
     def body(carry, inputs):  # type: ignore[no-untyped-def]
-        loss, grad_head_RD = carry
+        loss, grad_head_DR = carry
         hidden_BCD, targets_BC, weights_BC = (gathered(x, tables.columns) for x in inputs)
         logits_BCR = dot("bcd,rd->bcr", hidden_BCD, head_RD)
         if is_padded:
@@ -146,20 +146,20 @@ def _on_device(
         probs_BCR = jnp.exp(logits_BCR - lse_BC[..., None])
         error_BCR = (probs_BCR - is_target) * (weights_BC * boost)[..., None]
         error_BCR = error_BCR.astype(dtype)
-        grad_head_RD += dot("bcr,bcd->rd", error_BCR, hidden_BCD)
+        grad_head_DR += dot("bcd,bcr->dr", hidden_BCD, error_BCR)
         grad_hidden_BCD = summed(dot("bcr,rd->bcd", error_BCR, head_RD), tables.rows)
         if tables.columns is not None:
             grad_hidden_BCD = jax.lax.psum_scatter(grad_hidden_BCD, tables.columns, tiled=True)
-        return (loss, grad_head_RD), grad_hidden_BCD
+        return (loss, grad_head_DR), grad_hidden_BCD
 
     inputs = tuple(_chunked(x, chunk) for x in (hidden_BTD.astype(dtype), targets_BT, weights_BT))
-    grad_zero = jnp.zeros(head_RD.shape, jnp.float32) if with_grads else None
-    (loss, grad_head_RD), grad_hidden = jax.lax.scan(body, (jnp.float32(0), grad_zero), inputs)
+    grad_zero = jnp.zeros(head_RD.shape[::-1], jnp.float32) if with_grads else None
+    (loss, grad_head_DR), grad_hidden = jax.lax.scan(body, (jnp.float32(0), grad_zero), inputs)
     loss = summed(loss, *tables.summed_axes)
-    if grad_head_RD is None:
+    if grad_head_DR is None:
         return (loss,)
     grad_hidden_BTD = _whole(grad_hidden, length)
-    grad_head_RD = summed(grad_head_RD, *tables.summed_axes) / boost
+    grad_head_RD = summed(grad_head_DR, *tables.summed_axes).T / boost
     grad_head = as_stored(tables, grad_head_RD.astype(head.dtype), stored_rows)
     return loss, grad_hidden_BTD / boost, grad_head
 
