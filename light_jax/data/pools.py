@@ -119,7 +119,11 @@ class PoolReader:
             assert pool is not None
             self._finish(pool)
             here = (pool.span.start <= g_n) & (g_n < pool.span.stop)
-            out[here] = pool.windows[pool.numbers.searchsorted(g_n[here])]
+            found = pool.windows[pool.numbers.searchsorted(g_n[here])]
+            if len(found) == len(out):
+                out = found
+            else:
+                out[here] = found
             if stop < pool.span.stop:
                 self._read_ahead(pool, stop)
                 return out
