@@ -1,39 +1,18 @@
 """llm-train follows the recorded PyTorch runs, step by step."""
 
 import json
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import assert_same_weights, column, train_command
-
-from light_jax.config import load_config
-from light_jax.data import TokenStream
+from tiny_runs import assert_same_weights, column, keep_the_first_windows, train_command
 
 CASES = ["adamw-cosine", "sgd-constant", "adamw-bf16", "adam-biases-epochs"]
 
 
-def keep_the_first_windows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut val_data to the windows that the recorded evaluations read: the first ones."""
-    monkeypatch.chdir(folder)
-    cfg = load_config("config.yaml")
-    stream = TokenStream(cfg.val_data, seq_len=cfg.seq_len, seed=cfg.seed)
-    count = cfg.eval_steps * cfg.batch_size
-    assert count < len(stream)
-    windows = stream.windows(np.arange(count))
-    tokens = [*windows[:, :-1].reshape(-1).tolist(), int(windows[-1, -1])]
-    (shard,) = Path(cfg.val_data).glob("*.parquet")
-    pq.write_table(pa.table({"tokens": pa.array([tokens], pa.list_(pa.int32()))}), shard)
-    assert len(TokenStream(cfg.val_data, seq_len=cfg.seq_len, seed=cfg.seed)) == count
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_follows_the_reference_run(case, reference_run, monkeypatch):
+def test_follows_the_reference_run(case, reference_run):
     folder = reference_run(case)
-    keep_the_first_windows(folder, monkeypatch)
+    keep_the_first_windows(folder)
     train_command(folder / "config.yaml")
     out, expected = folder / "out", json.loads((folder / "expected.json").read_text())
     steps, low_precision = expected["steps"], case == "adamw-bf16"
