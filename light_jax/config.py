@@ -95,6 +95,7 @@ class TrainingConfig(Config):
     wandb_project: str = "light-llm"
     wandb_run_name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    window_order: Literal["sequential", "shuffled"] = "sequential"
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
     compile_model: bool = False
     _source: Source = PrivateAttr(default=Source())

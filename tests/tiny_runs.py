@@ -109,6 +109,25 @@ def start_processes(config: Path, *args: str, count: int = 2) -> list[subprocess
     ]
 
 
+def keep_the_first_windows(folder: Path) -> None:
+    """Cut val_data of a reference run to the windows that its recorded evaluations read: the first
+    ones. An evaluation then reads these, all that there are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from light_jax.data import TokenStream
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    count, options = config["eval_steps"] * config["batch_size"], {"seq_len": config["seq_len"]}
+    stream = TokenStream(folder / "val", **options, seed=config["seed"])
+    assert count < len(stream)
+    windows = stream.windows(np.arange(count))
+    tokens = [*windows[:, :-1].reshape(-1).tolist(), int(windows[-1, -1])]
+    (shard,) = (folder / "val").glob("*.parquet")
+    pq.write_table(pa.table({"tokens": pa.array([tokens], pa.list_(pa.int32()))}), shard)
+    assert len(TokenStream(folder / "val", **options, seed=config["seed"])) == count
+
+
 def metrics(folder: Path, *, timeless: bool = False) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; without what depends on the clock if `timeless`."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -34,6 +34,7 @@ MUST_MATCH = (
     "batch_size",
     "gradient_accumulation_steps",
     "seed",
+    "window_order",
     "optimizer.type",
     "dtype",
     "bf16_model_weights",

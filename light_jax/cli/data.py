@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,13 @@ TOKENIZER = Annotated[
         help="Folder, file or Hugging Face name.  [default: `tokenizer` beside the shards]",
     ),
 ]
+
+
+class WindowOrder(StrEnum):
+    """As the config's key of this name."""
+
+    sequential = "sequential"
+    shuffled = "shuffled"
 
 
 @app.callback()
@@ -74,16 +82,23 @@ def show(
     ] = 0,
     seq_len: Annotated[int, typer.Option(min=1, help="The config's seq_len.")] = 1024,
     seed: Annotated[int, typer.Option(help="The config's seed.")] = 42,
+    window_order: Annotated[
+        WindowOrder, typer.Option(help="The config's window_order.")
+    ] = WindowOrder.sequential,
     tokenizer: TOKENIZER = None,
 ) -> None:
     """Print window G, which is row r of micro-batch a of step n, from 0:
     G = (n · gradient_accumulation_steps + a) · batch_size + r."""
+    import numpy as np
+
     from light_jax.data import TokenStream
 
     known, note = find_tokenizer(path, tokenizer)
-    stream = TokenStream(path, seq_len=seq_len, seed=seed, field="PATH")
+    stream = TokenStream(
+        path, seq_len=seq_len, seed=seed, window_order=window_order.value, field="PATH"
+    )
     tokens = stream[window].tolist()
-    epoch, number = divmod(window, len(stream))
+    epoch, number = divmod(int(stream.unshuffled(np.array([window]))[0]), len(stream))
     print(f"window    {window}: number {number} of the {len(stream)} of epoch {epoch}", end="")
     print(f" (seq_len {seq_len}, seed {seed})")
     for shard, first, last in stream.locate(window):

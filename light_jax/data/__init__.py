@@ -4,8 +4,10 @@ shards     the paths of a config -> the list of shards
 footer     the footer of a parquet file: what the file holds
 rowgroup   one row group -> its tokens, each checked
 index      token counts per row group, and the fingerprint of a dataset
+order      the shuffled order of an epoch's windows
 stream     TokenStream: window g of the endless stream
 reader     windows in the order of the steps, decoded ahead of time in threads
+pools      the same, where their order is shuffled
 loader     batches of windows
 overlap    whether train and validation data share shards
 stats      documents, tokens and ids of shards, counted and drawn

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
+from light_jax.data.pools import PoolReader
 from light_jax.data.reader import Wanted, WindowReader
 from light_jax.data.stream import TokenStream
 
@@ -35,7 +36,8 @@ class BatchLoader:
         self._shape = (accum, len(held), stream.seq_len + 1)
         span = range(first_step * per_step, last_step * per_step)
         wanted = Wanted(span, per_step, batch_size, held)
-        self._reader = WindowReader(stream, wanted, num_workers)
+        reader = WindowReader if stream.order is None else PoolReader
+        self._reader = reader(stream, wanted, num_workers)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
@@ -61,14 +63,19 @@ def validation_batches(
     rows: Sequence[int] | None = None,
     num_workers: int = 1,
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """The first eval_steps · batch_size windows of epoch 0, fewer if there are fewer.
+    """n = min(eval_steps · batch_size, W) windows of epoch 0, spread evenly over its W.
+
+    They are floor(i · W / n) for i = 0 to n - 1.
 
     Yields tokens int32 [len(rows), S + 1] and mask float32 [len(rows)]; the mask is 0 on the rows
     of zeros that fill the last batch, else 1.
     """
     held = _held_rows(rows, batch_size)
+    assert stream.order is None, "validation data is sequential"
     span = range(min(eval_steps * batch_size, len(stream)))
-    reader = WindowReader(stream, Wanted(span, batch_size, batch_size, held), num_workers)
+    spread_over = len(stream) if len(span) < len(stream) else None
+    wanted = Wanted(span, batch_size, batch_size, held, spread_over)
+    reader = WindowReader(stream, wanted, num_workers)
     try:
         for first, windows in zip(span[::batch_size], reader, strict=True):
             mask = (first + held < span.stop).astype(np.float32)

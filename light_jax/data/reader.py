@@ -74,13 +74,15 @@ class Wanted:
     """The windows of `span` that lie on `rows` of their batch.
 
     A step is `per_step` windows, micro-batches of `batch_size`; span.start is a multiple of
-    batch_size.
+    batch_size. Where `spread_over` is a number W, window i of the span, which begins with 0, is not
+    window i of the stream but floor(i · W / len(span)): the span is spread over the first W.
     """
 
     span: range
     per_step: int
     batch_size: int
     rows: np.ndarray
+    spread_over: int | None = None
 
     @property
     def num_steps(self) -> int:
@@ -97,6 +99,16 @@ class Wanted:
         ranges = zip(self.rows[firsts].tolist(), firsts.tolist(), counts, strict=True)
         return [RowRange(*rows) for rows in ranges]
 
+    def window(self, i: int) -> int:
+        """The window of the stream that window i of the span is."""
+        return i if self.spread_over is None else i * self.spread_over // len(self.span)
+
+    def below(self, windows: np.ndarray) -> np.ndarray:
+        """The first window of the span that is not below each of these of the stream."""
+        if self.spread_over is not None:
+            windows = -(-windows * len(self.span) // self.spread_over)
+        return np.clip(windows, self.span.start, self.span.stop)
+
     def within(self, step: int) -> np.ndarray | slice:
         """The entries of a step's array that are in the span; the last step may go beyond it."""
         start = self.span.start + step * self.per_step
@@ -107,7 +119,7 @@ class Wanted:
 
 
 class WindowReader:
-    """The windows that are wanted, int32 [n, S + 1], step by step.
+    """The windows that are wanted, int32 [n, S + 1], step by step, from a sequential stream.
 
     The thread that decodes a row group writes its tokens into the steps' arrays at once, while they
     are in its cache, and frees the row group. So memory holds windows, each token once, and no
@@ -129,8 +141,8 @@ class WindowReader:
         self._laying: deque[tuple[RowGroup, Future[None]]] = deque()
         self._step, self._end = 0, wanted.num_steps
         self._workers = num_workers
-        self._pool = _pool(num_workers)
-        self._finalizer = weakref.finalize(self, _cancel, self._pool)
+        self._pool = threads(num_workers)
+        self._finalizer = weakref.finalize(self, cancel, self._pool)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
@@ -203,8 +215,8 @@ def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
         starts = stream.epoch(epoch).starts
         first = np.maximum((starts[:-1] + S - 1) // S - 1, 0)  # a window takes S + 1 tokens
         last = np.minimum((starts[1:] - 1) // S, W - 1)
-        low = np.clip(epoch * W + first, span.start, span.stop) - span.start
-        high = np.clip(epoch * W + last + 1, span.start, span.stop) - span.start
+        low = wanted.below(epoch * W + first) - span.start
+        high = wanted.below(epoch * W + last + 1) - span.start
         before = span.start - epoch * W  # window of the span + before = window of the epoch
         for place in np.flatnonzero(high > low).tolist():
             near = range(low[place].item(), high[place].item())
@@ -225,7 +237,11 @@ def _stretches(
             first, stop = max(near.start, start), min(near.stop, start + rows.num_rows)
             if first < stop:
                 slot = micro_batch * len(wanted.rows) + rows.slot + first - start
-                yield Stretch(step, slot, first + before, stop - first)
+                if wanted.spread_over is None:
+                    yield Stretch(step, slot, first + before, stop - first)
+                else:
+                    for i in range(first, stop):
+                        yield Stretch(step, slot + i - first, wanted.window(i), 1)
 
 
 class _Inline(Executor):
@@ -240,11 +256,13 @@ class _Inline(Executor):
         return future
 
 
-def _pool(num_workers: int) -> Executor:
+def threads(num_workers: int) -> Executor:
+    """Threads that decode; without any, what is submitted is done at once."""
     if not num_workers:
         return _Inline()
     return ThreadPoolExecutor(num_workers, thread_name_prefix="light-data")
 
 
-def _cancel(pool: Executor) -> None:
+def cancel(pool: Executor) -> None:
+    """Drop what the threads have not begun."""
     pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The token stream: window g is a function of (shards, seed, seq_len) alone."""
+"""The token stream: window g is a function of (shards, seed, seq_len, window_order) alone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from light_jax.data.footer import reread_footer
 from light_jax.data.index import Fingerprint, fingerprint, index_shards
+from light_jax.data.order import ShuffledOrder
 from light_jax.data.rowgroup import decode, first_row, row_lengths
 from light_jax.data.shards import Paths
 from light_llm.errors import UserError
 
 CACHE_BYTES = 8 * 2**20
+
+WindowOrder = Literal["sequential", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ class TokenStream:
     Epoch e is the shards in the order that `random.Random(seed + e)` shuffles them into, rows in
     order, all tokens one after another. Its window w is tokens [w·S, w·S + S], S + 1 of them,
     S = seq_len; its tail is dropped. `stream[g]` is window g % W of epoch g // W for any g >= 0,
-    int32 [S + 1]; `len(stream)` is W; iteration yields the W windows of epoch 0. Safe to share
-    between threads.
+    int32 [S + 1]; `len(stream)` is W; iteration yields the W windows of epoch 0. With the
+    window_order `shuffled`, `stream[g]` is what stands at place g % W of the epoch's
+    `ShuffledOrder`, `order`, which is None where the order is sequential. Safe to share between
+    threads.
 
     Raises:
         UserError: the shards cannot be used (see `index_shards`) or hold no whole window; while
@@ -61,6 +67,7 @@ class TokenStream:
         seq_len: int,
         seed: int,
         vocab_size: int | None = None,
+        window_order: WindowOrder = "sequential",
         field: str = "train_data",
     ) -> None:
         self.seq_len = seq_len
@@ -75,6 +82,9 @@ class TokenStream:
                 f"{field}: {len(self.shards)} shard(s) with {self.num_tokens} tokens hold no "
                 f"window of seq_len + 1 = {seq_len + 1}; add data or lower seq_len={seq_len}"
             )
+        self.order = None
+        if window_order == "shuffled":
+            self.order = ShuffledOrder(seed, self._num_windows, seq_len)
         groups_per_shard = [len(shard.tokens) for shard in self.shards]
         self._first_group = np.cumsum([0, *groups_per_shard])
         self._tokens = np.concatenate([shard.tokens for shard in self.shards])
@@ -95,18 +105,36 @@ class TokenStream:
         g_n = np.asarray(windows_n, np.int64)
         if g_n.size and g_n.min() < 0:
             raise IndexError(f"window {g_n.min()} is below 0, where the stream begins")
-        S, out = self.seq_len, np.empty((len(g_n), self.seq_len + 1), np.int32)
-        ends_run = (np.diff(g_n) != 1) | (g_n[1:] % len(self) == 0)
-        cuts = [0, *(np.flatnonzero(ends_run) + 1).tolist(), len(g_n)]
+        S, found = self.seq_len, np.empty((len(g_n), self.seq_len + 1), np.int32)
+        numbers = self.unshuffled(g_n)
+        by_number = np.argsort(numbers, kind="stable")  # neighbours in the shards at once
+        for low, high, number, window in self._runs(numbers[by_number]):
+            epoch = self.epoch(number)
+            for place in epoch.places(window * S, (window + high - low) * S + 1):
+                group = int(epoch.groups[place])
+                tokens = self._cache.get(group, functools.partial(self._read, group))
+                lay(tokens, int(epoch.starts[place]), window, found[low:high])
+        out = np.empty_like(found)
+        out[by_number] = found
+        return out
+
+    def unshuffled(self, windows_n: np.ndarray) -> np.ndarray:
+        """The numbers that these windows have in the sequential stream: int [n] -> int64 [n]."""
+        numbers = np.array(windows_n, np.int64)
+        if self.order is not None:
+            epochs, positions = np.divmod(numbers, len(self))
+            for epoch in np.unique(epochs).tolist():
+                here = epochs == epoch
+                numbers[here] = epoch * len(self) + self.order.windows(epoch, positions[here])
+        return numbers
+
+    def _runs(self, numbers: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+        """(low, high, epoch, window): numbers[low:high] follow each other, from that window on."""
+        ends_run = (np.diff(numbers) != 1) | (numbers[1:] % len(self) == 0)
+        cuts = [0, *(np.flatnonzero(ends_run) + 1).tolist(), len(numbers)]
         for low, high in itertools.pairwise(cuts):
             if low < high:
-                number, window = divmod(int(g_n[low]), len(self))
-                epoch = self.epoch(number)
-                for place in epoch.places(window * S, (window + high - low) * S + 1):
-                    group = int(epoch.groups[place])
-                    tokens = self._cache.get(group, functools.partial(self._read, group))
-                    lay(tokens, int(epoch.starts[place]), window, out[low:high])
-        return out
+                yield low, high, *divmod(int(numbers[low]), len(self))
 
     def locate(self, g: int, count: int = 1) -> list[tuple[str, int, int]]:
         """Where windows g to g + count - 1 came from: (shard, first row, last row), in order.
@@ -114,18 +142,18 @@ class TokenStream:
         Rows count from 0 within their shard. For error messages: reads its row groups again.
         """
         places: list[tuple[str, int, int]] = []
-        while count > 0:
-            number, window = divmod(g, len(self))
-            here = min(count, len(self) - window)
-            start, stop = window * self.seq_len, (window + here) * self.seq_len + 1
-            epoch = self.epoch(number)
+        numbers = self.unshuffled(np.arange(g, g + count))
+        ends: dict[int, np.ndarray] = {}
+        for low, high, number, window in self._runs(numbers):
+            start, stop = window * self.seq_len, (window + high - low) * self.seq_len + 1
+            epoch, begin = self.epoch(number), len(places)
             for place in epoch.places(start, stop):
                 skip = int(epoch.starts[place])
-                path, first, last = self._rows(int(epoch.groups[place]), start - skip, stop - skip)
-                if places and places[-1][0] == path and places[-1][2] <= first:
+                group = int(epoch.groups[place])
+                path, first, last = self._rows(group, start - skip, stop - skip, ends)
+                if places[begin:] and places[-1][0] == path and places[-1][2] <= first:
                     first = places.pop()[1]  # rows between the two are empty
                 places.append((path, first, last))
-            g, count = g + here, count - here
         return places
 
     @property
@@ -163,12 +191,19 @@ class TokenStream:
             )
         return tokens
 
-    def _rows(self, group: int, start: int, stop: int) -> tuple[str, int, int]:
-        """The rows of tokens [start, stop) of a row group, cut to those that it holds."""
+    def _rows(
+        self, group: int, start: int, stop: int, ends_of: dict[int, np.ndarray]
+    ) -> tuple[str, int, int]:
+        """The rows of tokens [start, stop) of a row group, cut to those that it holds.
+
+        `ends_of` keeps where the rows of a row group end, so that each is read once.
+        """
         index, number = self._home(group)
         shard = self.shards[index]
         footer = reread_footer(shard.path, shard.footer_crc32)
-        ends = np.cumsum(row_lengths(footer, number))
+        if group not in ends_of:
+            ends_of[group] = np.cumsum(row_lengths(footer, number))
+        ends = ends_of[group]
         wanted = [max(0, start), min(stop, int(ends[-1])) - 1]
         first, last = np.searchsorted(ends, wanted, side="right") + first_row(footer, number)
         return shard.path, int(first), int(last)

@@ -61,8 +61,7 @@ def sample_tokens(
 ) -> tuple[np.ndarray, str]:
     """(tokens int32 [sequences, length], where they come from).
 
-    The first windows of val_data, as an evaluation reads them; random ones where there is no
-    val_data or `random` asks for them.
+    The first windows of val_data; random ones where there is no val_data or `random` asks for them.
 
     Raises:
         UserError: a length that the model cannot take, or val_data that cannot be read.

@@ -37,6 +37,8 @@ from light_llm.errors import NonFinite, UserError
 from light_llm.files import disk
 
 TOKENS, WEIGHTS, REPORT = "tokens.npy", "weights.safetensors", "report.json"
+SHOWN_PLACES = 16
+"""The report lists all places that a batch came from, the message this many."""
 
 
 def explained(run: Run, bad: NonFinite, config_path: Path, check: Callable[[], None]) -> NonFinite:
@@ -61,7 +63,9 @@ def explained(run: Run, bad: NonFinite, config_path: Path, check: Callable[[], N
         where += command
     except (OSError, UserError) as error:
         where = f"{folder} could not be written ({error})"
-    rows = "\n".join(f"  {shard}: rows {first} to {last}" for shard, first, last in places)
+    rows = "\n".join(f"  {shard}: rows {a} to {b}" for shard, a, b in places[:SHOWN_PLACES])
+    if len(places) > SHOWN_PLACES:
+        rows += f"\n  and {len(places) - SHOWN_PLACES} more places"
     what, remedy = _what(run.cfg, bad.metrics)
     return NonFinite(
         f"step {bad.step + 1}: {what}; {remedy}. Nothing of this step was kept, and {kept}. "

@@ -155,7 +155,12 @@ def epochs(cfg: TrainingConfig, train: TokenStream) -> float:
 
 def _stream(cfg: TrainingConfig, paths: str | list[str], name: str) -> TokenStream:
     return TokenStream(
-        paths, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size, field=name
+        paths,
+        seq_len=cfg.seq_len,
+        seed=cfg.seed,
+        vocab_size=cfg.model.vocab_size,
+        window_order=cfg.window_order if name == "train_data" else "sequential",
+        field=name,
     )
 
 

@@ -19,6 +19,7 @@ CHANGES = {
     "train_data": f"{TINY['train_data']}/shard_00000.parquet",
     "num_steps": STEPS,
     "seq_len": 24,
+    "window_order": "shuffled",
     "gradient_accumulation_steps": 2,
     "dtype": "float16",
     "log_every": 5,

@@ -95,6 +95,7 @@ REFUSED = [
     ({"batch_size": 4}, "batch_size: 8 -> 4"),
     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: 1 -> 2"),
     ({"seed": 1}, "seed: 42 -> 1"),
+    ({"window_order": "shuffled"}, 'window_order: "sequential" -> "shuffled"'),
     ({"optimizer": {"type": "sgd"}}, 'optimizer.type: "adamw" -> "sgd"'),
     ({"dtype": "bfloat16"}, 'dtype: "float32" -> "bfloat16"'),
     ({"train_data": TINY["val_data"]}, "train_data: "),

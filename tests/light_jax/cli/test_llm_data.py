@@ -88,6 +88,17 @@ def test_show_prints_a_window_as_text(corpus, monkeypatch, capsys):
     assert "number 1 of the 3 of epoch 333 (seq_len 9, seed 3)" in out
 
 
+def test_show_follows_the_shuffled_order(corpus, monkeypatch, capsys):
+    stream = TokenStream(corpus, seq_len=9, seed=3, window_order="shuffled")
+    args = ["show", corpus, "--seq-len", 9, "--seed", 3, "--window-order", "shuffled", "--window"]
+    for window in range(3):
+        code, out, _ = run(capsys, monkeypatch, *args, window)
+        assert code == 0
+        number = int(stream.unshuffled(np.array([window]))[0])
+        assert f"window    {window}: number {number} of the 3 of epoch 0" in out
+        assert out.endswith(f"\n{train_char(TEXTS).decode(stream[window].tolist(), False)}\n")
+
+
 def test_without_a_tokenizer_ids_are_shown_and_it_is_said(tmp_path, write, monkeypatch, capsys):
     path = write(tmp_path / "a.parquet", [[5, 6, 7]])
     code, out, _ = run(capsys, monkeypatch, "show", path, "--seq-len", 2)

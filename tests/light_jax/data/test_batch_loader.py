@@ -11,13 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from light_jax.data import BatchLoader, TokenStream, validation_batches
+from light_jax.data import BatchLoader, TokenStream, order, validation_batches
 from light_jax.data import stream as stream_module
 from light_llm.errors import UserError
 
+ORDERS = ["sequential", "shuffled"]
+
+
+@pytest.fixture(params=ORDERS)
+def stream(corpus, request, monkeypatch):
+    monkeypatch.setattr(order, "RUN_TOKENS", 64)  # so that there are many pools
+    return TokenStream(corpus[0], seq_len=8, seed=0, window_order=request.param)
+
 
 @pytest.fixture
-def stream(corpus):
+def val_stream(corpus):
     return TokenStream(corpus[0], seq_len=8, seed=0)
 
 
@@ -66,8 +74,8 @@ def test_any_rows_in_any_order(reference, order, count, num_workers, accum):
             assert (batch.reshape(expected.shape) == expected).all()
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+@pytest.fixture(scope="module", params=ORDERS)
+def reference(tmp_path_factory, request):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -77,7 +85,9 @@ def reference(tmp_path_factory):
         docs = [rng.integers(0, 99, size=size).tolist() for size in rng.integers(0, 30, size=20)]
         table = pa.table({"tokens": pa.array(docs, pa.list_(pa.int16()))})
         pq.write_table(table, folder / f"{number}.parquet", row_group_size=2)
-    return TokenStream(folder, seq_len=4, seed=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "RUN_TOKENS", 40)
+        return TokenStream(folder, seq_len=4, seed=5, window_order=request.param)
 
 
 @pytest.mark.parametrize("first_step", [1, 7, 25, 29, 30])
@@ -194,7 +204,10 @@ def test_threads_end_with_the_loader(stream):
     for _ in BatchLoader(stream, batch_size=2, last_step=5, num_workers=3):
         pass
     assert not threads()
-    for _ in validation_batches(stream, 2, 5):
+
+
+def test_threads_end_with_the_evaluation(val_stream):
+    for _ in validation_batches(val_stream, 2, 5):
         break
     assert not threads()
 
@@ -222,23 +235,34 @@ def test_rows_that_are_no_share_of_a_batch(stream, rows):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("eval_steps", [1, 3, 1000])
-def test_validation_reads_the_first_windows_of_epoch_0(stream, eval_steps, num_workers):
-    size = min(eval_steps * 7, len(stream))
+@pytest.mark.parametrize("eval_steps", [1, 3, 5, 1000])
+def test_validation_reads_windows_spread_over_epoch_0(val_stream, eval_steps, num_workers):
+    W = len(val_stream)
+    size = min(eval_steps * 7, W)
     kept = []
-    for tokens, mask in validation_batches(stream, 7, eval_steps, num_workers=num_workers):
+    for tokens, mask in validation_batches(val_stream, 7, eval_steps, num_workers=num_workers):
         assert tokens.shape == (7, 9)
         assert mask.dtype == np.float32
         assert not tokens[mask == 0].any()
         kept.extend(tokens[mask == 1])
-    assert np.array_equal(kept, stream.windows(np.arange(size)))
-    assert len(stream) % 7  # so that 1000 steps end in a padded batch
+    expected = [i * W // size for i in range(size)]
+    assert expected[-1] >= W - W // size - 1  # up to the end of the set
+    assert np.array_equal(kept, val_stream.windows(np.array(expected)))
+    assert W % 7  # so that 1000 steps end in a padded batch
 
 
-def test_validation_on_several_hosts_makes_the_same_batches(stream):
-    whole = list(validation_batches(stream, 7, 1000))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_validation_decodes_a_row_group_at_most_once(val_stream, decoded, num_workers):
+    for _ in validation_batches(val_stream, 7, 3, num_workers=num_workers):
+        pass
+    assert set(decoded.values()) == {1}
+
+
+@pytest.mark.parametrize("eval_steps", [4, 1000])
+def test_validation_on_several_hosts_makes_the_same_batches(val_stream, eval_steps):
+    whole = list(validation_batches(val_stream, 7, eval_steps))
     shares = [[6, 2], [0, 1, 3, 4], [5]]
-    hosts = [list(validation_batches(stream, 7, 1000, rows)) for rows in shares]
+    hosts = [list(validation_batches(val_stream, 7, eval_steps, rows)) for rows in shares]
     for host, rows in zip(hosts, shares, strict=True):
         assert len(host) == len(whole)
         for (tokens, mask), (all_tokens, all_mask) in zip(host, whole, strict=True):

@@ -81,12 +81,13 @@ def finish(processes) -> list[str]:
 def test_two_processes_train_save_and_resume(tmp_path):
     mesh = {"data": 1, "fsdp": 2}
     rate = {"type": "constant"}  # the same in a run that is to have fewer steps
-    whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh=mesh, scheduler=rate)
+    changes = {"scheduler": rate, "window_order": "shuffled"}
+    whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh=mesh, **changes)
     stderr = finish(start_processes(whole))
     assert "2 × cpu in 2 process(es)" in stderr[0]
     assert "step 6/6" in stderr[0]
     assert "step 6/6" not in stderr[1]
-    halves = write_config(tmp_path / "halves/c.yaml", mesh=mesh, scheduler=rate)
+    halves = write_config(tmp_path / "halves/c.yaml", mesh=mesh, **changes)
     finish(start_processes(halves, "--resume", str(tmp_path / "whole/out/step0000003")))
     assert_same_weights(
         tmp_path / "whole/out/final.safetensors", tmp_path / "halves/out/final.safetensors"
@@ -94,9 +95,9 @@ def test_two_processes_train_save_and_resume(tmp_path):
     assert metrics(tmp_path / "whole/out", timeless=True)[4:] == metrics(
         tmp_path / "halves/out", timeless=True
     )
-    alone = write_config(tmp_path / "alone/c.yaml", num_steps=5, scheduler=rate)
+    alone = write_config(tmp_path / "alone/c.yaml", num_steps=5, **changes)
     train_command(alone, "--resume", str(tmp_path / "whole/out/step0000003"))
-    back = write_config(tmp_path / "alone/c.yaml", mesh=mesh, scheduler=rate)
+    back = write_config(tmp_path / "alone/c.yaml", mesh=mesh, **changes)
     finish(start_processes(back, "--resume", "auto"))  # from 2 processes to 1 and back to 2
     assert column(tmp_path / "alone/out", "train/loss") == pytest.approx(
         column(tmp_path / "halves/out", "train/loss"), abs=1e-5

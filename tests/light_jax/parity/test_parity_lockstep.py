@@ -64,6 +64,24 @@ def test_both_train_a_reference_run_alike(reference_run, monkeypatch):
     assert not (folder / "out").exists()  # nothing is written
 
 
+def test_both_follow_the_shuffled_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(write_config(tmp_path / "c.yaml", window_order="shuffled", num_workers=2))
+    plain = cfg.model_copy(update={"window_order": "sequential"})
+    stream = TokenStream(cfg.train_data, seq_len=16, seed=42, window_order="shuffled")
+    seen, real = [], ReferenceTrainer.step
+
+    def noted(trainer, tokens_ABS):
+        seen.append(tokens_ABS)
+        return real(trainer, tokens_ABS)
+
+    monkeypatch.setattr(ReferenceTrainer, "step", noted)
+    rows, others = list(lockstep(cfg, 4)), list(lockstep(plain, 4))
+    assert row_verdict(rows, TOLERANCE["float32"]).startswith("the same: 4 steps within ")
+    assert (np.concatenate(seen[:4]) == stream.windows(np.arange(32)).reshape(4, 8, 17)).all()
+    assert rows[0].jax.loss != others[0].jax.loss
+
+
 SANDWICH: dict[str, Any] = {
     "attention": {"variant": "mqa"},
     "positional": {"encoding": "alibi"},

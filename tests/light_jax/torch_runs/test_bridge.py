@@ -18,6 +18,7 @@ from tiny_runs import (
     assert_same_weights,
     column,
     command,
+    keep_the_first_windows,
     train_command,
     write_config,
 )
@@ -44,12 +45,13 @@ def foreign(tmp_path, monkeypatch):
     def make(case: str) -> Path:
         source, folder = REFERENCE / "training" / case, tmp_path / case
         (folder / "run").mkdir(parents=True)
-        for name in ("train", "val"):
-            (folder / name).symlink_to(source / name)
+        (folder / "train").symlink_to(source / "train")
+        shutil.copytree(source / "val", folder / "val")
         for path in source.glob(f"{TAGS[case]}.*"):
             shutil.copy(path, folder / "run")
         config = (source / "config.yaml").read_text() + "checkpoint_dir: run\n"
         (folder / "config.yaml").write_text(config)
+        keep_the_first_windows(folder)
         monkeypatch.chdir(folder)
         return folder
 

@@ -39,7 +39,9 @@ class TorchRun:
             self.optimizer, lambda n: self._factor(n)
         )
         self.scaler = torch.amp.GradScaler("cpu", enabled=cfg.dtype == "float16")
-        self.stream = TokenStream(cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed)
+        self.stream = TokenStream(
+            cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, window_order=cfg.window_order
+        )
 
     def _factor(self, step: int) -> float:
         """Warmup, then the cosine down to min_lr_ratio."""
@@ -98,7 +100,7 @@ class TorchRun:
             del weights["lm_head.weight"]
         save_file(weights, folder / f"{tag}.safetensors")
         torch.save({**self.state(), **changes}, folder / f"{tag}.state.pt")
-        config = self.cfg.model_dump(mode="json", exclude={"init_from", "mesh"})
+        config = self.cfg.model_dump(mode="json", exclude={"init_from", "mesh", "window_order"})
         (folder / f"{tag}.config.json").write_text(json.dumps(config))
         return folder / tag
 
