@@ -30,8 +30,13 @@ from light_jax.training.signals import Stopper
 from light_llm.errors import NonFinite, UserError, with_earlier
 
 
-def run_config(config_path: str | Path, resume: str | None = None) -> int:
+def run_config(
+    config_path: str | Path, resume: str | None = None, cfg: TrainingConfig | None = None
+) -> int:
     """Do what `llm-train CONFIG [--resume …]` does. Returns the exit code.
+
+    Args:
+        cfg: what was read from the config file, if it was.
 
     Raises:
         UserError: the config, its data or the checkpoint cannot be used, and nothing was written;
@@ -39,7 +44,7 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
         NonFinite: training stopped on a non-finite step.
     """
     with Stopper() as stopper:
-        run = prepare(load_config(config_path), resume)
+        run = prepare(load_config(config_path) if cfg is None else cfg, resume)
         with Reporter() as reporter:
             for line in describe(run):
                 reporter.line(line)
