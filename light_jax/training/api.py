@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parallel.cluster import one_of_several
 from light_llm.checkpoint import layout
+from light_llm.lazy import importing
 from light_llm.printing import waiting
 
 if TYPE_CHECKING:
@@ -80,12 +81,12 @@ def train(config: str | Path, resume: str | None = None) -> Result:
     # One of several joins the others first: they would wait for it if it ended before.
     cfg = None if one_of_several() else load_config(config)
     with waiting("starting…"):
-        import jax
+        with importing():
+            import jax
 
-        from light_jax.parallel.cache import keep_compiled
-        from light_jax.parallel.hosts import initialize
-        from light_jax.training.loop import run_config
-
+            from light_jax.parallel.cache import keep_compiled
+            from light_jax.parallel.hosts import initialize
+            from light_jax.training.loop import run_config
         if not jax.distributed.is_initialized():
             initialize()  # before anything touches a device
     keep_compiled()

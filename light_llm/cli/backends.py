@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.lazy import importing
 
 if TYPE_CHECKING:
     import jax
@@ -21,7 +22,8 @@ Generate = Callable[["list[int]", "Sampling", "int | None"], Iterator[int]]
 
 def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
     try:
-        import torch
+        with importing():
+            import torch
     except ImportError:
         raise UserError(
             "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
@@ -57,11 +59,12 @@ def _torch_device(name: str | None) -> torch.device:
 
 
 def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
-    import jax
+    with importing():
+        import jax
 
-    from conversion import load_jax
-    from light_jax.generate import generate, moved
-    from light_jax.parallel.cache import keep_compiled
+        from conversion import load_jax
+        from light_jax.generate import generate, moved
+        from light_jax.parallel.cache import keep_compiled
 
     chosen = _jax_device(device)
     keep_compiled()
