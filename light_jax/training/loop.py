@@ -154,6 +154,8 @@ def _after(
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
     tags = _tags_due(run.cfg, step, evaluation, trained=trained, cut_short=cut_short)
+    if not tags and not cut_short and step < run.cfg.num_steps:
+        return False  # the metrics stay on the device: reading them would wait for the step
     with log.paused(), with_earlier(failure):
         if tags:
             saver.save(tags, run.state, run.host)
