@@ -83,20 +83,30 @@ def prepare(folder: Path) -> None:
     pq.write_table(table, folder / "shards/00000.parquet")
 
 
-def spent(folder: Path, command: Sequence[str], until: Callable[[bytes], bool] | None) -> Spent:
-    """From the start of a command until its output (both streams) is enough; None is its end.
+def spent(
+    folder: Path,
+    command: Sequence[str],
+    until: Callable[[bytes], bool] | None,
+    *,
+    messages: bool = False,
+) -> Spent:
+    """From the start of a command until what it prints is enough; None is its end.
 
     Processor time is that of the whole command.
+
+    Args:
+        messages: what it prints on stderr counts, not on stdout.
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(
         [BIN / command[0], *command[1:]],
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.DEVNULL if messages else subprocess.PIPE,
+        stderr=subprocess.PIPE if messages else subprocess.DEVNULL,
     )
+    stream = process.stderr if messages else process.stdout
     output, wall = b"", 0.0
-    while piece := os.read(process.stdout.fileno(), 4096):  # type: ignore[union-attr]
+    while piece := os.read(stream.fileno(), 4096):  # type: ignore[union-attr]
         output += piece
         if until is not None and not wall and until(output):
             wall = time.perf_counter() - start
@@ -111,7 +121,9 @@ def spent(folder: Path, command: Sequence[str], until: Callable[[bytes], bool] |
 
 def a_train(folder: Path) -> Spent:
     subprocess.run(["rm", "-rf", folder / "out"], check=True)
-    return spent(folder, ["llm-train", "tiny.yaml"], lambda text: b"\nstep 1/" in text)
+    return spent(
+        folder, ["llm-train", "tiny.yaml"], lambda text: b"\nstep 1/" in text, messages=True
+    )
 
 
 def a_mistake(folder: Path) -> Spent:

@@ -65,7 +65,9 @@ def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
         from conversion import load_jax
         from light_jax.generate import generate, moved
         from light_jax.parallel.cache import keep_compiled
+        from light_jax.parallel.devices import devices
 
+    devices()  # passes over libtpu where there is no TPU, which it would complain of
     chosen = _jax_device(device)
     keep_compiled()
     with jax.default_device(jax.devices("cpu")[0]):
