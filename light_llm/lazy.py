@@ -1,11 +1,27 @@
-"""Public names of a package, imported when they are first used."""
+"""Importing late: public names of a package when they are first used, a framework in one go."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of a framework. Its objects stay, and the garbage collector would look at
+    them again and again.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def public(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 # C0 and C1 controls but newline and tab, DEL, marks that reorder a line, half surrogates.
@@ -36,6 +38,26 @@ def say(text: str = "") -> None:
 def tell(text: str) -> None:
     """Print a message, a warning or a note on standard error."""
     print(message(text), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show `text` on a terminal for as long as the block lasts; elsewhere nothing is said.
+
+    Nothing in the block prints. A signal may end it: nothing is done that must be undone.
+    """
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def draw(what: str) -> None:
+        if on_terminal:
+            with contextlib.suppress(OSError):
+                print(what, end="", file=sys.stderr, flush=True)
+
+    draw(text)
+    try:
+        yield
+    finally:
+        draw("\r\x1b[K")
 
 
 def shown(text: str, stream: TextIO | None = None) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from light_jax.checkpoint import place, protocol, store
 from light_jax.checkpoint.ownership import MARK, STEP_TAG
-from light_jax.checkpoint.state import is_mine, start_saving
+from light_jax.checkpoint.state import import_orbax, is_mine, start_saving
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
@@ -58,6 +58,7 @@ class Saver:
         """
         with contextlib.ExitStack() as held:
             together(lambda: self._prepare(held, config_path) if is_main() else None)
+            self._thread.submit(import_orbax)  # by the first save it is there
             try:
                 yield self
             except BaseException as error:

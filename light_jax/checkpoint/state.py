@@ -2,7 +2,8 @@
 
 Arrays are stored under their pytree paths as flat names, so the folder depends on neither optax's
 nor Flax's container types. Only this file uses orbax's v1 API and gives it paths: orbax has its own
-reading of `..` behind a link, of a backslash and of [ ] * ?.
+reading of `..` behind a link, of a backslash and of [ ] * ?. It is imported where it is used: that
+takes a quarter of a second, and a run's first step does not need it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from light_jax.parallel.sharding import path_names
 from light_jax.state import HostState, TrainState
@@ -62,6 +62,11 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def import_orbax() -> None:
+    """Import what the first save needs; on any thread."""
+    from orbax.checkpoint import v1  # noqa: F401
+
+
 def save_state(path: Path, state: TrainState, host: HostState) -> None:
     """Write the folder; every process calls it."""
     start_saving(path, state, host)()
@@ -74,6 +79,8 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
         A function that waits until it is written, on any thread. The processes wait for each other
         by JAX's coordination service, not by a collective. Process 0 then opens what was written.
     """
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.array.saving.use_compression = False
     # otherwise a folder that cannot be made is an error only 20 minutes later, a timeout
@@ -228,6 +235,8 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
     Raises:
         UserError: names, shapes or dtypes are not those of `abstract`, or they cannot be read.
     """
+    from orbax.checkpoint import v1 as ocp
+
     _check_entries(path)
     wanted, real = named_arrays(abstract), _real(path)
     stored = _from_orbax(path, lambda: _shapes(ocp.metadata(real).metadata))

@@ -58,6 +58,11 @@ def command(
         return 0 if stopped_by is None else 128 + stopped_by
     if resume is not None:
         raise UserError("--replay and --resume exclude each other; give one of them")
+    from light_jax.config import load_config
+    from light_jax.parallel.cluster import one_of_several
+
+    if not one_of_several():
+        load_config(config)  # a mistyped key is told before JAX is imported, which takes a second
     from light_jax.parallel.cache import keep_compiled
     from light_jax.parallel.hosts import initialize
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from light_jax.data.footer import UNREADABLE, Footer, read_footer
-from light_jax.data.rowgroup import decode, first_row, row_lengths
+from light_jax.data.rowgroup import decode, first_row, numbers, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
 from light_llm.files.parquet import check_claims, leaves
@@ -205,7 +205,10 @@ def _read_lengths(footer: Footer) -> np.ndarray | None:
             f"{footer.path}: column 'length' holds {len(column)} rows where the footer says "
             f"{footer.metadata.num_rows}; write the shard again"
         )
-    return None if column.null_count else column.to_numpy().astype(np.int64)
+    if column.null_count:
+        return None
+    parts = [numbers(part).astype(np.int64) for part in column.chunks]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _refuse_lengths(footer: Footer, group: int, lengths: np.ndarray) -> None:

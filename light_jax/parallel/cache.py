@@ -27,13 +27,15 @@ except ImportError:  # then the folder grows without bound
     filelock = None  # type: ignore[assignment]
 
 SWITCH = "LIGHT_LLM_COMPILATION_CACHE"
+WORTH_KEEPING = 0.2  # seconds; an evaluation, and the first state, take less than JAX's own 1 s
+THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
 LARGEST = 5 * 2**30  # bytes; beyond it, the programs go that were not used for longest
 
 _hits = 0
 
 
 def keep_compiled() -> None:
-    """Keep what takes a second or more to compile, for the next starts of this user.
+    """Keep what takes WORTH_KEEPING seconds or more to compile, for the user's next starts.
 
     Where the user named a folder of their own (JAX_COMPILATION_CACHE_DIR) or turned it off
     (LIGHT_LLM_COMPILATION_CACHE=off), nothing is changed. A folder that cannot be used is a note:
@@ -68,6 +70,8 @@ def keep_compiled() -> None:
         return
     if filelock is not None and settings.jax_compilation_cache_max_size == -1:
         settings.update("jax_compilation_cache_max_size", LARGEST)
+    if THRESHOLD.upper() not in os.environ:
+        settings.update(THRESHOLD, WORTH_KEEPING)
     settings.update("jax_compilation_cache_dir", str(folder))
 
 

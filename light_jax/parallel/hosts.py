@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
 from light_llm.errors import UserError
 
@@ -23,7 +24,6 @@ DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize() -> None:
@@ -35,12 +35,12 @@ def initialize() -> None:
     Process 0 listens on the interface that the coordinator's address names, since whoever reaches
     it can join the run without a password; JAX_COORDINATOR_BIND_ADDRESS names another.
     """
-    given = [name for name in _VARIABLES if os.environ.get(name)]
+    given = [name for name in VARIABLES if os.environ.get(name)]
     if given:
-        missing = [name for name in _VARIABLES if name not in given]
+        missing = [name for name in VARIABLES if name not in given]
         if missing:
             raise UserError(f"{given[0]} is set but {' and '.join(missing)} is not; set all three")
-        address, number, process = (os.environ[name] for name in _VARIABLES)
+        address, number, process = (os.environ[name] for name in VARIABLES)
         try:
             process_id = int(process)
             jax.distributed.initialize(
@@ -50,14 +50,14 @@ def initialize() -> None:
                 coordinator_bind_address=_bind_address(address) if process_id == 0 else None,
             )
         except ValueError as error:
-            raise UserError(f"{', '.join(_VARIABLES)}: {error}") from None
-    elif _in_cluster():
+            raise UserError(f"{', '.join(VARIABLES)}: {error}") from None
+    elif in_cluster():
         try:
             jax.distributed.initialize()
         except ValueError as error:
             raise UserError(
                 f"this looks like one of several hosts, but JAX could not find the others "
-                f"({error}); set {', '.join(_VARIABLES)}"
+                f"({error}); set {', '.join(VARIABLES)}"
             ) from None
     devices()  # a platform that is not here is refused before anything else asks for it
 
@@ -74,13 +74,13 @@ def _bind_address(address: str) -> str:
     found, failure = _local_addresses(host)
     if not found:
         raise UserError(
-            f"{_VARIABLES[0]}={address!r}: process 0 cannot listen there ({failure}); name an "
+            f"{VARIABLES[0]}={address!r}: process 0 cannot listen there ({failure}); name an "
             f"address of this machine, or the one to listen on with {_BIND}"
         )
     reached = [place for place in found if not _only_here(host, place)]
     if not reached:
         raise UserError(
-            f"{_VARIABLES[0]}={address!r}: is {found[0]} on this machine, where no other one "
+            f"{VARIABLES[0]}={address!r}: is {found[0]} on this machine, where no other one "
             f"reaches it; give the IP address, or the one to listen on with {_BIND}"
         )
     return f"[{reached[0]}]:{port}" if ":" in reached[0] else f"{reached[0]}:{port}"
@@ -118,7 +118,7 @@ def _host_and_port(address: str) -> tuple[str, str]:
         host = ""  # a bare IPv6 address has no visible port
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(
-            f"{_VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
+            f"{VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
         )
     return host, port
 
@@ -135,14 +135,6 @@ def _only_here(host: str, numeric: str) -> bool:
         ipaddress.ip_address(host)
         return False
     return host.rstrip(".").rpartition(".")[2] != "localhost" and host != "localhost.localdomain"
-
-
-def _in_cluster() -> bool:
-    """More than one task of a cluster that JAX knows how to join by itself."""
-    slurm_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
-    tpu_workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    kubernetes_jobs = os.environ.get("JOB_COMPLETION_INDEX") or os.environ.get("JOBSET_NAME")
-    return int(slurm_tasks) > 1 or len(tpu_workers) > 1 or bool(kubernetes_jobs)
 
 
 def is_main() -> bool:

@@ -1,17 +1,22 @@
-"""`light_jax.train`: a training run, started from Python."""
+"""`light_jax.train`: a training run, started from Python.
+
+JAX and what needs it are imported once the config is found to be right.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-
-import jax
+from typing import TYPE_CHECKING
 
 from light_jax.config import TrainingConfig, load_config
-from light_jax.parallel.cache import keep_compiled
-from light_jax.parallel.hosts import initialize
-from light_jax.reporting.findings import Report
+from light_jax.parallel.cluster import one_of_several
 from light_llm.checkpoint import layout
+from light_llm.lazy import importing
+from light_llm.printing import waiting
+
+if TYPE_CHECKING:
+    from light_jax.reporting.findings import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +78,18 @@ def train(config: str | Path, resume: str | None = None) -> Result:
         UserError: the config, its data or the checkpoint cannot be used.
         NonFinite: the loss or the gradients stopped being finite; the last checkpoint is intact.
     """
-    if not jax.distributed.is_initialized():
-        initialize()  # before anything touches a device
-    keep_compiled()
-    from light_jax.training.loop import run_config
+    # One of several joins the others first: they would wait for it if it ended before.
+    cfg = None if one_of_several() else load_config(config)
+    with waiting("starting…"):
+        with importing():
+            import jax
 
-    cfg = load_config(config)
-    code = run_config(config, resume)
+            from light_jax.parallel.cache import keep_compiled
+            from light_jax.parallel.hosts import initialize
+            from light_jax.training.loop import run_config
+        if not jax.distributed.is_initialized():
+            initialize()  # before anything touches a device
+    keep_compiled()
+    cfg = load_config(config) if cfg is None else cfg
+    code = run_config(config, resume, cfg)
     return Result(cfg, code - 128 if code else None)

@@ -30,8 +30,13 @@ from light_jax.training.signals import Stopper
 from light_llm.errors import NonFinite, UserError, with_earlier
 
 
-def run_config(config_path: str | Path, resume: str | None = None) -> int:
+def run_config(
+    config_path: str | Path, resume: str | None = None, cfg: TrainingConfig | None = None
+) -> int:
     """Do what `llm-train CONFIG [--resume …]` does. Returns the exit code.
+
+    Args:
+        cfg: what was read from the config file, if it was.
 
     Raises:
         UserError: the config, its data or the checkpoint cannot be used, and nothing was written;
@@ -39,7 +44,7 @@ def run_config(config_path: str | Path, resume: str | None = None) -> int:
         NonFinite: training stopped on a non-finite step.
     """
     with Stopper() as stopper:
-        run = prepare(load_config(config_path), resume)
+        run = prepare(load_config(config_path) if cfg is None else cfg, resume)
         with Reporter() as reporter:
             for line in describe(run):
                 reporter.line(line)
@@ -149,6 +154,8 @@ def _after(
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
     tags = _tags_due(run.cfg, step, evaluation, trained=trained, cut_short=cut_short)
+    if not tags and not cut_short and step < run.cfg.num_steps:
+        return False  # the metrics stay on the device: reading them would wait for the step
     with log.paused(), with_earlier(failure):
         if tags:
             saver.save(tags, run.state, run.host)

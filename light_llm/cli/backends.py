@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.lazy import importing
 
 if TYPE_CHECKING:
     import jax
@@ -21,7 +22,8 @@ Generate = Callable[["list[int]", "Sampling", "int | None"], Iterator[int]]
 
 def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
     try:
-        import torch
+        with importing():
+            import torch
     except ImportError:
         raise UserError(
             "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
@@ -57,12 +59,15 @@ def _torch_device(name: str | None) -> torch.device:
 
 
 def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
-    import jax
+    with importing():
+        import jax
 
-    from conversion import load_jax
-    from light_jax.generate import generate, moved
-    from light_jax.parallel.cache import keep_compiled
+        from conversion import load_jax
+        from light_jax.generate import generate, moved
+        from light_jax.parallel.cache import keep_compiled
+        from light_jax.parallel.devices import devices
 
+    devices()  # passes over libtpu where there is no TPU, which it would complain of
     chosen = _jax_device(device)
     keep_compiled()
     with jax.default_device(jax.devices("cpu")[0]):

@@ -7,6 +7,7 @@ Imports nothing heavy, so that `--help` and a mistyped flag are answered at once
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import signal
@@ -102,7 +103,9 @@ def run(
     warnings.showwarning = _show_warning
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
-    sys.exit(_exit_code(name, app))
+    code = _exit_code(name, app)
+    gc.freeze()  # or the interpreter looks for cycles among a million objects, half a second long
+    sys.exit(code)
 
 
 def _exit_code(name: str, app: typer.Typer) -> int:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_torch
 from tiny_runs import TINY, contents, merged, write_config
@@ -92,7 +93,7 @@ def test_a_state_whose_arrays_are_elsewhere_is_not_committed(here, monkeypatch):
     made, (values, host) = saver("elsewhere")
     made.save(["step0000001"], values, host)
     made.wait()
-    save_async = state.ocp.save_async
+    save_async = ocp.save_async
 
     def astray(path, *args, **kwargs):
         written = save_async(path, *args, **kwargs)
@@ -105,7 +106,7 @@ def test_a_state_whose_arrays_are_elsewhere_is_not_committed(here, monkeypatch):
 
         return Response()
 
-    monkeypatch.setattr(state.ocp, "save_async", astray)
+    monkeypatch.setattr(ocp, "save_async", astray)
     made.save(["step0000002"], values, host)
     with pytest.raises(UserError, match=r"step0000002: cannot be saved .*cannot be resumed from"):
         made.wait()

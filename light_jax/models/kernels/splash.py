@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as kernels,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as masks,
-)
 
 from light_llm.models.transformer.mask import Span
+
+# Pallas takes a tenth of a second to import, and only a TPU needs it.
+if TYPE_CHECKING:
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
 
 LANES = 128
 # The largest that divides T is taken. 1024 compiles for a v5e too, up to head_dim 256, but in
@@ -68,6 +72,7 @@ def attend(
     T, N = q_BTNH.shape[1:3]
     q_BNTH, k_BKTH, v_BKTJ = (_heads_first(x) for x in (q_BTNH, k_BTKH, v_BTKJ))
     padded = q_BNTH.shape[2]
+    kernels, _ = _pallas()
     segments = None
     if span.right is None and padded != T:
         is_padding_T = (jnp.arange(padded) >= T).astype(jnp.int32)
@@ -84,9 +89,20 @@ def _heads_first(x_BTNH: jax.Array) -> jax.Array:
     return jnp.pad(x_BTNH.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, pad), (0, 0)))
 
 
+def _pallas() -> tuple[Any, Any]:
+    """The modules of kernels and of masks."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    return splash_attention_kernel, splash_attention_mask
+
+
 def _kernel(
     num_heads: int, length: int, span: Span, interpret: bool
 ) -> kernels.SplashAttentionKernel:
+    kernels, masks = _pallas()
     block = next(block for block in BLOCKS if length % block == 0)
     sizes = kernels.BlockSizes(
         block_q=block,
@@ -104,6 +120,7 @@ def _kernel(
 
 @functools.cache
 def _mask(length: int, span: Span) -> masks.Mask:
+    _, masks = _pallas()
     shape = (length, length)
     if span == Span(None, None):
         return masks.FullMask(shape)

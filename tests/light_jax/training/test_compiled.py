@@ -178,7 +178,7 @@ def unset(tmp_path, monkeypatch):
     """The setting that names the folder, as it is in a new process; undone in the end."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", cache.THRESHOLD)
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update(names[0], None)
     yield

@@ -1,0 +1,91 @@
+"""Nobody waits for nothing: what is imported before an answer, and what a loop waits for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import BIN, write_config
+
+from light_jax.config import load_config
+from light_jax.reporting.console import Reporter
+from light_jax.training import loop
+from light_jax.training.compiled import compile_steps
+from light_jax.training.run import fill, prepare
+from light_jax.training.signals import Stopper
+
+HEAVY = {"jax", "jaxlib", "flax", "torch", "orbax", "pandas", "transformers", "wandb", "datasets"}
+COMMANDS = ("llm-train", "llm-run", "llm-preprocess", "llm-data", "llm-convert", "llm-parity")
+
+
+def imported(name: str, *args: object, cwd: Path) -> tuple[int, set[str], str]:
+    """(exit code, packages that were imported, what else was said) of a command."""
+    command = [sys.executable, "-X", "importtime", BIN / name, *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, env=os.environ, capture_output=True, text=True)
+    told = re.compile(r"import time: .* \| +([\w.]+)\n?")
+    packages = {module.partition(".")[0] for module in told.findall(done.stderr)}
+    assert "typer" in packages
+    return done.returncode, packages, told.sub("", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batchsize": 8}, {"batch_size": 0}, {"seq_len": 64}], ids=["key", "value", "rule"]
+)
+def test_a_mistake_in_a_config_is_told_before_a_framework_is_imported(tmp_path, changes):
+    config = write_config(tmp_path / "c.yaml", **changes)
+    for more in ([], ["--resume", "auto"], ["--replay", "folder"]):
+        code, packages, said = imported("llm-train", config, *more, cwd=tmp_path)
+        assert code == 2
+        assert next(iter(changes)) in said
+        assert not packages & {*HEAVY, "numpy", "pyarrow"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_no_framework(name, tmp_path):
+    code, packages, _ = imported(name, "--help", cwd=tmp_path)
+    assert code == 0
+    assert not packages & {*HEAVY, "numpy", "pyarrow"}
+
+
+def test_the_first_step_needs_no_pandas_and_no_pallas(tmp_path):
+    """Of a run that reads shards and saves, pandas is never asked for."""
+    config = write_config(tmp_path / "c.yaml", num_steps=1)
+    code, packages, _ = imported("llm-train", config, cwd=tmp_path)
+    assert code == 0
+    assert packages >= {"jax", "pyarrow", "orbax"}
+    assert not packages & {"pandas", "torch", "transformers", "wandb"}
+
+
+class Told(Reporter):
+    """Notes the steps whose numbers are printed."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    def line(self, text: str) -> None:
+        if found := re.match(r"step (\d+)/", text):
+            self.events.append(f"read {found[1]}")
+
+
+def test_the_next_step_begins_before_the_metrics_of_the_last_are_read(tmp_path, monkeypatch):
+    """Otherwise the device would stand still while the host works. A save reads all there are."""
+    monkeypatch.chdir(tmp_path)
+    path = write_config(tmp_path / "c.yaml", num_steps=4, save_every=3, val_data=None)
+    run = prepare(load_config(path), None)
+    steps, events = compile_steps(run), []
+    fill(run)
+
+    def step(state, tokens, rate):
+        events.append("begin")
+        return steps.train(state, tokens, rate)
+
+    with Told(events) as reporter, Stopper() as stopper:
+        loop.train(run, dataclasses.replace(steps, train=step), path, reporter, stopper)
+    ahead = ["begin", "begin", "read 1", "begin", "read 2", "read 3", "begin", "read 4"]
+    assert events == ahead
