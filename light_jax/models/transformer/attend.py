@@ -6,6 +6,8 @@ X queries of all heads that share a kv head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -95,13 +97,7 @@ def attend_one(
 def _scores(q_BKXH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
     """q·k [B, K, X, S] in float32. Left to itself, the backward pass of a float32 result would
     multiply float32 by 16-bit arrays; here it takes 16 bits like every other matmul."""
-    return jnp.einsum(
-        "bkxh,bksh->bkxs",
-        q_BKXH,
-        k_BKSH,
-        precision=matmul_precision(q_BKXH.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    return _dot("bkxh,bksh->bkxs", q_BKXH, k_BKSH)
 
 
 def _scores_forward(
@@ -123,6 +119,45 @@ def _scores_backward(
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
+
+
+@jax.custom_vjp
+def _average(scores_BKXS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+    """softmax(scores) · v in v's dtype; scores and softmax are float32.
+
+    The sum of the weights divides the result and not each weight: that saves two passes over
+    arrays [B, K, X, S] forward and two backward, and one such array that is kept.
+    """
+    return _average_forward(scores_BKXS, v_BKSH)[0]
+
+
+def _average_forward(scores_BKXS: jax.Array, v_BKSH: jax.Array) -> tuple[jax.Array, Any]:
+    weights_BKXS = jnp.exp(scores_BKXS - jnp.max(scores_BKXS, axis=-1, keepdims=True))
+    sum_BKX1 = jnp.sum(weights_BKXS, axis=-1, keepdims=True)
+    weights_BKXS = weights_BKXS.astype(v_BKSH.dtype)
+    out_BKXH = _dot("bkxs,bksh->bkxh", weights_BKXS, v_BKSH) / sum_BKX1
+    return out_BKXH.astype(v_BKSH.dtype), (weights_BKXS, sum_BKX1, out_BKXH, v_BKSH)
+
+
+def _average_backward(kept: Any, grad_BKXH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights_BKXS, sum_BKX1, out_BKXH, v_BKSH = kept
+    grad_BKXH = grad_BKXH.astype(jnp.float32) / sum_BKX1
+    mean_BKX1 = jnp.sum(grad_BKXH * out_BKXH, axis=-1, keepdims=True)
+    grad_BKXH = grad_BKXH.astype(v_BKSH.dtype)
+    grad_weights_BKXS = _dot("bkxh,bksh->bkxs", grad_BKXH, v_BKSH)
+    grad_scores_BKXS = weights_BKXS.astype(jnp.float32) * (grad_weights_BKXS - mean_BKX1)
+    grad_v_BKSH = _dot("bkxs,bkxh->bksh", weights_BKXS, grad_BKXH)
+    return grad_scores_BKXS, grad_v_BKSH.astype(v_BKSH.dtype)
+
+
+_average.defvjp(_average_forward, _average_backward)
+
+
+def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """In float32, of inputs of one dtype."""
+    return jnp.einsum(
+        spec, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def _attend_in_blocks(
@@ -158,17 +193,17 @@ def _attend_in_blocks(
         q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * (stop - start), H)
         scores_BKXS = _scores(q_BKXH, k_BKSH[:, :, first:last])
         scores_BKGTS = scores_BKXS.reshape(B, K, G, stop - start, last - first) * scale
-        scores_BKGTS = _masked(
+        scores_BKXS = _masked(
             scores_BKGTS, range(start, stop), range(first, last), span, slopes_N, pad_B
-        )
-        # softmax in float32, then the compute dtype for the matmul
-        probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-        # with one key for all, blocks of one shape would drop the same elements
-        block_key = None if key is None else jax.random.fold_in(key, start)
-        probs_BKGTS = dropout(probs_BKGTS, dropout_rate, block_key)
-        probs_BKXS = probs_BKGTS.reshape(scores_BKXS.shape)
+        ).reshape(scores_BKXS.shape)
         v_visible = v_BKSH[:, :, first:last]
-        out_BKXH = jnp.einsum("bkxs,bksh->bkxh", probs_BKXS, v_visible, precision=precision)
+        if key is None or dropout_rate == 0.0:
+            out_BKXH = _average(scores_BKXS, v_visible)
+        else:
+            probs_BKXS = jax.nn.softmax(scores_BKXS, axis=-1).astype(v_BSKH.dtype)
+            # with one key for all, blocks of one shape would drop the same elements
+            probs_BKXS = dropout(probs_BKXS, dropout_rate, jax.random.fold_in(key, start))
+            out_BKXH = jnp.einsum("bkxs,bksh->bkxh", probs_BKXS, v_visible, precision=precision)
         outs.append(out_BKXH.reshape(B, K, G, stop - start, -1))
     out_BKGTH = jnp.concatenate(outs, axis=3)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
