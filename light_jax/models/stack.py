@@ -73,7 +73,7 @@ def _recomputed_loop(
     """x_BTD after a loop of `run_one(x_BTD, params, key, geometry)`, which keeps only each input.
 
     In the backward pass a layer's gradients take the place of its weights, which nothing reads
-    again: one stack, where autodiff of the loop would have two.
+    again: one stack, where autodiff of the loop would have two. `keys_L` and `geometry` get none.
     """
     return _forward(run_one, x_BTD, params_L, keys_L, geometry)[0]
 

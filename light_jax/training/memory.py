@@ -24,9 +24,11 @@ from light_llm.errors import UserError
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 # How a TPU's compiler words a refusal. Both sizes are of all that the program takes: with the
-# arguments, though the second is said to be of temporaries.
+# arguments, though the second is said to be of temporaries. A size of other memory than hbm is
+# none of the step's.
 _REFUSAL = re.compile(
-    r"(?:Used |total memory required for HLO temporaries \()([\d.]+)([KMGT]?)(?: of |\))"
+    r"(?:Used |total memory required for HLO temporaries \()([\d.]+)([KMGT]?)"
+    r"(?: of [\d.]+[KMGT]? hbm|\))"
 )
 
 

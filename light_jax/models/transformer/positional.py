@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from light_jax.models.layers import Embedding, matmul_precision
+from light_jax.models.layers import Embedding
 from light_llm.models.transformer.config import TransformerConfig
 
 
@@ -119,10 +119,11 @@ def rotate_half(x: jax.Array, platform: str | None = None) -> jax.Array:
         return jnp.concatenate([-b, a], axis=-1)
     # A TPU cuts so short an axis only by copying it, where a matmul is one with what is around it
     # (medium's step with layers unrolled: 47.3 -> 42.0 GB). Each result is one product with 1 or
-    # -1, so it is exact.
+    # -1, so it is exact where no bit of x is dropped: a TPU multiplies in bfloat16 unless told.
     H = x.shape[-1]
     turn_HH = np.eye(H, k=H // 2) - np.eye(H, k=-H // 2)
-    return jnp.matmul(x, turn_HH.astype(x.dtype), precision=matmul_precision(x.dtype))
+    exact = jax.lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    return jnp.matmul(x, turn_HH.astype(x.dtype), precision=exact)
 
 
 def apply_rope(x_BTNH: jax.Array, geometry: Geometry, platform: str | None = None) -> jax.Array:

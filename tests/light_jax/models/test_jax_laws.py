@@ -281,6 +281,24 @@ def test_a_loop_over_layers_keeps_matmuls_or_nothing():
     assert matmuls(True) - matmuls(False) == len(names)
 
 
+def test_gradients_take_the_place_of_the_weights_in_a_loop():
+    """A further layer adds less to the temporaries than its weights and its gradients.
+
+    On a CPU it is 1.6 times its weights, and 2.1 times where autodiff makes the backward pass.
+    """
+
+    def sizes(num_layers):
+        cfg = tiny(gradient_checkpointing=True, d_model=128, num_layers=num_layers)
+        tokens, params = tokens_for(cfg, 1, 4), lively_params(cfg)
+        model = functools.partial(build, cfg, placement=Placement(scanned=True))
+        grad = jax.jit(jax.grad(lambda params: jnp.sum(model(params).hidden(tokens))))
+        temporaries = grad.lower(params).compile().memory_analysis().temp_size_in_bytes
+        return temporaries, sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
+
+    (two, weights_of_two), (four, weights_of_four) = sizes(2), sizes(4)
+    assert four - two < 1.8 * (weights_of_four - weights_of_two)
+
+
 def test_gradient_checkpointing_recomputes_layers():
     """What is kept for the backward pass no longer holds a layer's inner activations."""
 

@@ -61,7 +61,7 @@ def test_the_step_of_a_tpu_is_the_recorded_one(tmp_path):
 
 
 def test_a_layer_adds_its_input_and_its_part_of_the_gradients(tmp_path):
-    """With fsdp nothing that is whole on a device, and no second stack of weights, adds up."""
+    """With fsdp nothing adds up that is whole on a device."""
     T, D, F, devices, rows = 512, 512, 1408, 8, 2
     model = STEP["model"] | {"max_seq_len": T, "d_model": D, "ffn": {"expansion_factor": F / D}}
     step = STEP | {"seq_len": T, "batch_size": rows * devices}

@@ -83,10 +83,14 @@ def test_the_largest_batch_that_fits_is_advised(run):
             "takes 39.4 GiB per device where",
         ),
         ("Out of memory", "takes more memory where it holds 53 B"),
+        ("Used 20.50M of 16.00M vmem.", "takes more memory where it holds 53 B"),
     ],
 )
 def test_a_compilers_refusal_says_what_it_takes(run, reason, told):
-    """As libtpu words it, in two ways; both sizes are of all that the program takes."""
+    """As libtpu words it, in two ways; both sizes are of all that the program takes.
+
+    Other memory than hbm does not count.
+    """
     refused = memory_of_refused(f"RESOURCE_EXHAUSTED: {reason}", run.cfg, run.state, run.mesh)
     tokens = 4 * run.cfg.batch_size * (run.cfg.seq_len + 1)
     assert refused.arguments == bytes_per_device(run.state) + tokens
