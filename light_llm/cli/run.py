@@ -157,9 +157,11 @@ def _writer(
         prompt_ids = encode(text)
         times = [time.perf_counter()]
         ids = generate(prompt_ids, sampling, tokenizer.eos_id)
-        _write(text)
-        for piece in decoded(tokenizer, prompt_ids, _timed(ids, times)):
-            _write(piece)
+        with _interruptible() as check:
+            _write(text)
+            for piece in decoded(tokenizer, prompt_ids, _timed(ids, times)):
+                check()
+                _write(piece)
         typer.echo()
         count = len(times) - 1
         if count < sampling.max_tokens and len(prompt_ids) + count == cfg.max_seq_len:
@@ -168,6 +170,30 @@ def _writer(
         tell(_speed(times))
 
     return write
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises KeyboardInterrupt at once, and in the function given if that was caught.
+
+    A framework's first calls run much code that catches whatever is raised.
+    """
+    asked = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _PastTraining:

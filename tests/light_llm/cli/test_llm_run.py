@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from in_process import Ended, call
 from safetensors.torch import save_file
 from torch_cases import lively, tiny
 
+from light_llm.cli import run
 from light_llm.cli.run import main
 from light_llm.generate import generate
 from light_llm.sampling import Sampling
@@ -166,6 +168,7 @@ def test_what_the_user_can_fix_is_one_message(checkpoint, tmp_path):
 WATCHED = """
 import contextlib, io, sys
 import jax
+from light_llm.cli import run
 from light_llm.cli.run import main
 
 class Watched(io.TextIOWrapper):
@@ -264,6 +267,17 @@ def test_a_conversation_in_a_terminal(endless):
     os.write(ours, b"\x04")
     assert running.wait(30) == 0
     os.close(ours)
+
+
+def test_ctrl_c_that_a_library_caught_ends_the_text_all_the_same():
+    before = signal.getsignal(signal.SIGINT)
+    with run._interruptible() as check:
+        check()
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_help_is_quick_to_import():
