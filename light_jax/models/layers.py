@@ -26,6 +26,13 @@ def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.DEFAULT
 
 
+def einsum_float32(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The einsum of two arrays of one dtype, summed and returned in float32."""
+    return jnp.einsum(
+        spec, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32
+    )
+
+
 class Linear(nnx.Module):
     """x [..., I] -> x @ kernel [I, O] + bias [O], computed and returned in `dtype`."""
 

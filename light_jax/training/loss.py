@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from light_jax.models.layers import matmul_precision
+from light_jax.models.layers import einsum_float32
 from light_jax.parallel.tables import (
     Tables,
     as_stored,
@@ -125,14 +125,11 @@ def _on_device(
     boost = FLOAT16_BOOST if jnp.dtype(dtype) == jnp.float16 else 1.0
     is_padded = head_RD.shape[0] * tables.size(tables.columns) > stored_rows
     split = (tables.columns, tables.rows)  # over these, devices have different rows of the head
-    dot = functools.partial(
-        jnp.einsum, precision=matmul_precision(dtype), preferred_element_type=jnp.float32
-    )
 
     def body(carry, inputs):  # type: ignore[no-untyped-def]
         loss, grad_head_DR = carry
         hidden_BCD, targets_BC, weights_BC = (gathered(x, tables.columns) for x in inputs)
-        logits_BCR = dot("bcd,rd->bcr", hidden_BCD, head_RD)
+        logits_BCR = einsum_float32("bcd,rd->bcr", hidden_BCD, head_RD)
         if is_padded:
             logits_BCR = jnp.where(is_row_R, logits_BCR, -jnp.inf)
         max_BC = largest(jnp.max(logits_BCR, axis=-1), *split)
@@ -146,8 +143,9 @@ def _on_device(
         probs_BCR = jnp.exp(logits_BCR - lse_BC[..., None])
         error_BCR = (probs_BCR - is_target) * (weights_BC * boost)[..., None]
         error_BCR = error_BCR.astype(dtype)
-        grad_head_DR += dot("bcd,bcr->dr", hidden_BCD, error_BCR)
-        grad_hidden_BCD = summed(dot("bcr,rd->bcd", error_BCR, head_RD), tables.rows)
+        # [D, R]: as [R, D] a CPU would transpose a copy of the error, which is large
+        grad_head_DR += einsum_float32("bcd,bcr->dr", hidden_BCD, error_BCR)
+        grad_hidden_BCD = summed(einsum_float32("bcr,rd->bcd", error_BCR, head_RD), tables.rows)
         if tables.columns is not None:
             grad_hidden_BCD = jax.lax.psum_scatter(grad_hidden_BCD, tables.columns, tiled=True)
         return (loss, grad_head_DR), grad_hidden_BCD

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from light_jax.models.kernels import flash
-from light_jax.models.layers import dropout, matmul_precision
+from light_jax.models.layers import dropout, einsum_float32, matmul_precision
 from light_jax.models.placement import ANYWHERE, Placement
 from light_llm.models.transformer.mask import Span
 
@@ -97,7 +97,7 @@ def attend_one(
 def _scores(q_BKXH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
     """q·k [B, K, X, S] in float32. Left to itself, the backward pass of a float32 result would
     multiply float32 by 16-bit arrays; here it takes 16 bits like every other matmul."""
-    return _dot("bkxh,bksh->bkxs", q_BKXH, k_BKSH)
+    return einsum_float32("bkxh,bksh->bkxs", q_BKXH, k_BKSH)
 
 
 def _scores_forward(
@@ -135,7 +135,7 @@ def _average_forward(scores_BKXS: jax.Array, v_BKSH: jax.Array) -> tuple[jax.Arr
     weights_BKXS = jnp.exp(scores_BKXS - jnp.max(scores_BKXS, axis=-1, keepdims=True))
     sum_BKX1 = jnp.sum(weights_BKXS, axis=-1, keepdims=True)
     weights_BKXS = weights_BKXS.astype(v_BKSH.dtype)
-    out_BKXH = _dot("bkxs,bksh->bkxh", weights_BKXS, v_BKSH) / sum_BKX1
+    out_BKXH = einsum_float32("bkxs,bksh->bkxh", weights_BKXS, v_BKSH) / sum_BKX1
     return out_BKXH.astype(v_BKSH.dtype), (weights_BKXS, sum_BKX1, out_BKXH, v_BKSH)
 
 
@@ -144,20 +144,13 @@ def _average_backward(kept: Any, grad_BKXH: jax.Array) -> tuple[jax.Array, jax.A
     grad_BKXH = grad_BKXH.astype(jnp.float32) / sum_BKX1
     mean_BKX1 = jnp.sum(grad_BKXH * out_BKXH, axis=-1, keepdims=True)
     grad_BKXH = grad_BKXH.astype(v_BKSH.dtype)
-    grad_weights_BKXS = _dot("bkxh,bksh->bkxs", grad_BKXH, v_BKSH)
+    grad_weights_BKXS = einsum_float32("bkxh,bksh->bkxs", grad_BKXH, v_BKSH)
     grad_scores_BKXS = weights_BKXS.astype(jnp.float32) * (grad_weights_BKXS - mean_BKX1)
-    grad_v_BKSH = _dot("bkxs,bkxh->bksh", weights_BKXS, grad_BKXH)
+    grad_v_BKSH = einsum_float32("bkxs,bkxh->bksh", weights_BKXS, grad_BKXH)
     return grad_scores_BKXS, grad_v_BKSH.astype(v_BKSH.dtype)
 
 
 _average.defvjp(_average_forward, _average_backward)
-
-
-def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """In float32, of inputs of one dtype."""
-    return jnp.einsum(
-        spec, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32
-    )
 
 
 def _attend_in_blocks(

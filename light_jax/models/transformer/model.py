@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from light_jax.models.layers import Embedding, dropout, matmul_precision, split_key
+from light_jax.models.layers import Embedding, dropout, einsum_float32, split_key
 from light_jax.models.placement import ANYWHERE, Placement
 from light_jax.models.stack import run_layers
 from light_jax.models.transformer.block import Block
@@ -60,12 +60,8 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits [B, T, V], float32, of final hidden states."""
-        return jnp.einsum(
-            "btd,vd->btv",
-            hidden_BTD.astype(self.dtype),
-            self.head_VD.astype(self.dtype),
-            precision=matmul_precision(self.dtype),
-            preferred_element_type=jnp.float32,
+        return einsum_float32(
+            "btd,vd->btv", hidden_BTD.astype(self.dtype), self.head_VD.astype(self.dtype)
         )
 
     @property

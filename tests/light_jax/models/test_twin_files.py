@@ -72,7 +72,6 @@ JAX_ONLY = {
     "attend._average": "PyTorch's kernel keeps what it needs",
     "attend._average_forward": "the same",
     "attend._average_backward": "the same",
-    "attend._dot": "the same",
     "attend._attend_in_blocks": "PyTorch's kernel cuts its own blocks",
     "attend._masked": "the same",
     "model._as_is": "a sharding laid on the residual stream: PyTorch's model runs on one device",
