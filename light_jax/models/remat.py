@@ -18,6 +18,17 @@ def rematerialized(
     return _after_its_gradient(layer) if platform in (None, "cpu") else jax.checkpoint(layer)
 
 
+def elementwise_again(
+    function: Callable[[Any, jax.Array], jax.Array], platform: str | None
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """An elementwise `function(a, x) -> y`, of which a CPU keeps a and x for the backward pass.
+
+    Autodiff keeps what lies between as well: for silu(x) · a its sigmoid and silu (43 of a small
+    model's 292 MiB, at the same speed). The compilers of GPUs and TPUs compute it again themselves.
+    """
+    return _after_its_gradient(function) if platform in (None, "cpu") else function
+
+
 def _after_its_gradient(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Computes the layer again from x + 0·dy, which cannot start before dy is there.
 

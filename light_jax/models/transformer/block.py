@@ -47,7 +47,7 @@ class Block(nnx.Module):
         self.attn = ATTENTION[cfg.attention.variant](
             cfg, dtype=dtype, placement=placement, rngs=rngs
         )
-        self.ffn = FFN[cfg.ffn.variant](cfg, dtype=dtype, rngs=rngs)
+        self.ffn = FFN[cfg.ffn.variant](cfg, dtype=dtype, placement=placement, rngs=rngs)
         self.norm1 = norm(cfg.d_model, cfg.norm.eps)
         self.norm2 = norm(cfg.d_model, cfg.norm.eps)
         sandwiched = cfg.norm.placement == "sandwich"

@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import Linear, dropout
+from light_jax.models.placement import Placement
+from light_jax.models.remat import elementwise_again
 from light_llm.models.transformer.config import TransformerConfig
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -24,23 +26,30 @@ ACTIVATION: dict[str, Activation] = {
 class GatedFFN(nnx.Module):
     """down(act(gate(x)) · up(x)): swiglu with silu, geglu with gelu (Shazeer 2020)."""
 
-    def __init__(self, cfg: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+    ) -> None:
         linear = functools.partial(Linear, bias=cfg.ffn.bias, dtype=dtype, rngs=rngs)
         self.gate_proj = linear(cfg.d_model, cfg.ffn_dim, std=cfg.init_std)
         self.up_proj = linear(cfg.d_model, cfg.ffn_dim, std=cfg.init_std)
         self.down_proj = linear(cfg.ffn_dim, cfg.d_model, std=cfg.residual_init_std)
         self.activation = {"swiglu": "silu", "geglu": "gelu"}[cfg.ffn.variant]
+        self.platform = placement.platform
         self.dropout = cfg.ffn.dropout
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        hidden_BTF = ACTIVATION[self.activation](self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+        activation = ACTIVATION[self.activation]
+        gated = elementwise_again(lambda up, gate: activation(gate) * up, self.platform)
+        hidden_BTF = gated(self.up_proj(x_BTD), self.gate_proj(x_BTD))
         return self.down_proj(dropout(hidden_BTF, self.dropout, key))
 
 
 class MLP(nnx.Module):
     """fc2(act(fc1(x)))."""
 
-    def __init__(self, cfg: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+    ) -> None:
         linear = functools.partial(Linear, bias=cfg.ffn.bias, dtype=dtype, rngs=rngs)
         self.fc1 = linear(cfg.d_model, cfg.ffn_dim, std=cfg.init_std)
         self.fc2 = linear(cfg.ffn_dim, cfg.d_model, std=cfg.residual_init_std)
