@@ -16,6 +16,25 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compilers_effort(request):
+    """A module marked `compiled_fast`, and every process that it starts, compiles with little
+    optimization: for laws of files, messages and exit codes, where compiling takes most of the
+    time. What compares bits, numbers of another trainer, memory or speed is not marked."""
+    if request.node.get_closest_marker("compiled_fast") is None:
+        yield
+        return
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")
+        jax.config.update(name, True)
+        yield
+    jax.config.update(name, False)
+    jax.clear_caches()  # the next module compiles as a user does
+
+
 @pytest.fixture
 def reference_run(tmp_path: Path):
     """A copy of one of the reference runs, set up to start from its initial weights."""

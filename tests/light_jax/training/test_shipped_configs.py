@@ -13,12 +13,14 @@ from light_llm.checkpoint import load_transformer
 from light_llm.checkpoint.layout import model_config, read_checkpoint
 from light_llm.models.transformer import Transformer
 
+pytestmark = pytest.mark.compiled_fast
+
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 SMALLER = {
     **{key: TINY[key] for key in ("train_data", "val_data", "checkpoint_dir", "seq_len")},
     **{"batch_size": 2, "num_steps": 2, "eval_steps": 1, "log_every": 1, "num_workers": 1},
-    "model": {"vocab_size": 131, "max_seq_len": 32, "num_layers": 2},
+    "model": {"vocab_size": 131, "max_seq_len": 32, "num_layers": 1},
 }
 
 

@@ -21,6 +21,8 @@ from light_jax.training import signals
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import layout
 
+pytestmark = pytest.mark.compiled_fast
+
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
@@ -108,6 +110,7 @@ def test_a_second_signal_exits_while_c_code_runs(monkeypatch):
 def test_two_processes_commit_the_same_step(tmp_path):
     """The signal reaches one of them, at some step of it; both stop after the same."""
     changes = {"num_steps": 100_000, "save_every": 99_999, "val_data": ..., "log_every": 20}
+    changes["model"] = {"num_layers": 1, "d_model": 16}
     config = write_config(tmp_path / "c.yaml", mesh={"data": 1, "fsdp": 2}, **changes)
     processes = start_processes(config)
     log = tmp_path / "out/metrics.jsonl"
