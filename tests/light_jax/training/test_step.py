@@ -188,7 +188,7 @@ def equations(closed):
 def test_gradient_checkpointing_lowers_the_steps_memory():
     temporaries = []
     for checkpointing in (False, True):
-        cfg = config(model={"num_layers": 4, "gradient_checkpointing": checkpointing})
+        cfg = config(model={"num_layers": 6, "gradient_checkpointing": checkpointing})
         state = jax.eval_shape(lambda cfg=cfg: init_state(cfg, init_params(cfg)))
         step = jax.jit(make_train_step(cfg, make_mesh(cfg.mesh)), donate_argnums=0)
         compiled = step.lower(state, tokens(cfg), jnp.float32(0)).compile()
