@@ -1,6 +1,7 @@
 """How fast a config trains on this machine, alone or beside the same model in a PyTorch loop.
 
     python benchmarks/train.py [CONFIG] [--peer torch-eager|torch-compile] [--fused] [--rounds N]
+    python benchmarks/train.py --variants
 
 Without CONFIG: the shape that the table in benchmarks/TRAIN.md is about (vocabulary 8192, d_model
 256, 4 layers, 8 heads and 2 kv heads, ffn 704, T 256, B 8, float32, AdamW, tied embeddings). Tokens
@@ -8,7 +9,9 @@ are random: no data is read, nothing is written. Each side is a process of its o
 whole machine while it runs: they take turns, a few steps a round, from the same weights and on the
 same batches. The losses of the first steps are compared before anything is timed.
 
-Prints a line of JSON a side, and the ratio of the medians.
+Prints a line of JSON a side, and the ratio of the medians. `--variants` times alibi, windows and
+complex attention beside rope, in one process and in turns; its measure is CPU time, since that
+changes least with what else the machine does.
 """
 
 from __future__ import annotations
@@ -44,6 +47,13 @@ SHAPE: dict[str, Any] = {
         "attention": {"variant": "gqa", "num_heads": 8, "num_kv_heads": 2},
         "ffn": {"variant": "swiglu", "expansion_factor": 704 / 256},
     },
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rope, gqa": {},
+    "mha": {"attention": {"variant": "mha", "num_kv_heads": None}},
+    "alibi": {"positional": {"encoding": "alibi"}},
+    "sliding window of 64": {"attention": {"mask_type": "sliding_window", "window_size": 64}},
+    "complex": {"attention": {"variant": "complex", "num_kv_heads": None}},
 }
 CHECKED = 3  # steps whose losses are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 1e-2}  # relative
@@ -226,6 +236,35 @@ def measure(args: argparse.Namespace, cfg: TrainingConfig, weights: Path) -> Non
         )
 
 
+def compare_variants(rounds: int) -> None:
+    """The step of each variant of the built-in shape, in turns: its CPU time and its wall time."""
+    steps: dict[str, tuple[Step, Iterator[np.ndarray]]] = {}
+    cpu: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    wall: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, changes in VARIANTS.items():
+            model = {**SHAPE["model"]}
+            for section, keys in changes.items():
+                model[section] = {**model.get(section, {}), **keys}
+            cfg = TrainingConfig.model_validate({**SHAPE, "model": model})
+            steps[name] = (jax_step(cfg, Path(folder) / "weights.safetensors")[0], batches(cfg))
+    for done in range(-2, rounds):  # two rounds to warm up
+        for name, (step, tokens) in steps.items():
+            batch = next(tokens)
+            began, used = time.perf_counter(), time.process_time()
+            step(batch)
+            if done >= 0:
+                cpu[name].append(time.process_time() - used)
+                wall[name].append(time.perf_counter() - began)
+    first = statistics.median(cpu["rope, gqa"])
+    for name in VARIANTS:
+        median = statistics.median(cpu[name])
+        print(
+            f"{name}: {1e3 * median:.0f} ms of CPU time, {median / first:.2f} of rope with gqa; "
+            f"{1e3 * statistics.median(wall[name]):.0f} ms"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -233,6 +272,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?")
     parser.add_argument("--peer", choices=["torch-eager", "torch-compile"])
     parser.add_argument("--fused", action="store_true", help="PyTorch's AdamW as one kernel")
+    parser.add_argument("--variants", action="store_true", help="alibi, windows, … beside rope")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="in a round")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -242,6 +282,8 @@ def main() -> None:
     if args.side:
         return side(args.side, cfg, args.weights, args.fused)
     print(f"Python {platform.python_version()}, {platform.processor() or platform.machine()}")
+    if args.variants:
+        return compare_variants(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         measure(args, cfg, Path(folder) / "weights.safetensors")
     return None
