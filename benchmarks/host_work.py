@@ -53,20 +53,22 @@ def an_idle_step(run: Run) -> Any:
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     _, metrics = jax.eval_shape(make_train_step(cfg, run.mesh), run.state, tokens, rate)
 
-    def step(state: TrainState, tokens_ABS: jax.Array, lr: jax.Array) -> Any:
+    structure, placed = jax.tree.structure(run.shardings), jax.tree.leaves(run.shardings)
+
+    def step(leaves: list[jax.Array], tokens_ABS: jax.Array, lr: jax.Array) -> Any:
+        state: TrainState = jax.tree.unflatten(structure, leaves)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
         told = dataclasses.replace(nothing, bad_step=state.bad_step)
-        return dataclasses.replace(state, step=state.step + 1), told
+        return jax.tree.leaves(dataclasses.replace(state, step=state.step + 1)), told
 
-    shardings = (run.shardings, batch_sharding(run.mesh, 1), everywhere)
     jitted = jax.jit(
         step,
-        in_shardings=shardings,
-        out_shardings=(run.shardings, everywhere),
+        in_shardings=(placed, batch_sharding(run.mesh, 1), everywhere),
+        out_shardings=(placed, everywhere),
         donate_argnums=0,
         keep_unused=True,
     )
-    return jitted.lower(run.state, tokens, rate).compile()
+    return jitted.lower(run.leaves, tokens, rate).compile()
 
 
 def per_step(cfg: TrainingConfig, config: Path) -> float:
@@ -125,7 +127,7 @@ def accumulation(cfg: TrainingConfig, runs: int) -> float:
             batch_size=16,
             model=cfg.model.model_copy(update={"d_model": 256, "num_layers": 4}),
         )
-        steps[count], states[count] = compile_steps(run).train, run.state
+        steps[count], states[count] = compile_steps(run).train, run.leaves
         shape = (count, run.cfg.batch_size, run.cfg.seq_len + 1)
         tokens[count] = jnp.ones(shape, jnp.int32)
     for _ in range(3 * runs):

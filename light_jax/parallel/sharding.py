@@ -217,7 +217,12 @@ def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
 def to_global(
     local: np.ndarray, rows: Sequence[int], size: int, axis: int, mesh: Mesh
 ) -> jax.Array:
-    """A global array of `size` rows along `axis`, from the `rows` that this process has."""
+    """A global array of `size` rows along `axis`, from the `rows` that this process has.
+
+    It may share the memory of `local`, which must not change any more.
+    """
+    if jax.process_count() == 1:  # of several, device_put would compare what they hold
+        return jax.device_put(local, batch_sharding(mesh, axis))
     shape = (*local.shape[:axis], size, *local.shape[axis + 1 :])
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:

@@ -99,7 +99,7 @@ def _loop(
         tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
         rate = learning_rate(cfg, step)
         step += 1
-        run.state, metrics = steps.train(run.state, tokens, np.float32(rate))
+        run.leaves, metrics = steps.train(run.leaves, tokens, np.float32(rate))
         log.step(step, rate, metrics)
         ends = _after(step, run, steps, log, saver, stopper)
     if step < cfg.num_steps or _owes_evaluation(run):
@@ -237,10 +237,11 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
             raise Left
         return next(validation, None)
 
+    params = run.state.params
     with contextlib.closing(validation):
         while (batch := together(next_batch)) is not None:
             shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
-            loss_sum, num_tokens = steps.evaluate(run.state.params, *shared)
+            loss_sum, num_tokens = steps.evaluate(params, *shared)
             total, tokens = total + float(loss_sum), tokens + float(num_tokens)
     loss = total / tokens
     so_far = run.host.best_val_loss

@@ -81,9 +81,9 @@ def test_the_next_step_begins_before_the_metrics_of_the_last_are_read(tmp_path, 
     steps, events = compile_steps(run), []
     fill(run)
 
-    def step(state, tokens, rate):
+    def step(leaves, tokens, rate):
         events.append("begin")
-        return steps.train(state, tokens, rate)
+        return steps.train(leaves, tokens, rate)
 
     with Told(events) as reporter, Stopper() as stopper:
         loop.train(run, dataclasses.replace(steps, train=step), path, reporter, stopper)
