@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -232,3 +233,13 @@ def to_global(
         return np.take(local, positions, axis=axis)
 
     return jax.make_array_from_callback(shape, batch_sharding(mesh, axis), part)
+
+
+def copies(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Copies on the same devices, in memory of their own; no program is compiled for them.
+
+    A jitted copy, as jnp.copy is, would be one more program for each shape.
+    """
+    if any(not array.is_fully_addressable for array in arrays):
+        return [jnp.copy(array) for array in arrays]  # device_put would compare the processes'
+    return jax.device_put(arrays, [array.sharding for array in arrays], may_alias=False)
