@@ -24,7 +24,8 @@ from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parallel.cache import keep_compiled
 from light_jax.parallel.sharding import batch_sharding, replicated
-from light_jax.reporting.console import Reporter, size
+from light_jax.reporting.console import Reporter
+from light_jax.reporting.units import size
 from light_jax.state import Run, TrainState
 from light_jax.training import loop
 from light_jax.training.compiled import Steps, compile_steps

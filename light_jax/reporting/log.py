@@ -13,9 +13,10 @@ from typing import Any
 import jax
 
 from light_jax.parallel.hosts import is_main
-from light_jax.reporting.console import Reporter, count, duration
+from light_jax.reporting.console import Reporter
 from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.metrics import MetricsFile
+from light_jax.reporting.units import count, duration
 from light_jax.reporting.wandb_run import WandbRun
 from light_jax.state import Run, StepMetrics
 from light_llm.errors import NonFinite, UserError

@@ -18,7 +18,7 @@ from light_jax.parallel import cache
 from light_jax.parallel.devices import is_out_of_memory, out_of_memory
 from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import batch_sharding, replicated, state_shardings
-from light_jax.reporting.console import size
+from light_jax.reporting.units import size
 from light_jax.state import Run, TrainState
 from light_jax.training.memory import (
     StepMemory,
