@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parallel.cache import keep_compiled
 from light_jax.parallel.sharding import batch_sharding, replicated
-from light_jax.reporting.console import Reporter, size
+from light_jax.reporting.console import Reporter
+from light_jax.reporting.units import size
 from light_jax.state import Run, TrainState
 from light_jax.training import loop
 from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.run import fill, prepare
 from light_jax.training.signals import Stopper
-from light_jax.training.step import make_train_step
+from light_jax.training.step import make_train_step, micro_batch_grads
 
 STEPS, WARM = 1000, 200
 HERE = "`benchmarks/host_work.py`"
@@ -53,20 +56,22 @@ def an_idle_step(run: Run) -> Any:
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     _, metrics = jax.eval_shape(make_train_step(cfg, run.mesh), run.state, tokens, rate)
 
-    def step(state: TrainState, tokens_ABS: jax.Array, lr: jax.Array) -> Any:
+    structure, placed = jax.tree.structure(run.shardings), jax.tree.leaves(run.shardings)
+
+    def step(leaves: list[jax.Array], tokens_ABS: jax.Array, lr: jax.Array) -> Any:
+        state: TrainState = jax.tree.unflatten(structure, leaves)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
         told = dataclasses.replace(nothing, bad_step=state.bad_step)
-        return dataclasses.replace(state, step=state.step + 1), told
+        return jax.tree.leaves(dataclasses.replace(state, step=state.step + 1)), told
 
-    shardings = (run.shardings, batch_sharding(run.mesh, 1), everywhere)
     jitted = jax.jit(
         step,
-        in_shardings=shardings,
-        out_shardings=(run.shardings, everywhere),
+        in_shardings=(placed, batch_sharding(run.mesh, 1), everywhere),
+        out_shardings=(placed, everywhere),
         donate_argnums=0,
         keep_unused=True,
     )
-    return jitted.lower(run.state, tokens, rate).compile()
+    return jitted.lower(run.leaves, tokens, rate).compile()
 
 
 def per_step(cfg: TrainingConfig, config: Path) -> float:
@@ -112,12 +117,11 @@ def of_a_save(cfg: TrainingConfig, config: Path, runs: int) -> list[str]:
     ]
 
 
-def accumulation(cfg: TrainingConfig, runs: int) -> float:
-    """The step of k micro-batches to k steps of one, by the clock and in turn."""
+def accumulation(cfg: TrainingConfig, runs: int) -> list[str]:
+    """Rows: the step of k micro-batches to k steps of one, and to k forward and backward passes."""
     shutil.rmtree("inside", ignore_errors=True)
-    times: dict[int, list[float]] = {1: [], MICRO_BATCHES: []}
-    steps, states, tokens = {}, {}, {}
-    for count in times:
+    calls: dict[str, Callable[[], Any]] = {}
+    for count in (1, MICRO_BATCHES):
         run = ready(
             cfg,
             gradient_accumulation_steps=count,
@@ -125,17 +129,45 @@ def accumulation(cfg: TrainingConfig, runs: int) -> float:
             batch_size=16,
             model=cfg.model.model_copy(update={"d_model": 256, "num_layers": 4}),
         )
-        steps[count], states[count] = compile_steps(run).train, run.state
-        shape = (count, run.cfg.batch_size, run.cfg.seq_len + 1)
-        tokens[count] = jnp.ones(shape, jnp.int32)
-    for _ in range(3 * runs):
-        for count in times:
-            start = time.process_time()
-            for _ in range(MICRO_BATCHES // count):
-                states[count], metrics = steps[count](states[count], tokens[count], np.float32(0))
-            jax.block_until_ready((states[count], metrics))
-            times[count].append(time.process_time() - start)
-    return statistics.median(times[MICRO_BATCHES]) / statistics.median(times[1])
+        calls[f"{count}"] = a_step(run)
+    calls["passes"] = a_pass(ready(run.cfg.model_copy(update={"gradient_accumulation_steps": 1})))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(4 * runs):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(1 if name == f"{MICRO_BATCHES}" else MICRO_BATCHES):
+                done = call()
+            jax.block_until_ready(done)
+            times[name].append(time.perf_counter() - start)
+    taken = {name: statistics.median(seconds[runs:]) for name, seconds in times.items()}
+    ours, how = taken[f"{MICRO_BATCHES}"], f"the clock, in turn, the compiled programs, {HERE}"
+    what = f"a step of {MICRO_BATCHES} micro-batches to {MICRO_BATCHES}"
+    return [
+        f"{what} steps of one\t1.03\t{ours / taken['1']:.2f}\t{how}",
+        f"{what} forward and backward passes\t–\t{ours / taken['passes']:.2f}\t{how}",
+    ]
+
+
+def a_step(run: Run) -> Callable[[], Any]:
+    """Makes the run's step once more."""
+    step, leaves = compile_steps(run).train, run.leaves
+    shape = (run.cfg.gradient_accumulation_steps, run.cfg.batch_size, run.cfg.seq_len + 1)
+    tokens = jnp.ones(shape, jnp.int32)
+
+    def call() -> Any:
+        nonlocal leaves
+        leaves, metrics = step(leaves, tokens, np.float32(0))
+        return leaves, metrics
+
+    return call
+
+
+def a_pass(run: Run) -> Callable[[], Any]:
+    """Computes the gradients of one micro-batch, without the update."""
+    grads_of = micro_batch_grads(run.cfg, run.mesh)
+    tokens = jnp.ones((run.cfg.batch_size, run.cfg.seq_len + 1), jnp.int32)
+    compiled = jax.jit(lambda state, tokens: grads_of(state, jnp.int32(0), tokens)[:2])
+    return functools.partial(compiled.lower(run.state, tokens).compile(), run.state, tokens)
 
 
 def main() -> None:
@@ -149,9 +181,7 @@ def main() -> None:
     how = f"the loop with a step that computes nothing, {HERE}"
     print(f"the host's work per step\t0.3 ms\t{1000 * host:.2f} ms\t{how}")
     print(*of_a_save(cfg, args.config, args.runs), sep="\n")
-    ratio = accumulation(cfg, args.runs)
-    what = f"a step of {MICRO_BATCHES} micro-batches to {MICRO_BATCHES} steps of one"
-    print(f"{what}\t1.03\t{ratio:.2f}\tCPU time of the compiled steps, {HERE}")
+    print(*accumulation(cfg, args.runs), sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parallel.sharding import make_mesh
-from light_jax.reporting.console import size
+from light_jax.reporting.units import size
 from light_jax.training.step import init_params, init_state, make_train_step
 
 

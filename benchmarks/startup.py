@@ -126,8 +126,8 @@ def a_train(folder: Path) -> Spent:
     )
 
 
-def a_mistake(folder: Path) -> Spent:
-    return spent(folder, ["llm-train", "bad.yaml"], None)
+def a_mistake(folder: Path, *flags: str) -> Spent:
+    return spent(folder, ["llm-train", "bad.yaml", *flags], None)
 
 
 def a_token(folder: Path, backend: str) -> Spent:
@@ -145,6 +145,7 @@ def of_commands(folder: Path, runs: int) -> list[Row]:
     for _ in range(runs):
         measured["train"].append(a_train(folder))
         measured["mistake"].append(a_mistake(folder))
+        measured["check"].append(a_mistake(folder, "--check"))
         for backend in ("torch", "jax"):
             measured[backend].append(a_token(folder, backend))
         for name in COMMANDS:
@@ -157,6 +158,7 @@ def of_commands(folder: Path, runs: int) -> list[Row]:
     rows = [
         row("train", "start to step 1", "4 s", "llm-train tiny.yaml"),
         row("mistake", "a mistyped key is told", "0.5 s", "llm-train bad.yaml"),
+        row("check", "the same by a check", "0.5 s", "llm-train bad.yaml --check"),
     ]
     for backend in ("torch", "jax"):
         how = f"llm-run --checkpoint out/final --prompt '{PROMPT}' --backend {backend}"

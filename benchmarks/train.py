@@ -93,11 +93,11 @@ def jax_step(cfg: TrainingConfig, weights: Path) -> tuple[Step, float]:
     seconds = time.perf_counter() - start
     state = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)()
     save_file(to_torch(state.weights, cfg.model), weights)
-    rate = jnp.float32(cfg.optimizer.lr)
+    rate, leaves = jnp.float32(cfg.optimizer.lr), jax.tree.leaves(state)
 
     def step(tokens_ABS: np.ndarray) -> float:
-        nonlocal state
-        state, metrics = compiled(state, jnp.asarray(tokens_ABS), rate)
+        nonlocal leaves
+        leaves, metrics = compiled(leaves, jnp.asarray(tokens_ABS), rate)
         return float(metrics.loss)
 
     return step, seconds

@@ -97,6 +97,7 @@ class TrainingConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     window_order: Literal["sequential", "shuffled"] = "sequential"
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
+    profile_steps: tuple[Positive, Positive] | None = None
     compile_model: bool = False
     _source: Source = PrivateAttr(default=Source())
 
@@ -110,6 +111,14 @@ class TrainingConfig(Config):
     def _not_empty(cls, value: Any) -> Any:
         if value == "" or value == [] or (isinstance(value, list) and "" in value):
             raise ValueError("must name a folder, a file or a glob of parquet shards")
+        return value
+
+    @field_validator("profile_steps", mode="before")
+    @classmethod
+    def _two_steps(cls, value: Any) -> Any:
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        if value is not None and (not pair or any(isinstance(part, bool) for part in value)):
+            raise ValueError("must be two steps, the first and the last, such as [100, 104]")
         return value
 
     @field_validator("checkpoint_dir")
@@ -133,11 +142,25 @@ class TrainingConfig(Config):
                 f"bf16_model_weights=True needs dtype='bfloat16', not {self.dtype!r}; "
                 "change one of them"
             )
+        if self.profile_steps is not None:
+            self._check_profile(*self.profile_steps)
         if self.scheduler.warmup_steps is None:
             warmup = self.num_steps // 10 if self.scheduler.type == "wsd" else 100
             scheduler = self.scheduler.model_copy(update={"warmup_steps": warmup})
             self.derive(scheduler=scheduler)
         return self
+
+    def _check_profile(self, first: int, last: int) -> None:
+        given = f"profile_steps=[{first}, {last}]"
+        if first > last:
+            raise ValueError(
+                f"{given}: the first step comes after the last; write [{last}, {first}]"
+            )
+        if last > self.num_steps:
+            raise ValueError(
+                f"{given} ends after num_steps={self.num_steps}; name steps from 1 to "
+                f"{self.num_steps}, or raise num_steps"
+            )
 
     def with_vocabulary(self, vocab_size: int | None) -> Self:
         """The config with this `model.vocab_size`, unless one was given in so many words.

@@ -106,7 +106,7 @@ class Tag:
 
 @dataclasses.dataclass
 class Run:
-    """A run that is ready to step; `state` and `host` change as it goes on."""
+    """A run that is ready to step; `leaves`, which are `state`, and `host` change as it goes on."""
 
     cfg: TrainingConfig
     mesh: Mesh
@@ -114,11 +114,22 @@ class Run:
     val_stream: TokenStream | None
     rows: list[int]  # the rows of a global batch that this process holds
     shardings: TrainState
-    state: TrainState  # shapes and shardings alone until `run.fill`
+    leaves: list[jax.Array]
+    """Of the state, in jax.tree's order; shapes and shardings alone until `run.fill`. The compiled
+    step takes and returns them: a call with the state's Variables would cost as much again."""
     host: HostState
     resumed: Tag | None
     changes: list[str]  # settings that differ from the resumed run's
     num_params: int
+
+    @property
+    def state(self) -> TrainState:
+        """What `leaves` are; made anew each time."""
+        return jax.tree.unflatten(jax.tree.structure(self.shardings), self.leaves)
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self.leaves = jax.tree.leaves(state)
 
     @property
     def steps_done(self) -> int:

@@ -21,7 +21,7 @@ from tiny_runs import write_config
 from conversion.mapping import table
 from light_jax.checkpoint.store import MUST_MATCH
 from light_jax.config import TrainingConfig, load_config
-from light_jax.reporting.console import count
+from light_jax.reporting.units import count
 from light_jax.training.loop import run_config
 from light_llm.configfile import Config
 from light_llm.tokenizer import train_char

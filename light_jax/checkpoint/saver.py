@@ -138,11 +138,12 @@ class Saver:
             together(lambda: self._start(tags[0], host.run) if is_main() else None)
             weights = gather_weights(state.weights, self.cfg.model)
             path = staging / f"{tags[0]}{layout.STATE}"
-            writing = together(lambda: start_saving(path, state, host))
+            begin = together(lambda: start_saving(path, state, host))
         record = layout.Record(run=host.run, generation=self.generation, step=step)
 
         def finish() -> None:
             if is_main():
+                writing = begin()
                 path = staging / f"{tags[0]}{layout.WEIGHTS}"
                 try:
                     self.check()
@@ -158,7 +159,7 @@ class Saver:
                 self.commit(staging, tags, record, {path: digest})
                 return
             with announce(name):
-                writing()
+                begin()()
                 disk.flush(staging, is_mine)
 
         self._saving = self._thread.submit(self._guarded(self.directory / tags[0], finish))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import os
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from light_jax.parallel.sharding import path_names
+from light_jax.parallel.sharding import copies, path_names
 from light_jax.state import HostState, TrainState
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
@@ -63,36 +64,46 @@ def _real(path: Path) -> Path:
 
 
 def import_orbax() -> None:
-    """Import what the first save needs; on any thread."""
+    """Import what the first save needs, on any thread."""
     from orbax.checkpoint import v1  # noqa: F401
 
 
 def save_state(path: Path, state: TrainState, host: HostState) -> None:
     """Write the folder; every process calls it."""
-    start_saving(path, state, host)()
+    start_saving(path, state, host)()()
 
 
-def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[], None]:
-    """Copy the arrays to the host and begin to write the folder; every process calls it.
+def start_saving(
+    path: Path, state: TrainState, host: HostState
+) -> Callable[[], Callable[[], None]]:
+    """Copy the arrays to the host; every process calls it.
 
     Returns:
-        A function that waits until it is written, on any thread. The processes wait for each other
-        by JAX's coordination service, not by a collective. Process 0 then opens what was written.
+        A function that begins to write the folder, on any thread, and returns one that waits until
+        it is written. The processes wait for each other by JAX's coordination service, not by a
+        collective. Process 0 then opens what was written.
     """
+    arrays, on_cpu = named_arrays(state), jax.default_backend() == "cpu"
+    if on_cpu:  # orbax would write from the buffers that the step reuses
+        arrays = dict(zip(arrays, copies(list(arrays.values())), strict=True))
+    begin = functools.partial(_begin, path, arrays, dataclasses.replace(host))
+    if on_cpu and jax.process_count() == 1:
+        return begin
+    waits = begin()  # orbax copies from the devices here, and the processes meet
+    return lambda: waits
+
+
+def _begin(path: Path, arrays: dict[str, jax.Array], host: HostState) -> Callable[[], None]:
+    """Begin to write the folder. Returns a function that waits until it is written."""
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
     context.array.saving.use_compression = False
     # otherwise a folder that cannot be made is an error only 20 minutes later, a timeout
     context.asynchronous.create_directories_asynchronously = False
-    arrays = named_arrays(state)
-    if jax.default_backend() == "cpu":  # orbax would write from the buffers that the step reuses
-        arrays = jax.tree.map(jnp.copy, arrays)
-    expected = _shapes(arrays)
-    real = _real(path)
+    metadata = dataclasses.asdict(host)
     with context:
-        metadata = dataclasses.asdict(host)
-        written = ocp.save_async(real, arrays, custom_metadata=metadata).result
+        written = ocp.save_async(_real(path), arrays, custom_metadata=metadata).result
 
     def wait() -> None:
         _as_a_fault_of_the_disk(written)
@@ -100,7 +111,7 @@ def start_saving(path: Path, state: TrainState, host: HostState) -> Callable[[],
             # orbax's text has the path of the state on this machine
             if (path / _SUCCESS).exists():
                 (path / _SUCCESS).write_text("Checkpoint commit was successful.\n")
-            check_saved(path, expected, host)
+            check_saved(path, _shapes(arrays), host)
 
     return wait
 

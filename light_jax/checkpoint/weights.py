@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from conversion.mapping import TIED_KEY, Entry, table
 from conversion.weights import check_keys, check_tied, to_torch_layout
+from light_jax.parallel.sharding import copies
 from light_llm.checkpoint.loading import read_header
 from light_llm.errors import UserError
 from light_llm.files import disk
@@ -73,7 +73,7 @@ def _leaf(weights: Any, entry: Entry) -> jax.Array:
 def _gather(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         # of a copy: the step reuses the array's own memory, or it would keep the host's for itself
-        return np.asarray(jnp.copy(array))
+        return np.asarray(copies([array])[0])
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -75,26 +76,35 @@ def command(
 
 def _check(config: Path, resume: str | None, devices: str | None, as_json: bool) -> int:
     """Print what a check finds. Returns 0 if the run would run, else 2."""
-    from light_jax.parallel.hosts import is_main
-    from light_jax.reporting.console import Reporter
-    from light_jax.reporting.findings import lines
-    from light_jax.training.check import HERE, check
+    from light_jax.reporting.findings import HERE, lines
+    from light_jax.training.api import check
 
     name = HERE if devices is None else devices
-    report = check(
-        config,
-        resume,
-        name,
-        # made when devices are chosen: it asks for them
-        progress=lambda what: Reporter().compiling(f"for {name}, {what}", keep=True),
-    )
-    if is_main():
+
+    def progress(what: str) -> contextlib.AbstractContextManager[None]:
+        from light_jax.reporting.console import Reporter  # when devices are chosen: it asks them
+
+        return Reporter().compiling(f"for {name}, {what}", keep=True)
+
+    report = check(config, resume, name, progress=progress)
+    if _speaks():
         if as_json:
             print(shown(json.dumps(report.as_json())))
         else:
             for line in lines(report):
                 say(line)
     return 0 if report.ok else 2
+
+
+def _speaks() -> bool:
+    """Whether this process prints: alone, or the first of several."""
+    from light_jax.parallel.cluster import one_of_several
+
+    if not one_of_several():
+        return True
+    from light_jax.parallel.hosts import is_main
+
+    return is_main()
 
 
 def main() -> None:

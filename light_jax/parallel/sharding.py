@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -217,7 +218,12 @@ def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
 def to_global(
     local: np.ndarray, rows: Sequence[int], size: int, axis: int, mesh: Mesh
 ) -> jax.Array:
-    """A global array of `size` rows along `axis`, from the `rows` that this process has."""
+    """A global array of `size` rows along `axis`, from the `rows` that this process has.
+
+    It may share the memory of `local`, which must not change any more.
+    """
+    if jax.process_count() == 1:  # of several, device_put would compare what they hold
+        return jax.device_put(local, batch_sharding(mesh, axis))
     shape = (*local.shape[:axis], size, *local.shape[axis + 1 :])
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -227,3 +233,13 @@ def to_global(
         return np.take(local, positions, axis=axis)
 
     return jax.make_array_from_callback(shape, batch_sharding(mesh, axis), part)
+
+
+def copies(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Copies on the same devices, in memory of their own; no program is compiled for them.
+
+    A jitted copy, as jnp.copy is, would be one more program for each shape.
+    """
+    if any(not array.is_fully_addressable for array in arrays):
+        return [jnp.copy(array) for array in arrays]  # device_put would compare the processes'
+    return jax.device_put(arrays, [array.sharding for array in arrays], may_alias=False)

@@ -123,7 +123,7 @@ def lockstep(
         for step, tokens_ABS in enumerate(loader, 1):
             tokens = to_global(tokens_ABS, run.rows, cfg.batch_size, 1, run.mesh)
             rate = np.float32(learning_rate(cfg, step - 1))
-            run.state, metrics = train_step(run.state, tokens, rate)
+            run.leaves, metrics = train_step(run.leaves, tokens, rate)
             ours, theirs = _update(metrics), reference.step(tokens_ABS)
             row = Row(step, ours, theirs, *_apart(_weights(run), reference.weights(), start))
             yield row

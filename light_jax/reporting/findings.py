@@ -1,14 +1,23 @@
-"""What `llm-train --check` found, as data, as JSON and as text."""
+"""What `llm-train --check` found, as data, as JSON and as text. Imports no JAX."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from light_jax.reporting.console import count, size
-from light_jax.reporting.program import Collective
+from light_jax.config import TrainingConfig, load_config
+from light_jax.reporting.units import count, size
+from light_llm.errors import IllegalConfig, UserError
+
+if TYPE_CHECKING:
+    from light_jax.reporting.program import Collective
 
 Level = Literal["error", "warning", "note"]
+HERE = "here"
+"""The devices that JAX finds."""
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
@@ -68,6 +77,25 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
         return {"ok": self.ok, **dataclasses.asdict(self)}
+
+
+def read(path: str | Path) -> tuple[TrainingConfig | None, list[Finding]]:
+    """(the config of a file, what it warned of), or (None, a finding for each of its problems)."""
+    cfg, found = None, []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            cfg = load_config(path)
+        except IllegalConfig as error:
+            found += [Finding("error", key or "config", problem) for key, problem in error.problems]
+        except UserError as error:
+            found.append(Finding("error", "config", str(error)))
+    for warning in caught:
+        if warning.category is UserWarning:
+            named = re.match(r"[\w.]+", str(warning.message))
+            key = f"model.{named[0]}" if named else "config"
+            found.append(Finding("warning", key, str(warning.message)))
+    return cfg, found
 
 
 def lines(report: Report) -> list[str]:

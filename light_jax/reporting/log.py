@@ -13,9 +13,10 @@ from typing import Any
 import jax
 
 from light_jax.parallel.hosts import is_main
-from light_jax.reporting.console import Reporter, count, duration
+from light_jax.reporting.console import Reporter
 from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.metrics import MetricsFile
+from light_jax.reporting.units import count, duration
 from light_jax.reporting.wandb_run import WandbRun
 from light_jax.state import Run, StepMetrics
 from light_llm.errors import NonFinite, UserError
@@ -86,13 +87,13 @@ class Log:
         if self._pending is None:
             return
         (step, rate, metrics), self._pending = self._pending, None
-        values = jax.device_get(metrics)
-        if values.bad_step >= 0:
-            bad = int(values.bad_step)
-            raise NonFinite(f"step {bad + 1} is not finite", bad, values)
+        bad = int(metrics.bad_step)  # reading all of them in each step would take as long again
+        if bad >= 0:
+            raise NonFinite(f"step {bad + 1} is not finite", bad, jax.device_get(metrics))
         if step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps:
-            self._line(step, rate, values)
-        self.reporter.progress(step, self._text(step, rate, float(values.loss)))
+            self._line(step, rate, jax.device_get(metrics))
+        if self.reporter.has_bar:
+            self.reporter.progress(step, self._text(step, rate, float(metrics.loss)))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

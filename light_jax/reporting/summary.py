@@ -8,7 +8,7 @@ import jax
 
 from light_jax.parallel.sharding import MESH_AXES
 from light_jax.reporting.attention import attention_of
-from light_jax.reporting.console import count, size
+from light_jax.reporting.units import count, size
 from light_jax.state import Run, bytes_per_device
 
 

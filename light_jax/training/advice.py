@@ -17,7 +17,7 @@ from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
 from light_jax.data.footer import reread_footer
 from light_jax.data.rowgroup import decode, row_lengths
-from light_jax.reporting.console import size
+from light_jax.reporting.units import size
 from light_jax.state import Tag
 from light_jax.training.preflight import Inspected, epochs
 from light_jax.training.step import init_params, init_state

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from light_jax.config import TrainingConfig, load_config
 from light_jax.parallel.cluster import one_of_several
+from light_jax.reporting.findings import HERE, Report, read
 from light_llm.checkpoint import layout
 from light_llm.lazy import importing
 from light_llm.printing import waiting
 
 if TYPE_CHECKING:
-    from light_jax.reporting.findings import Report
+    from light_jax.training.fit import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +46,32 @@ class Result:
         return self.directory / name if name in layout.tags(self.directory) else None
 
 
-def check(config: str | Path, resume: str | None = None, devices: str = "here") -> Report:
+def check(
+    config: str | Path,
+    resume: str | None = None,
+    devices: str = HERE,
+    *,
+    progress: Progress | None = None,
+) -> Report:
     """Say whether `train` would run, with every reason at once; train and write nothing.
 
     As `llm-train CONFIG --check [--resume …] [--devices NAME]`, which prints the report.
 
     Args:
         devices: `here`, or the name of devices that are not here, such as v5e-8 or h100-1.
+        progress: is told what is compiled, and for how long.
 
     Returns:
         What was found, and what the compiled step takes. Wrong input is a finding, not an error.
+        Of a config with a mistake nothing else is known, not even which devices are here.
     """
+    if devices == HERE and not one_of_several():  # others would wait for this one to join them
+        cfg, findings = read(config)
+        if cfg is None:
+            return Report(tuple(findings))
     from light_jax.training.check import check as run_checks
 
-    return run_checks(config, resume, devices)
+    return run_checks(config, resume, devices, progress)
 
 
 def train(config: str | Path, resume: str | None = None) -> Result:

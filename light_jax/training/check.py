@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from light_jax.checkpoint import store
-from light_jax.config import TrainingConfig, load_config
+from light_jax.config import TrainingConfig
 from light_jax.data.index import index_shards
 from light_jax.data.shards import expand
 from light_jax.parallel.cache import keep_compiled
@@ -25,16 +24,15 @@ from light_jax.parallel.devices import devices as all_devices
 from light_jax.parallel.hosts import initialize
 from light_jax.parallel.targets import Target, compiling_for, target
 from light_jax.reporting.attention import attention_of
-from light_jax.reporting.findings import Devices, Finding, Level, Memory, Report
+from light_jax.reporting.findings import HERE, Devices, Finding, Level, Memory, Report, read
 from light_jax.state import Tag
 from light_jax.training import advice
 from light_jax.training.compiled import blank_state
-from light_jax.training.fit import Fit, Progress, measure
+from light_jax.training.fit import Fit, Progress, measure, unseen
 from light_jax.training.memory import Room, check_state, check_step, room
 from light_jax.training.preflight import Inspected, inspect, like_the_resumed
-from light_llm.errors import IllegalConfig, UserError
+from light_llm.errors import UserError
 
-HERE = "here"
 LISTED_SHARDS = 20
 """Damaged shards that are named one by one."""
 
@@ -92,8 +90,7 @@ def check(
     config: str | Path,
     resume: str | None = None,
     devices: str = HERE,
-    *,
-    progress: Progress = lambda what: contextlib.nullcontext(),
+    progress: Progress | None = None,
 ) -> Report:
     """Do what `llm-train CONFIG --check [--resume …] [--devices NAME]` does; nothing is printed.
 
@@ -105,7 +102,9 @@ def check(
     chosen: Chosen | None = None
     with found.under("devices"):
         chosen = _choose(devices)
-    cfg = _load(config, found)
+    cfg, told = read(config)
+    for finding in told:
+        found.add(finding.level, finding.key, finding.message)
     if cfg is None:
         return Report(tuple(found.findings), None if chosen is None else chosen.summary)
     if chosen is None:
@@ -128,7 +127,7 @@ def _compile(
     chosen: Chosen,
     mesh: Mesh,
     found: Collector,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Fit | None:
     """Compile the step; None where that is to no purpose, or fails."""
     with found.under("memory"):
@@ -142,7 +141,7 @@ def _compile(
         found.add("note", "attention", f"blocks of queries ({attention.why}), {slower}{remedy}")
     fit = None
     with found.under("step"), compiling_for(chosen.target):
-        fit = measure(cfg, mesh, chosen.room, progress=progress)
+        fit = measure(cfg, mesh, chosen.room, progress=progress or unseen)
     if fit is not None and fit.memory is not None:
         with found.under("memory"):
             largest, resuming = fit.largest_batch_size, tag is not None
@@ -162,25 +161,6 @@ def _choose(name: str) -> Chosen:
         initialize()
     keep_compiled()
     return Chosen(all_devices(), room(jax.local_devices()), None)
-
-
-def _load(path: str | Path, found: Collector) -> TrainingConfig | None:
-    """The config, or None with a finding for each problem of the file."""
-    cfg = None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            cfg = load_config(path)
-        except IllegalConfig as error:
-            for key, problem in error.problems:
-                found.add("error", key or "config", problem)
-        except UserError as error:
-            found.add("error", "config", str(error))
-    for warning in caught:
-        if warning.category is UserWarning:
-            named = re.match(r"[\w.]+", str(warning.message))
-            found.add("warning", f"model.{named[0]}" if named else "config", str(warning.message))
-    return cfg
 
 
 def _find(resume: str, cfg: TrainingConfig, found: Collector) -> Tag | None:

@@ -18,7 +18,7 @@ from light_jax.parallel import cache
 from light_jax.parallel.devices import is_out_of_memory, out_of_memory
 from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import batch_sharding, replicated, state_shardings
-from light_jax.reporting.console import size
+from light_jax.reporting.units import size
 from light_jax.state import Run, TrainState
 from light_jax.training.memory import (
     StepMemory,
@@ -62,8 +62,7 @@ class Attempt:
     """The training step, compiled or refused for its size."""
 
     step: Any | None
-    """The compiled (state, tokens_ABS, learning rate) -> (state, metrics), the state donated. None
-    where the compiler refused it."""
+    """What `compile_train_step` returns; None where the compiler refused it."""
     memory: StepMemory | None  # None where XLA does not report it
     seconds: float  # that this took
     from_cache: bool  # compiled by an earlier start
@@ -73,7 +72,7 @@ class Attempt:
 class Steps:
     """The compiled steps of a run."""
 
-    train: Callable[..., Any]
+    train: Callable[..., Any]  # what `compile_train_step` returns
     evaluate: Callable[..., Any] | None  # with val_data
     memory: StepMemory | None  # of the training step
     seconds: float  # that compiling took
@@ -183,16 +182,29 @@ def _flags_of(text: str) -> set[str]:
 def compile_train_step(
     cfg: TrainingConfig, mesh: Mesh, shardings: TrainState, state: TrainState
 ) -> Any:
-    """The compiled (state, tokens_ABS, learning rate) -> (state, metrics), the state donated."""
-    everywhere = replicated(mesh)
+    """The compiled (leaves, tokens_ABS, learning rate) -> (leaves, metrics).
+
+    The leaves are the state's, in jax.tree's order; those that go in are donated.
+    """
+    everywhere, placed = replicated(mesh), jax.tree.leaves(shardings)
     train = jax.jit(
-        make_train_step(cfg, mesh),
-        in_shardings=(shardings, batch_sharding(mesh, 1), everywhere),
-        out_shardings=(shardings, everywhere),
+        _over_leaves(make_train_step(cfg, mesh), jax.tree.structure(state)),
+        in_shardings=(placed, batch_sharding(mesh, 1), everywhere),
+        out_shardings=(placed, everywhere),
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )
     shape = (cfg.gradient_accumulation_steps, cfg.batch_size, cfg.seq_len + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    return train.lower(state, tokens, rate).compile()
+    return train.lower(jax.tree.leaves(state), tokens, rate).compile()
+
+
+def _over_leaves(step: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    """The step of a state, as one of the state's leaves."""
+
+    def train_step(leaves: list[jax.Array], tokens_ABS: jax.Array, lr: jax.Array) -> Any:
+        state, metrics = step(jax.tree.unflatten(structure, leaves), tokens_ABS, lr)
+        return jax.tree.leaves(state), metrics
+
+    return train_step

@@ -28,7 +28,7 @@ Progress = Callable[[str], contextlib.AbstractContextManager[None]]
 """What is being compiled -> the context in which that happens."""
 
 
-def _unseen(what: str) -> contextlib.AbstractContextManager[None]:
+def unseen(what: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
@@ -51,7 +51,7 @@ def measure(
     there: Room | None,
     *,
     largest: bool = True,
-    progress: Progress = _unseen,
+    progress: Progress = unseen,
 ) -> Fit:
     """Compile the training step for this mesh.
 

@@ -25,6 +25,7 @@ from light_jax.state import Run
 from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
 from light_jax.training.optimizer import learning_rate
+from light_jax.training.profile import Profile
 from light_jax.training.run import batches, fill, prepare
 from light_jax.training.signals import Stopper
 from light_llm.errors import NonFinite, UserError, with_earlier
@@ -78,29 +79,37 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
         Saver(cfg, run.resumed).open(config_path) as saver,
         together(lambda: Log(run, saver.directory, reporter)) as log,
         batches(run, first_step, cfg.num_steps) as loader,
+        Profile(run, saver.directory, log) as profile,
     ):
         reporter.start(first_step, cfg.num_steps)
         try:
             with out_of_memory("training"):
-                return _loop(run, steps, loader, log, saver, stopper)
+                return _loop(run, steps, loader, log, saver, stopper, profile)
         except NonFinite as bad:
             saver.wait()
             raise explained(run, bad, config_path, saver.check) from None
 
 
 def _loop(
-    run: Run, steps: Steps, loader: BatchLoader, log: Log, saver: Saver, stopper: Stopper
+    run: Run,
+    steps: Steps,
+    loader: BatchLoader,
+    log: Log,
+    saver: Saver,
+    stopper: Stopper,
+    profile: Profile,
 ) -> int:
     cfg, step = run.cfg, int(run.state.step)
     stopper.training_begins()
     ends = _owes_evaluation(run) and _after(step, run, steps, log, saver, stopper, trained=False)
     while not ends:
-        local_tokens = _next(loader, step, run, log, saver)
-        tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
-        rate = learning_rate(cfg, step)
-        step += 1
-        run.state, metrics = steps.train(run.state, tokens, np.float32(rate))
-        log.step(step, rate, metrics)
+        with profile.step(step + 1):
+            local_tokens = _next(loader, step, run, log, saver)
+            tokens = to_global(local_tokens, run.rows, cfg.batch_size, 1, run.mesh)
+            rate = learning_rate(cfg, step)
+            step += 1
+            run.leaves, metrics = steps.train(run.leaves, tokens, np.float32(rate))
+            log.step(step, rate, metrics)
         ends = _after(step, run, steps, log, saver, stopper)
     if step < cfg.num_steps or _owes_evaluation(run):
         log.message(f"stopped by a signal; continue with --resume auto ({step=})")
@@ -237,10 +246,11 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
             raise Left
         return next(validation, None)
 
+    params = run.state.params
     with contextlib.closing(validation):
         while (batch := together(next_batch)) is not None:
             shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
-            loss_sum, num_tokens = steps.evaluate(run.state.params, *shared)
+            loss_sum, num_tokens = steps.evaluate(params, *shared)
             total, tokens = total + float(loss_sum), tokens + float(num_tokens)
     loss = total / tokens
     so_far = run.host.best_val_loss

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from light_jax.config import TrainingConfig
 from light_jax.parallel.devices import memory_limit, memory_of_machine
 from light_jax.parallel.sharding import batch_shards
-from light_jax.reporting.console import size
 from light_jax.reporting.program import temporaries_of
+from light_jax.reporting.units import size
 from light_jax.state import TrainState, bytes_per_device
 from light_llm.errors import UserError
 

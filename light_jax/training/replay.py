@@ -56,7 +56,9 @@ def replay(config_path: str | Path, folder: str | Path) -> int:
     tokens = on_devices(tokens_ABS, cfg, mesh)
     norms = norms_by_layer(cfg, mesh, state, tokens)  # before the step, which donates the state
     train = compile_train_step(cfg, mesh, shardings, state)
-    _, metrics = train(state, tokens, np.float32(learning_rate(cfg, report["step"] - 1)))
+    _, metrics = train(
+        jax.tree.leaves(state), tokens, np.float32(learning_rate(cfg, report["step"] - 1))
+    )
     metrics = jax.device_get(metrics)
     _print(report, metrics, norms)
     return 3 if metrics.bad_step >= 0 else 0

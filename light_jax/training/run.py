@@ -57,7 +57,7 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
         val_stream=streams[1],
         rows=local_rows(cfg.batch_size, mesh),
         shardings=shardings,
-        state=state,
+        leaves=jax.tree.leaves(state),
         host=host,
         resumed=tag,
         changes=changes,

@@ -1,6 +1,8 @@
 """Results do not depend on the mesh, beyond the order of sums; nor on the number of processes."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_runs import (
     assert_same_weights,
@@ -16,6 +18,7 @@ from light_jax.config import MeshConfig, TrainingConfig
 from light_jax.parallel.sharding import (
     batch_shards,
     check_batch,
+    copies,
     make_mesh,
     path_names,
     state_shardings,
@@ -31,6 +34,26 @@ MODEL = {
     "dropout": 0.1,
     "tie_embeddings": False,
 }
+
+
+def test_a_copy_outlives_the_donation_of_its_original():
+    """A save reads it while the next step writes over the state. No program is compiled for it."""
+    mesh = make_mesh(MeshConfig(fsdp=min(2, jax.device_count())))
+    halves = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    values = [np.arange(2 * n, dtype=np.float32) for n in (1, 7, 50_000)]
+    arrays = jax.block_until_ready([jax.device_put(value.copy(), halves) for value in values])
+    compiled = []
+    listen = lambda name, _, **__: compiled.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    copied = copies(arrays)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert not [name for name in compiled if "compile" in name]
+    step = jax.jit(lambda xs: [jnp.negative(x) for x in xs], donate_argnums=0)
+    for _ in range(3):
+        arrays = step(arrays)
+    for array, value in zip(copied, values, strict=True):
+        assert array.sharding == halves
+        np.testing.assert_array_equal(array, value)
 
 
 @pytest.fixture(scope="module")

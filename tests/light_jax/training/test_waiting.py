@@ -30,7 +30,7 @@ def imported(name: str, *args: object, cwd: Path) -> tuple[int, set[str], str]:
     told = re.compile(r"import time: .* \| +([\w.]+)\n?")
     packages = {module.partition(".")[0] for module in told.findall(done.stderr)}
     assert "typer" in packages
-    return done.returncode, packages, told.sub("", done.stderr)
+    return done.returncode, packages, told.sub("", done.stderr) + done.stdout
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def imported(name: str, *args: object, cwd: Path) -> tuple[int, set[str], str]:
 )
 def test_a_mistake_in_a_config_is_told_before_a_framework_is_imported(tmp_path, changes):
     config = write_config(tmp_path / "c.yaml", **changes)
-    for more in ([], ["--resume", "auto"], ["--replay", "folder"]):
+    for more in ([], ["--resume", "auto"], ["--replay", "folder"], ["--check"]):
         code, packages, said = imported("llm-train", config, *more, cwd=tmp_path)
         assert code == 2
         assert next(iter(changes)) in said
@@ -81,9 +81,9 @@ def test_the_next_step_begins_before_the_metrics_of_the_last_are_read(tmp_path, 
     steps, events = compile_steps(run), []
     fill(run)
 
-    def step(state, tokens, rate):
+    def step(leaves, tokens, rate):
         events.append("begin")
-        return steps.train(state, tokens, rate)
+        return steps.train(leaves, tokens, rate)
 
     with Told(events) as reporter, Stopper() as stopper:
         loop.train(run, dataclasses.replace(steps, train=step), path, reporter, stopper)

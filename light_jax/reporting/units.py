@@ -1,0 +1,25 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+def count(number: float) -> str:
+    """25190080 -> `25.2 M`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def size(num_bytes: float) -> str:
+    """In GiB, MiB or KiB."""
+    for bound, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if num_bytes >= bound:
+            return f"{num_bytes / bound:.1f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, 8.64e10))))  # a thousand years at most
