@@ -82,6 +82,7 @@ def jax_step(cfg: TrainingConfig, weights: Path) -> tuple[Step, float]:
     from safetensors.numpy import save_file
 
     from conversion import to_torch
+    from light_jax.parallel.devices import return_freed_memory
     from light_jax.parallel.sharding import make_mesh
     from light_jax.training.compiled import blank_state, compile_train_step
     from light_jax.training.step import init_params, init_state
@@ -93,6 +94,7 @@ def jax_step(cfg: TrainingConfig, weights: Path) -> tuple[Step, float]:
     seconds = time.perf_counter() - start
     state = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)()
     save_file(to_torch(state.weights, cfg.model), weights)
+    return_freed_memory()
     rate, leaves = jnp.float32(cfg.optimizer.lr), jax.tree.leaves(state)
 
     def step(tokens_ABS: np.ndarray) -> float:

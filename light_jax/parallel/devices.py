@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,15 @@ def memory_limit(device: jax.Device) -> int | None:
 def memory_of_machine() -> int:
     """Bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what this process has freed, which glibc would keep for itself.
+
+    Compiling frees much: 150 MiB for a small model's step on a CPU.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: Exception) -> bool:

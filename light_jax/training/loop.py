@@ -15,7 +15,7 @@ from light_jax.checkpoint.place import continues_here
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data.loader import BatchLoader, validation_batches
-from light_jax.parallel.devices import out_of_memory
+from light_jax.parallel.devices import out_of_memory, return_freed_memory
 from light_jax.parallel.hosts import Left, together
 from light_jax.parallel.sharding import to_global
 from light_jax.reporting.console import Reporter
@@ -58,6 +58,7 @@ def run_config(
             for line in steps.describe():
                 reporter.line(line)
             fill(run)
+            return_freed_memory()
             return train(run, steps, Path(config_path), reporter, stopper)
 
 
