@@ -62,7 +62,11 @@ def _entries(cfg: TransformerConfig) -> Iterator[Entry]:
         yield Entry(("pos_emb", "emb", "weight"), "pos_emb.emb.weight", (cfg.max_seq_len, D))
     for i in range(cfg.num_layers):
         for name, out_dim, in_dim in _attention(cfg):
-            yield from _linear(("layers", i, "attn", name), out_dim, in_dim, cfg.attention.bias)
+            bias = cfg.attention.bias or (cfg.attention.qkv_bias and name != "out_proj")
+            yield from _linear(("layers", i, "attn", name), out_dim, in_dim, bias)
+        for name in ("q_norm", "k_norm") if cfg.attention.qk_norm else ():
+            key = f"layers.{i}.attn.{name}.weight"
+            yield Entry(("layers", i, "attn", name, "weight"), key, (cfg.attention.head_dim,))
         for name, out_dim, in_dim in _ffn(cfg):
             yield from _linear(("layers", i, "ffn", name), out_dim, in_dim, cfg.ffn.bias)
         yield _norm(("layers", i, "norm1"), cfg)

@@ -142,7 +142,8 @@ def explain(error: ValidationError) -> list[str]:
 
 
 def _explain_one(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    # a part in brackets names the kind of a value that may be of several
+    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("("))
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem["input"]
     if problem["type"] == "missing":

@@ -96,9 +96,24 @@ DIMENSIONS: dict[str, dict[str, Changes]] = {
         "complex4": _attention("complex", 4),
         "complex6": _attention("complex", 6),
     },
+    "projections": {
+        "plain": {},
+        "qkv-bias": {"attention": {"qkv_bias": True}},
+        "qk-norm": {"attention": {"qk_norm": True}},
+    },
     "encoding": {
         "rope": {"positional": {"encoding": "rope"}},
         "rope/3": {"positional": {"encoding": "rope", "rope_base": 300.0, "rope_scaling": 3.0}},
+        "llama3": {
+            "positional": {
+                "encoding": "rope",
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 16,
+                },
+            }
+        },
         "alibi": {"positional": {"encoding": "alibi"}},
         "sinusoidal": {"positional": {"encoding": "sinusoidal"}},
         "learned": {"positional": {"encoding": "learned"}},
@@ -115,7 +130,7 @@ DIMENSIONS: dict[str, dict[str, Changes]] = {
         "geglu": {"ffn": {"variant": "geglu"}},
         "mlp-silu": {"ffn": {"variant": "mlp", "activation": "silu"}},
         "mlp-gelu": {"ffn": {"variant": "mlp", "activation": "gelu", "expansion_factor": 4}},
-        "mlp-relu": {"ffn": {"variant": "mlp", "activation": "relu"}},
+        "mlp-relu": {"ffn": {"variant": "mlp", "activation": "relu", "ffn_dim": 40}},
     },
     "placement": {p: {"norm": {"placement": p}} for p in ("pre", "post", "sandwich")},
     "head_dim": {
@@ -139,8 +154,11 @@ Choice = tuple[str, str]  # of a dimension, of one of its options
 
 
 def legal(row: dict[str, str]) -> bool:
-    """Whether the options of a row, or of part of one, go together: rope needs an even head_dim."""
-    return not (row.get("head_dim") == "H5" and row.get("encoding", "").startswith("rope"))
+    """Whether the options of a row, or of part of one, go together: rope needs an even head_dim,
+    and complex queries have no norm."""
+    rope = row.get("encoding", "").startswith(("rope", "llama3"))
+    complex_norm = row.get("projections") == "qk-norm" and "complex" in row.get("attention", "")
+    return not ((rope and row.get("head_dim") == "H5") or complex_norm)
 
 
 def pairwise() -> list[dict[str, str]]:
@@ -203,7 +221,8 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
     encoding = pick(*choices("positional", "encoding"))
     head_dim = pick(None, 6) if encoding == "rope" else pick(None, 5)
     mask = pick(*choices("attention", "mask_type"))
-    rope = {"rope_base": pick(2.0, 1e4), "rope_scaling": pick(None, 0.7, 4.0)}
+    llama3 = {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}
+    rope = {"rope_base": pick(2.0, 1e4), "rope_scaling": pick(None, 0.7, 4.0, llama3)}
     return TransformerConfig.model_validate(
         {
             "vocab_size": 31,
@@ -221,6 +240,8 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
                 "num_kv_heads": kv_heads,
                 "head_dim": head_dim,
                 "bias": pick(True, False),
+                "qkv_bias": pick(True, False),
+                "qk_norm": pick(True, False) and variant != "complex",
                 "mask_type": mask,
                 "window_size": pick(1, 4, 200) if mask == "sliding_window" else None,
                 "use_flash_attn": pick(True, False),
@@ -229,6 +250,7 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
             "ffn": {
                 "variant": pick(*choices("ffn", "variant")),
                 "expansion_factor": pick(8 / 3, 4),
+                "ffn_dim": pick(None, None, 40),
                 "activation": pick(*choices("ffn", "activation")),
                 "bias": pick(True, False),
             },

@@ -15,6 +15,7 @@ from light_jax.models.layers import Linear
 from light_jax.models.placement import Placement
 from light_jax.models.transformer.attend import attend, attend_one
 from light_jax.models.transformer.cache import Cache
+from light_jax.models.transformer.norm import RMSNorm
 from light_jax.models.transformer.positional import Geometry, apply_complex_rope, apply_rope
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import span_of
@@ -30,12 +31,15 @@ class Attention(nnx.Module):
         self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
     ) -> None:
         att = cfg.attention
-        linear = functools.partial(Linear, bias=att.bias, dtype=dtype, rngs=rngs)
+        linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
         q_dim, kv_dim = att.num_heads * att.head_dim, att.num_kv_heads * att.head_dim
-        self.q_proj = linear(cfg.d_model, q_dim, std=cfg.init_std)
-        self.k_proj = linear(cfg.d_model, kv_dim, std=cfg.init_std)
-        self.v_proj = linear(cfg.d_model, kv_dim, std=cfg.init_std)
-        self.out_proj = linear(q_dim, cfg.d_model, std=cfg.residual_init_std)
+        qkv_bias = att.bias or att.qkv_bias
+        self.q_proj = linear(cfg.d_model, q_dim, bias=qkv_bias, std=cfg.init_std)
+        self.k_proj = linear(cfg.d_model, kv_dim, bias=qkv_bias, std=cfg.init_std)
+        self.v_proj = linear(cfg.d_model, kv_dim, bias=qkv_bias, std=cfg.init_std)
+        self.out_proj = linear(q_dim, cfg.d_model, bias=att.bias, std=cfg.residual_init_std)
+        self.q_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
+        self.k_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
         self.placement = placement
 
@@ -48,12 +52,13 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         B, T, _ = x_BTD.shape
 
-        def heads(proj: Linear) -> jax.Array:
-            return proj(x_BTD).reshape(B, T, -1, self.head_dim)
+        def heads(proj: Linear, norm: RMSNorm | None = None) -> jax.Array:
+            x_BTNH = proj(x_BTD).reshape(B, T, -1, self.head_dim)
+            return x_BTNH if norm is None else norm(x_BTNH).astype(x_BTNH.dtype)
 
         platform = self.placement.platform
-        q_BTNH = apply_rope(heads(self.q_proj), geometry, platform)
-        k_BSKH = apply_rope(heads(self.k_proj), geometry, platform)
+        q_BTNH = apply_rope(heads(self.q_proj, self.q_norm), geometry, platform)
+        k_BSKH = apply_rope(heads(self.k_proj, self.k_norm), geometry, platform)
         v_BSKH = heads(self.v_proj)
         out_BTNH = attend_through(self, q_BTNH, k_BSKH, v_BSKH, geometry, key, cache)
         return self.out_proj(out_BTNH.reshape(B, T, -1))
@@ -66,14 +71,15 @@ class ComplexAttention(nnx.Module):
         self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
     ) -> None:
         att = cfg.attention
-        linear = functools.partial(Linear, bias=att.bias, dtype=dtype, rngs=rngs)
+        linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
         dim = att.num_heads * att.head_dim
-        self.q_re = linear(cfg.d_model, dim, std=cfg.init_std)
-        self.q_im = linear(cfg.d_model, dim, std=cfg.init_std)
-        self.k_re = linear(cfg.d_model, dim, std=cfg.init_std)
-        self.k_im = linear(cfg.d_model, dim, std=cfg.init_std)
-        self.v_proj = linear(cfg.d_model, dim, std=cfg.init_std)
-        self.out_proj = linear(dim, cfg.d_model, std=cfg.residual_init_std)
+        qkv_bias = att.bias or att.qkv_bias
+        self.q_re = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
+        self.q_im = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
+        self.k_re = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
+        self.k_im = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
+        self.v_proj = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
+        self.out_proj = linear(dim, cfg.d_model, bias=att.bias, std=cfg.residual_init_std)
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
         self.placement = placement
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from light_jax.models.layers import Embedding
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.frequencies import rope_frequencies
 
 
 class Geometry(NamedTuple):
@@ -27,21 +28,17 @@ class Geometry(NamedTuple):
 
 
 class Rope(nnx.Module):
-    """Rotary embedding (Su et al. 2021), halves convention, linear position scaling."""
+    """Rotary embedding (Su et al. 2021), halves convention."""
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
-        self.head_dim = cfg.attention.head_dim
-        self.base = cfg.positional.rope_base
-        self.scaling = cfg.positional.rope_scaling or 1.0
+        self.cfg, self.head_dim = cfg.positional, cfg.attention.head_dim
 
     def __call__(self, x_BTD: jax.Array, positions_T: jax.Array) -> jax.Array:
         return x_BTD
 
     def geometry(self, positions_T: jax.Array) -> Geometry:
-        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000. The scaling is
-        # folded in, since XLA would multiply positions by its rounded reciprocal.
-        inv_freq = self.base ** (-np.arange(0, self.head_dim, 2) / self.head_dim) / self.scaling
-        angles = positions_T.astype(jnp.float32)[..., None] * inv_freq.astype(np.float32)
+        frequencies = rope_frequencies(self.cfg, self.head_dim)
+        angles = positions_T.astype(jnp.float32)[..., None] * frequencies
         angles_TH = jnp.concatenate([angles, angles], axis=-1)
         return Geometry(cos_TH=jnp.cos(angles_TH), sin_TH=jnp.sin(angles_TH))
 

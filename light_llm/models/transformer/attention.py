@@ -13,6 +13,7 @@ from light_llm.models.transformer.attend import attend
 from light_llm.models.transformer.cache import Cache
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import span_of
+from light_llm.models.transformer.norm import RMSNorm
 from light_llm.models.transformer.positional import Geometry, apply_complex_rope, apply_rope
 
 
@@ -25,12 +26,14 @@ class Attention(nn.Module):
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         att = cfg.attention
-        linear = functools.partial(nn.Linear, bias=att.bias)
+        linear = functools.partial(nn.Linear, bias=att.bias or att.qkv_bias)
         q_dim, kv_dim = att.num_heads * att.head_dim, att.num_kv_heads * att.head_dim
         self.q_proj = linear(cfg.d_model, q_dim)
         self.k_proj = linear(cfg.d_model, kv_dim)
         self.v_proj = linear(cfg.d_model, kv_dim)
-        self.out_proj = linear(q_dim, cfg.d_model)
+        self.out_proj = nn.Linear(q_dim, cfg.d_model, bias=att.bias)
+        self.q_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
+        self.k_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
 
     def forward(
@@ -38,9 +41,14 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         B, T, _ = x_BTD.shape
         x_BTD = x_BTD.to(self.q_proj.weight.dtype)
-        q_BTNH = apply_rope(self.q_proj(x_BTD).reshape(B, T, -1, self.head_dim), geometry)
-        k_BSKH = apply_rope(self.k_proj(x_BTD).reshape(B, T, -1, self.head_dim), geometry)
-        v_BSKH = self.v_proj(x_BTD).reshape(B, T, -1, self.head_dim)
+
+        def heads(proj: nn.Linear, norm: RMSNorm | None = None) -> torch.Tensor:
+            x_BTNH = proj(x_BTD).reshape(B, T, -1, self.head_dim)
+            return x_BTNH if norm is None else norm(x_BTNH).to(x_BTNH.dtype)
+
+        q_BTNH = apply_rope(heads(self.q_proj, self.q_norm), geometry)
+        k_BSKH = apply_rope(heads(self.k_proj, self.k_norm), geometry)
+        v_BSKH = heads(self.v_proj)
         out_BTNH = attend_through(self, q_BTNH, k_BSKH, v_BSKH, geometry, cache)
         return self.out_proj(out_BTNH.reshape(B, T, -1))
 
@@ -51,14 +59,14 @@ class ComplexAttention(nn.Module):
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         att = cfg.attention
-        linear = functools.partial(nn.Linear, bias=att.bias)
+        linear = functools.partial(nn.Linear, bias=att.bias or att.qkv_bias)
         dim = att.num_heads * att.head_dim
         self.q_re = linear(cfg.d_model, dim)
         self.q_im = linear(cfg.d_model, dim)
         self.k_re = linear(cfg.d_model, dim)
         self.k_im = linear(cfg.d_model, dim)
         self.v_proj = linear(cfg.d_model, dim)
-        self.out_proj = linear(dim, cfg.d_model)
+        self.out_proj = nn.Linear(dim, cfg.d_model, bias=att.bias)
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
 
     def forward(

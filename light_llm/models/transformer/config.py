@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from light_llm.configfile import Config, derived
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]  # sizes and steps are int32 on the devices
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping | Config)
 
 
 class AttentionConfig(Config):
@@ -27,6 +32,11 @@ class AttentionConfig(Config):
     """d_model // num_heads; TransformerConfig sets it."""
     dropout: Rate = 0.0
     bias: bool = False
+    """On every projection."""
+    qkv_bias: bool = False
+    """On the projections of queries, keys and values, as if `bias` were theirs alone."""
+    qk_norm: bool = False
+    """RMSNorm over each head of queries and of keys, before rope."""
     mask_type: Literal["causal", "bidirectional", "sliding_window"] = "causal"
     window_size: Positive | None = None
     """For sliding_window only, which needs it."""
@@ -49,6 +59,10 @@ class AttentionConfig(Config):
             raise ValueError(
                 f"num_kv_heads={kv_heads} does not divide num_heads={heads}; use one of {legal}"
             )
+        if self.qk_norm and self.variant == "complex":
+            raise ValueError(
+                "qk_norm=true has no meaning for variant='complex'; use false or another variant"
+            )
         if self.mask_type == "sliding_window" and self.window_size is None:
             raise ValueError(
                 "window_size=None must be set for mask_type='sliding_window'; use 1 or more"
@@ -62,17 +76,48 @@ class AttentionConfig(Config):
         return self
 
 
-class PositionalConfig(Config):
-    encoding: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = "rope"
-    rope_base: PositiveFloat = 10000.0
-    rope_scaling: PositiveFloat | None = None
+class RopeScaling(Config):
+    """How rope is stretched to more positions than a model was trained for."""
+
+    type: Literal["linear", "llama3"]
+    factor: PositiveFloat
+    low_freq_factor: PositiveFloat = 1.0
+    """For llama3, like the two below: 8192 / 1 positions or more are a long wave."""
+    high_freq_factor: PositiveFloat = 4.0
+    original_max_position_embeddings: Positive = 8192
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        given = self.model_fields_set - {"type", "factor"}
+        if self.type == "linear" and given:
+            raise ValueError(f"{', '.join(sorted(given))} has no effect with type='linear'")
+        if self.type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor:g} must be below "
+                f"high_freq_factor={self.high_freq_factor:g}"
+            )
+        return self
+
+
+class PositionalConfig(Config):
+    encoding: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = "rope"
+    rope_base: PositiveFloat = 10000.0
+    rope_scaling: (
+        Annotated[
+            Annotated[PositiveFloat, Tag("(number)")] | Annotated[RopeScaling, Tag("(section)")],
+            Discriminator(lambda value: "(section)" if _is_section(value) else "(number)"),
+        ]
+        | None
+    ) = None
+    """A number, to which type linear is turned, is its factor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.rope_scaling, RopeScaling) and self.rope_scaling.type == "linear":
+            self.derive(rope_scaling=self.rope_scaling.factor)
         if self.rope_scaling is not None and self.encoding != "rope":
             warnings.warn(
-                f"positional.rope_scaling={self.rope_scaling} has no effect with "
-                f"encoding={self.encoding!r}",
+                f"positional.rope_scaling has no effect with encoding={self.encoding!r}",
                 stacklevel=2,
             )
         return self
@@ -81,6 +126,8 @@ class PositionalConfig(Config):
 class FFNConfig(Config):
     variant: Literal["swiglu", "geglu", "mlp"] = "swiglu"
     expansion_factor: PositiveFloat = 8 / 3
+    ffn_dim: Positive | None = None
+    """The width itself, in the place of expansion_factor."""
     dropout: Rate = 0.0
     activation: Literal["silu", "gelu", "relu"] = "silu"
     """For mlp only."""
@@ -135,7 +182,9 @@ class TransformerConfig(Config):
 
     @property
     def ffn_dim(self) -> int:
-        """Width F of the ffn: d_model · expansion_factor, rounded up to a multiple of 64."""
+        """Width F: ffn.ffn_dim, or d_model · expansion_factor rounded up to a multiple of 64."""
+        if self.ffn.ffn_dim is not None:
+            return self.ffn.ffn_dim
         return math.ceil(int(self.d_model * self.ffn.expansion_factor) / 64) * 64
 
     @property

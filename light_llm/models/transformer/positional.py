@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.frequencies import rope_frequencies
 
 
 class Geometry(NamedTuple):
@@ -25,23 +26,18 @@ class Geometry(NamedTuple):
 
 
 class Rope(nn.Module):
-    """Rotary embedding (Su et al. 2021), halves convention, linear position scaling."""
+    """Rotary embedding (Su et al. 2021), halves convention."""
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
-        self.head_dim = cfg.attention.head_dim
-        self.base = cfg.positional.rope_base
-        self.scaling = cfg.positional.rope_scaling or 1.0
+        self.cfg, self.head_dim = cfg.positional, cfg.attention.head_dim
 
     def forward(self, x_BTD: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
         return x_BTD
 
     def geometry(self, positions_T: torch.Tensor) -> Geometry:
-        # float64, then rounded: one ulp of a frequency is 1e-4 rad at position 2000. The scaling is
-        # folded in, since a GPU would multiply positions by its rounded reciprocal.
-        even = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
-        inv_freq = self.base ** (-even / self.head_dim) / self.scaling
-        angles = positions_T.float()[..., None] * inv_freq.float().to(positions_T.device)
+        frequencies = torch.from_numpy(rope_frequencies(self.cfg, self.head_dim))
+        angles = positions_T.float()[..., None] * frequencies.to(positions_T.device)
         angles_TH = torch.cat([angles, angles], dim=-1)
         return Geometry(cos_TH=angles_TH.cos(), sin_TH=angles_TH.sin())
 

@@ -49,7 +49,7 @@ def test_each_parameter_has_its_row_of_sharding_axes(row):
     for entry in table(cfg):
         axes = PARAMETER_AXES.get(entry.path[-2:])
         if axes is None:
-            assert entry.shape == (cfg.d_model,), entry.key
+            assert entry.shape in {(cfg.d_model,), (cfg.attention.head_dim,)}, entry.key
         else:
             assert len(axes) == len(entry.jax_shape), entry.key
 
@@ -57,7 +57,7 @@ def test_each_parameter_has_its_row_of_sharding_axes(row):
 FOLDER = "models/transformer"
 MODEL = ["norm", "positional", "ffn", "cache", "attend", "attention", "block", "model"]
 TWINS = [*(f"{FOLDER}/{name}" for name in MODEL), "generate"]
-SHARED = {"config", "mask"}  # light_llm's, for both: neither framework is in them
+SHARED = {"config", "frequencies", "mask"}  # light_llm's, for both: neither framework is in them
 METHODS = {"forward": "__call__"}
 
 # What one twin has and the other does without, and why. Anything else stands in both.
