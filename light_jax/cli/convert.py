@@ -77,10 +77,16 @@ def export_to_transformers(
             if importlib.util.find_spec("torch") is not None:
                 raise
             raise UserError(str(error)) from None
-    options = {"dtype": dtype, "max_shard_size": max_shard_size, "push": push}
-    for line in export(
-        prefix, out, **options, tokenizer=tokenizer, with_tokenizer=not no_tokenizer
-    ):
+    lines = export(
+        prefix,
+        out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        push=push,
+        tokenizer=tokenizer,
+        with_tokenizer=not no_tokenizer,
+    )
+    for line in lines:
         say(line)
 
 

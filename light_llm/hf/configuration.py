@@ -56,7 +56,7 @@ class LightLLMConfig(PretrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing: `save_pretrained` would then copy this file, which is no use without the rest."""
+        """Nothing: `save_pretrained` would then copy this file, no use without the rest."""
 
     def light_llm(self) -> TransformerConfig:
         """The config of our model."""

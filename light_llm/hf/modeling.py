@@ -99,7 +99,7 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; refused for a model that sees the future."""
         past_span_of(self.model.cfg.attention)
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -154,7 +154,7 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Nothing: `save_pretrained` would then copy this file, which is no use without the rest."""
+        """Nothing: `save_pretrained` would then copy this file, no use without the rest."""
 
 
 def write_code(folder: str | os.PathLike) -> None:

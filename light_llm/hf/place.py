@@ -26,7 +26,7 @@ REMEDY = "give a new or an empty folder, or move this one away"
 
 
 def check_destination(out: Path) -> None:
-    """Check that an export may be put at `out`: nothing is there, or an export that stayed as it was.
+    """Check that an export may be put at `out`: nothing is there, or an unchanged export.
 
     Raises:
         UserError: a file, a link, or a folder with anything that no export put there.
@@ -51,7 +51,7 @@ def why_not_ours(folder: Path) -> str | None:
     export = config.get(MARKER) if isinstance(config, dict) else None
     if not isinstance(export, dict) or not isinstance(export.get("files"), dict):
         return "it is not an earlier export"
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".safetensors"):
         if path.name == CONFIG:
             continue
         if path.is_symlink() or not path.is_file():
@@ -77,7 +77,7 @@ def _is_marked(weights: Path) -> bool:
 
 
 def seal(folder: Path, config: Mapping[str, Any], export: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a folder with our key: `export`, and size and CRC-32 of its small files."""
+    """The config.json of a folder with our key: `export`, and the digests of its small files."""
     files = {
         path.name: list(digest(path))
         for path in sorted(folder.iterdir())
