@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from light_llm.errors import UserError
@@ -42,7 +43,8 @@ def push_folder(folder: Path, name: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    stays = f"{folder} is complete; upload it later with `hf upload {name} {folder}`"
+    command = f"hf upload {name} {shlex.quote(str(folder))}"
+    stays = f"{folder} is complete; upload it later with `{command}`"
     if not reachable():
         raise UserError(f"--push={name}: the hub cannot be reached; {stays}")
     disable_progress_bars()

@@ -247,10 +247,11 @@ def test_a_signal_leaves_nothing_and_what_a_kill_left_is_taken_over(tmp_path):
     stage = tmp_path / ".out.writing"
     mark = stage / ".made-by-llm-convert"
     for sent, left in [(signal.SIGKILL, True), (signal.SIGTERM, False), (signal.SIGINT, False)]:
-        before = mark.stat().st_mtime_ns if mark.exists() else 0
+        begun = time.time_ns()
         process = subprocess.Popen([BIN / "llm-convert", "hf", tag, out], stderr=subprocess.PIPE)
-        wait_for(lambda: mark.exists() and mark.stat().st_mtime_ns > before, process)
-        wait_for((stage / "model.safetensors").exists, process)
+        while not (is_newer(mark, begun) and (stage / "model.safetensors").exists()):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
         process.send_signal(sent)
         process.communicate(timeout=60)
         assert process.returncode == (-sent if left else 128 + sent)
@@ -259,7 +260,5 @@ def test_a_signal_leaves_nothing_and_what_a_kill_left_is_taken_over(tmp_path):
     assert names(tmp_path) == ["best.config.json", "best.safetensors"]
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
+def is_newer(path: Path, time_ns: int) -> bool:
+    return path.exists() and path.stat().st_mtime_ns > time_ns
