@@ -29,7 +29,14 @@ from light_llm.hf.configuration import LightLLMConfig
 from light_llm.hf.modeling import LightLLMForCausalLM, write_code
 from light_llm.hf.place import CONFIG, check_destination, empty, seal, staged
 from light_llm.hf.push import check_push, push_folder
-from light_llm.hf.tokenizer import SpecialIds, check_tokenizer, write_tokenizer
+from light_llm.hf.tokenizer import (
+    OTHER,
+    SpecialIds,
+    check_tokenizer,
+    is_qwens,
+    of_characters,
+    write_tokenizer,
+)
 from light_llm.hf.weights import parse_size, write_weights
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
@@ -106,15 +113,22 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     verify(checkpoint, lambda member: member == WEIGHTS)
     family, foreign = family_of(cfg)
     reason = None if family else f"none has {', '.join(foreign)}"
-    config = hf_config(cfg, family) if family else _own_config(cfg)
+    shown = cfg
+    if as_llama := family == "qwen2" and not is_qwens(tokenizer):
+        family, shown = "llama", _with_all_biases(cfg)
+    config = hf_config(shown, family) if family else _own_config(cfg)
     class_name = config["architectures"][0]
-    names = {
-        entry.key: hf_key(entry.key) if family else f"model.{entry.key}" for entry in table(cfg)
-    }
+
+    def name_of(key: str) -> str:
+        return hf_key(key) if family else f"model.{key}"
+
+    names = {entry.key: name_of(entry.key) for entry in table(cfg)}
+    zeros = {name_of(e.key): e.shape for e in table(shown) if e.key not in names}
     written = write_weights(
         checkpoint.files.weights,
         cfg,
         names,
+        zeros,
         DTYPES[asked.dtype],
         asked.max_shard_size,
         folder,
@@ -131,6 +145,11 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
         lines.append(
             f"this class comes with light-llm-jax, since of those in transformers {reason}; load "
             "the folder after `import light_llm.hf`, or with trust_remote_code=True"
+        )
+    if as_llama:
+        lines.append(
+            "it is a Llama with a bias of 0 after attention, and not a Qwen2: beside that, "
+            "transformers would cut texts by Qwen's rules and not by this tokenizer's"
         )
     ids = SpecialIds()
     with quietly():
@@ -164,6 +183,11 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     return lines
 
 
+def _with_all_biases(cfg: TransformerConfig) -> TransformerConfig:
+    attention = cfg.attention.model_copy(update={"bias": True})
+    return cfg.model_copy(update={"attention": attention})
+
+
 def _own_config(cfg: TransformerConfig) -> dict[str, Any]:
     config = LightLLMConfig(cfg.model_dump()).to_dict()
     return config | {"architectures": [LightLLMForCausalLM.__name__]}
@@ -189,7 +213,6 @@ def _tokenizer(
     """
     configured = checkpoint.snapshot.get("tokenizer_path")
     path = asked.tokenizer or configured
-    other = "name another with --tokenizer PATH, or leave it out with --no-tokenizer"
     if not asked.with_tokenizer:
         return None, "--no-tokenizer"
     if not path:
@@ -197,19 +220,17 @@ def _tokenizer(
             "tokenizer_path is not set in the checkpoint's config; name it with --tokenizer PATH"
         )
     if not isinstance(path, str):
-        raise UserError(f"tokenizer_path={path!r} of the checkpoint must be a string; {other}")
+        raise UserError(f"tokenizer_path={path!r} of the checkpoint must be a string; {OTHER}")
     try:
         tokenizer = load_tokenizer(path, fetch=asked.tokenizer is not None)
     except UserError as error:
-        raise UserError(f"{error}\n(tokenizer of {checkpoint.files.prefix}; {other})") from None
+        raise UserError(f"{error}\n(tokenizer of {checkpoint.files.prefix}; {OTHER})") from None
     if tokenizer.vocab_size > cfg.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, more than the model's "
-            f"vocab_size={cfg.vocab_size}; {other}"
+            f"vocab_size={cfg.vocab_size}; {OTHER}"
         )
     if isinstance(tokenizer, CharTokenizer):
-        from light_llm.hf.tokenizer import of_characters
-
         try:
             of_characters(tokenizer)
         except UserError as error:

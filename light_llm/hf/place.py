@@ -127,11 +127,13 @@ def _held(stage: Path, out: Path) -> Iterator[None]:
     disk.make_folder(stage)
     descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{out}: another llm-convert writes there; wait until it ends") from None
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another llm-convert writes there; let it end first") from None
+        # its holder may have renamed it after we opened it
+        if not os.path.samestat(os.fstat(descriptor), os.stat(stage)):
+            raise UserError(f"{out}: another llm-convert writes there; let it end first")
         left = [path.name for path in stage.iterdir()]
         if left and MARK not in left:
             raise UserError(

@@ -32,6 +32,11 @@ SAMPLES = (
     "def f(x):\n    return x ** 2  # 3.14 1234567890 $%&",
     "<|endoftext|> </s><s> [CLS] <unk> <pad>",
 )
+QWENS_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+OTHER = "name another with --tokenizer PATH, or leave it out with --no-tokenizer"
 DRAWN, LENGTH = 8, 64  # texts from random ids, and how many ids each
 
 
@@ -81,6 +86,18 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
     _write(folder / SPECIAL, special)
 
 
+def is_qwens(tokenizer: Tokenizer | None) -> bool:
+    """Whether a folder of type qwen2 may hold this tokenizer. Versions 5 of transformers take the
+    vocabulary alone from its tokenizer.json, and cut texts by Qwen's rules.
+    """
+    if not isinstance(tokenizer, SubwordTokenizer):
+        return tokenizer is None
+    state = json.loads(tokenizer.backend.to_str())
+    steps = (state["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
+    is_cut_so = steps[0].get("pattern") == {"Regex": QWENS_CUT}
+    return is_cut_so and state["normalizer"] == {"type": "NFC"}
+
+
 def of_characters(tokenizer: CharTokenizer) -> SubwordTokenizer:
     """The same ids and texts by a `tokenizers.Tokenizer`.
 
@@ -113,13 +130,16 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> Checked:
     """Compare AutoTokenizer, loaded from `folder`, with our tokenizer on some texts.
 
     Raises:
-        UserError: other ids, another text, or another number of ids.
+        UserError: other ids, another text, another number of ids, or it cannot be loaded there.
     """
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
+    with given.foreign(
+        lambda reason: f"AutoTokenizer cannot load the tokenizer: {reason}; {OTHER}"
+    ):
+        theirs = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     size = 1 + max(theirs.get_vocab().values())
     if size != tokenizer.vocab_size:
         raise _differs(f"has {size} ids there and {tokenizer.vocab_size} here")
@@ -143,10 +163,7 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> Checked:
 
 
 def _differs(how: str) -> UserError:
-    return UserError(
-        f"the tokenizer {how}, loaded by AutoTokenizer; leave it out with --no-tokenizer, or name "
-        "another with --tokenizer PATH"
-    )
+    return UserError(f"the tokenizer {how}, loaded by AutoTokenizer; {OTHER}")
 
 
 def _id(tokenizer: SubwordTokenizer, token: Any) -> int | None:

@@ -55,6 +55,7 @@ def write_weights(
     source: Path,
     cfg: TransformerConfig,
     names: Mapping[str, str],
+    zeros: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,
     max_shard_size: int,
     folder: Path,
@@ -64,6 +65,7 @@ def write_weights(
 
     Args:
         names: our key -> the one to write, of every tensor to write.
+        zeros: names and shapes of tensors to add.
         max_shard_size: bytes; a tensor that is larger has a file of its own.
         version: ours, which goes into each file and makes it recognisable.
 
@@ -72,8 +74,9 @@ def write_weights(
     """
     check_keys({key: tensor.shape for key, tensor in read_header(source).items()}, cfg, source)
     shapes = {entry.key: entry.shape for entry in table(cfg)}
+    shapes_there = {name: shapes[key] for key, name in names.items()} | dict(zeros)
     on_meta = {
-        name: torch.empty(shapes[key], dtype=dtype, device="meta") for key, name in names.items()
+        name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes_there.items()
     }
     plan = split_torch_state_dict_into_shards(on_meta, max_shard_size=max_shard_size)
     ours = {name: key for key, name in names.items()}
@@ -87,12 +90,14 @@ def write_weights(
             del emb, head
         for shard, members in plan.filename_to_tensors.items():
             tensors = {
-                name: _rounded(file.get_tensor(ours[name]), dtype, f"{source}: {ours[name]}")
+                name: torch.zeros(zeros[name], dtype=dtype)
+                if name in zeros
+                else _rounded(file.get_tensor(ours[name]), dtype, f"{source}: {ours[name]}")
                 for name in members
             }
             try:
                 save_file(tensors, folder / shard, metadata={"format": "pt", MARKER: version})
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise UserError(f"{folder / shard}: cannot be written: {one_line(error)}") from None
             shutil.copymode(folder / MARK, folder / shard)  # safetensors lets only the user read
             del tensors
@@ -104,7 +109,7 @@ def write_weights(
 
 
 def _rounded(tensor: torch.Tensor, dtype: torch.dtype, source: str) -> torch.Tensor:
-    rounded = tensor.to(dtype)
+    rounded = tensor.float().to(dtype)
     if not bool(rounded.isfinite().all()):
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{source} holds NaN or infinity; use another tag")

@@ -157,6 +157,15 @@ def assert_same_ids(folder: Path, ours) -> None:
     assert theirs.eos_token_id == ours.eos_id
 
 
+def test_a_tokenizer_that_is_not_qwens_is_not_put_beside_a_qwen2(tmp_path, saved_bpe, bpe):
+    """Versions 5 of transformers would cut texts by other rules there."""
+    cfg = tiny(vocab_size=bpe.vocab_size, attention={"qkv_bias": True})
+    ours, theirs = exported(tmp_path, cfg, "--tokenizer", saved_bpe)
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    assert_same_logits(ours, theirs)
+    assert_same_ids(tmp_path / "out", bpe)
+
+
 def test_a_character_tokenizer_that_cannot_be_converted_is_left_out(tmp_path):
     CharTokenizer("ab\ufffd").save(tmp_path / "chars")
     tag = write_checkpoint(
