@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 from collections.abc import Callable
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 
 from light_llm.cli import runner
+from light_llm.errors import UserError
+from light_llm.lazy import importing
 from light_llm.printing import say
 
 app = runner.new_app()
@@ -22,7 +25,7 @@ Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="checkpoints/my-ru
 
 @app.callback()
 def llm_convert(version: Annotated[bool, runner.version_option()] = False) -> None:
-    """Move a run between PyTorch and JAX."""
+    """Move a run between PyTorch and JAX, and a model to transformers."""
 
 
 @state.command("from-torch")
@@ -41,6 +44,50 @@ def export_state(prefix: Prefix) -> None:
     from light_jax.torch_runs.bridge import export_tag
 
     _tell(export_tag, prefix)
+
+
+@app.command("hf")
+def export_to_transformers(
+    prefix: Prefix,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder, or an earlier export.")],
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16, of the weights.")
+    ] = "float32",
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of one weights file at most.")
+    ] = "5GB",
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload the folder to the hub too.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+    ] = None,
+    no_tokenizer: Annotated[
+        bool, typer.Option("--no-tokenizer", help="Write the model alone.")
+    ] = False,
+) -> None:
+    """Write a folder that transformers loads: AutoModelForCausalLM.from_pretrained(OUT)."""
+    if tokenizer is not None and no_tokenizer:
+        raise UserError("--tokenizer and --no-tokenizer contradict each other; give one of them")
+    with importing():
+        try:
+            from light_llm.hf.export import export
+        except ImportError as error:
+            if importlib.util.find_spec("torch") is not None:
+                raise
+            raise UserError(str(error)) from None
+    lines = export(
+        prefix,
+        out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        push=push,
+        tokenizer=tokenizer,
+        with_tokenizer=not no_tokenizer,
+    )
+    for line in lines:
+        say(line)
 
 
 def _use_the_cpu() -> None:

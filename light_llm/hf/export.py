@@ -1,0 +1,242 @@
+"""A checkpoint to a folder that transformers loads, checked before it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from conversion.families import family_of, hf_config, hf_key
+from conversion.mapping import table
+from light_llm import __version__
+from light_llm.checkpoint.layout import (
+    WEIGHTS,
+    Checkpoint,
+    model_config,
+    read_checkpoint,
+    steadily,
+    verify,
+)
+from light_llm.errors import UserError
+from light_llm.hf.card import card, figures
+from light_llm.hf.check import compare, quietly
+from light_llm.hf.configuration import LightLLMConfig
+from light_llm.hf.modeling import LightLLMForCausalLM, write_code
+from light_llm.hf.place import CONFIG, check_destination, empty, seal, staged
+from light_llm.hf.push import check_push, push_folder
+from light_llm.hf.tokenizer import (
+    OTHER,
+    SpecialIds,
+    check_tokenizer,
+    is_qwens,
+    of_characters,
+    write_tokenizer,
+)
+from light_llm.hf.weights import parse_size, write_weights
+from light_llm.models.transformer.config import TransformerConfig
+from light_llm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller of `export` asked for, beside the two places."""
+
+    dtype: str
+    max_shard_size: int
+    tokenizer: str | None
+    with_tokenizer: bool
+
+
+def export(
+    prefix: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    push: str | None = None,
+    tokenizer: str | None = None,
+    with_tokenizer: bool = True,
+) -> list[str]:
+    """Write the checkpoint `prefix` as the folder `out`, which `AutoModelForCausalLM` and
+    `AutoTokenizer` load.
+
+    The folder is there when it is whole and its logits are those of the checkpoint, or not at all.
+
+    Args:
+        dtype: of the weights: float32, bfloat16 or float16.
+        max_shard_size: of one weights file, such as 5GB.
+        push: USER/NAME, to upload the folder to the hub too.
+        tokenizer: a path or a name, in the place of the one that the checkpoint's config names.
+        with_tokenizer: whether to write a tokenizer, where there is one.
+
+    Returns:
+        Lines to tell; the last has the largest difference of the logits.
+
+    Raises:
+        UserError: no such checkpoint or a damaged one; `out` is not empty, nor an earlier export;
+            a tokenizer that cannot be used; the check failed; the hub cannot be reached.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype} must be {', '.join(DTYPES)}")
+    asked = Asked(dtype, parse_size(max_shard_size), tokenizer, with_tokenizer)
+    place = Path(os.path.abspath(out))
+    check_destination(place)
+    if push is not None:
+        check_push(push)
+    read_checkpoint(prefix)  # before a folder is made
+    with staged(place) as folder:
+        lines = steadily(
+            lambda: read_checkpoint(prefix),
+            lambda checkpoint: _write(checkpoint, folder, place.name, asked),
+        )
+    if push is not None:
+        lines.insert(-1, f"uploaded to {push_folder(place, push)}")
+    return [f"wrote {place}", *lines]
+
+
+def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> list[str]:
+    """Write and check everything in `folder`; the lines to tell."""
+    empty(folder)
+    cfg = model_config(checkpoint)
+    tokenizer, absent = _tokenizer(checkpoint, cfg, asked)
+    verify(checkpoint, lambda member: member == WEIGHTS)
+    family, foreign = family_of(cfg)
+    reason = None if family else f"none has {', '.join(foreign)}"
+    shown = cfg
+    if as_llama := family == "qwen2" and not is_qwens(tokenizer):
+        family, shown = "llama", _with_all_biases(cfg)
+    config = hf_config(shown, family) if family else _own_config(cfg)
+    class_name = config["architectures"][0]
+
+    def name_of(key: str) -> str:
+        return hf_key(key) if family else f"model.{key}"
+
+    names = {entry.key: name_of(entry.key) for entry in table(cfg)}
+    zeros = {name_of(e.key): e.shape for e in table(shown) if e.key not in names}
+    written = write_weights(
+        checkpoint.files.weights,
+        cfg,
+        names,
+        zeros,
+        DTYPES[asked.dtype],
+        asked.max_shard_size,
+        folder,
+        __version__,
+    )
+    config |= {"torch_dtype": asked.dtype, "transformers_version": transformers.__version__}
+    if family is None:
+        write_code(folder)
+    lines = [
+        f"{class_name}, {written.parameters:,} parameters, {asked.dtype}, "
+        f"{written.size / 1e6:,.1f} MB in {written.files} file{'s' * (written.files != 1)}"
+    ]
+    if reason:
+        lines.append(
+            f"this class comes with light-llm-jax, since of those in transformers {reason}; load "
+            "the folder after `import light_llm.hf`, or with trust_remote_code=True"
+        )
+    if as_llama:
+        lines.append(
+            "it is a Llama with a bias of 0 after attention, and not a Qwen2: beside that, "
+            "transformers would cut texts by Qwen's rules and not by this tokenizer's"
+        )
+    ids = SpecialIds()
+    with quietly():
+        if tokenizer is None:
+            lines.append(f"no tokenizer is written: {absent}")
+        else:
+            _write_json(folder / CONFIG, config)  # AutoTokenizer looks at it
+            write_tokenizer(tokenizer, folder, cfg.max_seq_len)
+            texts, ids = check_tokenizer(tokenizer, folder)
+            lines.append(f"tokenizer of {tokenizer.vocab_size:,} ids, the same on {texts} texts")
+        special = ids._asdict()  # null too: a class of transformers has defaults of its own
+        _write_json(folder / "generation_config.json", special)
+        (folder / "README.md").write_text(
+            card(
+                name,
+                checkpoint,
+                cfg,
+                class_name=class_name,
+                reason=reason,
+                parameters=written.parameters,
+                dtype=asked.dtype,
+                has_tokenizer=tokenizer is not None,
+            ),
+            encoding="utf-8",
+        )
+        _write_json(folder / CONFIG, seal(folder, config | special, _origin(checkpoint)))
+        found = compare(checkpoint, folder, DTYPES[asked.dtype])
+    lines.append(
+        f"logits as the checkpoint's within {found.largest:.2g}; the limit is {found.limit:.2g}"
+    )
+    return lines
+
+
+def _with_all_biases(cfg: TransformerConfig) -> TransformerConfig:
+    attention = cfg.attention.model_copy(update={"bias": True})
+    return cfg.model_copy(update={"attention": attention})
+
+
+def _own_config(cfg: TransformerConfig) -> dict[str, Any]:
+    config = LightLLMConfig(cfg.model_dump()).to_dict()
+    return config | {"architectures": [LightLLMForCausalLM.__name__]}
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which checkpoint of which run the folder was made from."""
+    return {
+        "version": __version__,
+        "run": checkpoint.record.run if checkpoint.record else None,
+        "checkpoint": checkpoint.files.tag,
+        "step": figures(checkpoint).step,
+    }
+
+
+def _tokenizer(
+    checkpoint: Checkpoint, cfg: TransformerConfig, asked: Asked
+) -> tuple[Tokenizer | None, str]:
+    """The tokenizer to write, or None and why there is none.
+
+    Raises:
+        UserError: it cannot be loaded, or has more ids than the model.
+    """
+    configured = checkpoint.snapshot.get("tokenizer_path")
+    path = asked.tokenizer or configured
+    if not asked.with_tokenizer:
+        return None, "--no-tokenizer"
+    if not path:
+        return None, (
+            "tokenizer_path is not set in the checkpoint's config; name it with --tokenizer PATH"
+        )
+    if not isinstance(path, str):
+        raise UserError(f"tokenizer_path={path!r} of the checkpoint must be a string; {OTHER}")
+    try:
+        tokenizer = load_tokenizer(path, fetch=asked.tokenizer is not None)
+    except UserError as error:
+        raise UserError(f"{error}\n(tokenizer of {checkpoint.files.prefix}; {OTHER})") from None
+    if tokenizer.vocab_size > cfg.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, more than the model's "
+            f"vocab_size={cfg.vocab_size}; {OTHER}"
+        )
+    if isinstance(tokenizer, CharTokenizer):
+        try:
+            of_characters(tokenizer)
+        except UserError as error:
+            return None, str(error)
+    return tokenizer, ""
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
