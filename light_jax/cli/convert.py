@@ -43,6 +43,22 @@ def export_state(prefix: Prefix) -> None:
     _tell(export_tag, prefix)
 
 
+@app.command("from-hf")
+def import_hf(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR_OR_NAME", help="A folder, or HuggingFaceTB/SmolLM2-135M.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Writes OUT.safetensors and OUT.config.json.")
+    ],
+) -> None:
+    """Take a Llama, Mistral, Qwen2 or Qwen3 model of Hugging Face, with its tokenizer."""
+    from conversion.import_hf import import_model
+
+    for line in import_model(source, out):
+        say(line)
+
+
 def _use_the_cpu() -> None:
     """Convert on the CPU: it takes memory but no arithmetic, and accelerators may be in use."""
     import jax
