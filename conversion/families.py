@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from conversion.config_json import check_types
 from conversion.mapping import TIED_KEY, keys
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import RopeScaling, TransformerConfig
@@ -44,24 +45,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 """`num_key_value_heads` where it is left out; `null`, and in llama both, is as many as heads."""
-
-SIZES = {
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-}
-"""What must be there."""
-MORE_SIZES = {
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "sliding_window",
-    "max_window_layers",
-}
-NUMBERS = {"rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout"}
-SWITCHES = {"tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"}
 
 TOP = {
     "tok_emb": "model.embed_tokens",
@@ -181,7 +164,7 @@ def our_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source}: model_type={config.get('model_type')!r} is a family that is not read; "
             f"use a model of {', '.join(ARCHITECTURES)}"
         )
-    _check_types(config, source)
+    check_types(config, source)
     has = DEFAULTS[family] | {key: value for key, value in config.items() if value is not None}
     problems = _what_we_lack(has)
     rope, scaling = _rope(has, problems)
@@ -220,28 +203,6 @@ def our_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         },
         "norm": {"type": "rmsnorm", "eps": has["rms_norm_eps"], "placement": "pre"},
     }
-
-
-def _check_types(config: Mapping[str, Any], source: str) -> None:
-    """Refuse values that are of no use, all in one message; null is left out, but for SIZES."""
-    problems = [f"{key} must be set" for key in sorted(SIZES) if config.get(key) is None]
-    for key, value in config.items():
-        if value is None:
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        size = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if key in SIZES | MORE_SIZES and not size:
-            problems.append(f"{key}={value!r} must be a whole number, 1 or more")
-        if key in NUMBERS and not number:
-            problems.append(f"{key}={value!r} must be a number")
-        if key in SWITCHES and not isinstance(value, bool):
-            problems.append(f"{key}={value!r} must be true or false")
-        if key in ("rope_parameters", "rope_scaling") and not isinstance(value, Mapping):
-            problems.append(f"{key}={value!r} must be an object")
-        if key == "layer_types" and not isinstance(value, list):
-            problems.append(f"{key}={value!r} must be a list")
-    if problems:
-        raise UserError(f"{source}: is no model's config:\n  " + "\n  ".join(problems))
 
 
 def _what_we_lack(has: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A Hugging Face model -> OUT.safetensors, OUT.config.json and OUT.tokenizer/: `llm-convert from-hf`.
+"""A Hugging Face model -> OUT.safetensors, OUT.config.json, OUT.tokenizer/: `llm-convert from-hf`.
 
 No number changes and none is computed: tensors get our keys, and their bytes are copied from file
 to file. So the memory that it takes is that of a buffer.
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from conversion.mapping import TIED_KEY
-from conversion.weights import as_numpy, check_keys, check_tied
-from light_llm.checkpoint.folder import folder_config, folder_snapshot, is_model_folder
+from conversion.weights import check_keys, check_tied
+from light_llm.checkpoint.folder import folder_config, folder_snapshot
 from light_llm.checkpoint.hub import NAME, fetch_model
 from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, Record, digest, locate
 from light_llm.checkpoint.tensors import WRAPPERS, Folder, Reader, Tensor, read_folder, spelling
@@ -70,8 +70,8 @@ def _folder(source: str) -> Path:
     if NAME.fullmatch(source) and not (len(parts) > 1 and Path(parts[0]).exists()):
         return fetch_model(source)
     raise UserError(
-        f"{source}: there is no such folder (looked from {Path.cwd()}); name the folder of a model, "
-        "or a model of the Hugging Face hub, as in HuggingFaceTB/SmolLM2-135M"
+        f"{source}: there is no such folder (looked from {Path.cwd()}); name a model's folder, or "
+        "a model of the Hugging Face hub, as in HuggingFaceTB/SmolLM2-135M"
     )
 
 
@@ -81,8 +81,7 @@ def _check_head(folder: Path, cfg: TransformerConfig, tensors: Mapping[str, Tens
         import ml_dtypes  # noqa: F401  (numpy then has bfloat16)
 
         with Reader(tensors, "numpy") as stored:
-            embedding, head = (stored.whole(key) for key in ("tok_emb.weight", TIED_KEY))
-            check_tied(as_numpy(embedding), as_numpy(head), folder)
+            check_tied(stored.whole("tok_emb.weight"), stored.whole(TIED_KEY), folder)
 
 
 def _target(out: str) -> Files:

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
 
 
 def save_model(folder: Path, case: str = "llama", **changes: Any) -> Any:
-    """Save a random model, with biases and norms that count, and give it as transformers reads it, in float32."""
+    """Save a random model, with biases and norms that count; what transformers reads, float32."""
     import torch
     import transformers
 

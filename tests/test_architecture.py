@@ -22,7 +22,7 @@ ORDER = [
     ("light_llm.files",),
     ("light_llm.configtext", "light_llm.configfile"),
     ("light_llm.models",),
-    ("conversion.mapping", "conversion.families"),
+    ("conversion.config_json", "conversion.mapping", "conversion.families"),
     ("light_llm.tokenizer",),
     ("light_llm.preprocess",),
     ("light_llm.checkpoint",),

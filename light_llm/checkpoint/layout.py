@@ -20,11 +20,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from light_llm.checkpoint.folder import (
-    CONFIG_JSON,
-    folder_snapshot,
-    is_model_folder,
-)
+from light_llm.checkpoint.folder import CONFIG_JSON, folder_snapshot, is_model_folder
 from light_llm.configfile import Config, validate
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -158,6 +154,8 @@ def missing(prefix: str | Path) -> UserError:
     there = tags(directory)
     if tag and files.config.is_file():
         remedy = f"{files.weights} is missing beside its {CONFIG}"
+    elif is_model_folder(Path(prefix)):
+        remedy = "it is a Hugging Face model, without a state to resume; start from it by init_from"
     elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
     elif Path(prefix).is_file():

@@ -1,21 +1,17 @@
-"""Models of Hugging Face, imported or read from their folders: equal bits, equal logits and text."""
+"""Models of Hugging Face, imported or read in their folders: equal bits, equal logits and text."""
 
 from __future__ import annotations
-
-import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign_models import CASES, save_model
 from safetensors import safe_open
-from tiny_runs import command
 
 from conversion import load_jax, load_torch
 from conversion.families import hf_key, hf_keys, our_key
 from conversion.import_hf import import_model
 from light_llm.checkpoint.layout import model_config, read_checkpoint, verify
-from light_llm.checkpoint.tensors import read_header
 
 torch = pytest.importorskip("torch")
 PROMPT = [5, 17, 100, 3, 64]
