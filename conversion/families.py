@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from conversion.config_json import check_types
 from conversion.mapping import TIED_KEY, keys
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import RopeScaling, TransformerConfig
@@ -42,6 +43,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": COMMON | {"max_position_embeddings": 32768},
     "qwen3": COMMON | {"max_position_embeddings": 32768, "head_dim": 128},
 }
+KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+"""`num_key_value_heads` where it is left out; `null`, and in llama both, is as many as heads."""
 
 TOP = {
     "tok_emb": "model.embed_tokens",
@@ -161,28 +164,16 @@ def our_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source}: model_type={config.get('model_type')!r} is a family that is not read; "
             f"use a model of {', '.join(ARCHITECTURES)}"
         )
-    missing = [
-        key
-        for key in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        )
-        if config.get(key) is None
-    ]
-    if missing:
-        raise UserError(f"{source}: {', '.join(missing)} must be set in the model's config.json")
+    check_types(config, source)
     has = DEFAULTS[family] | {key: value for key, value in config.items() if value is not None}
-    problems = _what_we_lack(has, config)
+    problems = _what_we_lack(has)
     rope, scaling = _rope(has, problems)
     if problems:
         raise UserError(
             f"{source}: a {family} model with {'; '.join(problems)} cannot be expressed here"
         )
-    heads = int(has["num_attention_heads"])
-    kv_heads = int(has.get("num_key_value_heads", heads))
+    heads = has["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads", KV_HEADS.get(family)) or heads
     window = _window(has, config, family)
     attention_bias = bool(has["attention_bias"]) and family in ("llama", "qwen3")
     return {
@@ -196,7 +187,7 @@ def our_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             "variant": {heads: "mha", 1: "mqa"}.get(kv_heads, "gqa"),
             "num_heads": heads,
             "num_kv_heads": kv_heads,
-            "head_dim": has.get("head_dim", int(has["hidden_size"]) // heads),
+            "head_dim": has.get("head_dim", has["hidden_size"] // heads),
             "dropout": has["attention_dropout"],
             "bias": attention_bias,
             "qkv_bias": family == "qwen2",
@@ -214,18 +205,21 @@ def our_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-def _what_we_lack(has: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _what_we_lack(has: Mapping[str, Any]) -> list[str]:
     problems = []
     if has["hidden_act"] not in ("silu", "swish", "gelu"):
         problems.append(f"hidden_act={has['hidden_act']!r}")
-    if has.get("use_sliding_window"):
+    few = has.get("max_window_layers", 28)
+    if has.get("use_sliding_window") and few < has["num_hidden_layers"]:
         problems.append("use_sliding_window=true (windows in some layers only)")
     elif any(kind != "full_attention" for kind in has.get("layer_types", ())) and (
         has["model_type"] != "mistral"
     ):
         problems.append("layer_types other than full_attention")
-    if has.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append(f"partial_rotary_factor={has['partial_rotary_factor']}")
+    rope = has.get("rope_parameters") or {}
+    turned = rope.get("partial_rotary_factor", has.get("partial_rotary_factor", 1.0))
+    if turned not in (None, 1.0):
+        problems.append(f"partial_rotary_factor={turned}")
     if "quantization_config" in has:
         problems.append("quantized weights (quantization_config)")
     return problems
@@ -240,8 +234,8 @@ def _rope(
     kind = given.get("rope_type", given.get("type", "default"))
     if kind == "default":
         return base, None
-    if kind == "linear":
-        return base, given.get("factor")
+    if kind == "linear" and given.get("factor") is not None:
+        return base, given["factor"]
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         original = given.get(
@@ -250,7 +244,7 @@ def _rope(
         return base, {"type": "llama3", "original_max_position_embeddings": original} | {
             name: given.get(name) for name in names
         }
-    problems.append(f"rope_scaling of type {kind!r} (linear and llama3 are here)")
+    problems.append(f"rope_scaling of type {kind!r} (linear, with a factor, and llama3 are here)")
     return base, None
 
 
@@ -277,3 +271,19 @@ def hf_key(key: str) -> str:
 def hf_keys(cfg: TransformerConfig) -> dict[str, str]:
     """Our key -> theirs, of every tensor that a family's file has; a tied head is in none."""
     return {key: hf_key(key) for key in keys(cfg) if not (cfg.tie_embeddings and key == TIED_KEY)}
+
+
+def our_key(key: str) -> str | None:
+    """A key of theirs as we call it, or None if these families have none like it."""
+    parts = key.split(".")
+    if parts[:2] == ["model", "layers"] and len(parts) > 4:
+        inner = ".".join(parts[3:])
+        found = [
+            f"layers.{parts[2]}.{ours}{inner.removeprefix(theirs)}"
+            for ours, theirs in IN_A_LAYER.items()
+            if inner.startswith(f"{theirs}.")
+        ]
+    else:
+        stem, _, end = key.rpartition(".")
+        found = [f"{ours}.{end}" for ours, theirs in TOP.items() if stem == theirs]
+    return next((name for name in found if hf_key(name) == key), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,20 +100,29 @@ def to_jax_layout(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def check_keys(
-    shapes: Mapping[str, tuple[int, ...]], config: TransformerConfig, source: str | Path
+    shapes: Mapping[str, tuple[int, ...]],
+    config: TransformerConfig,
+    source: str | Path,
+    spelt: Callable[[str], str] = str,
 ) -> None:
-    """Raise one UserError that lists every missing, unexpected and misshapen key."""
+    """Raise one UserError that lists every missing, unexpected and misshapen key.
+
+    Args:
+        spelt: how the source calls one of our keys.
+    """
     check_layers(len(shapes), config, source)
     wanted = {entry.key: entry.shape for entry in table(config)}
     allowed = wanted | ({TIED_KEY: wanted["tok_emb.weight"]} if config.tie_embeddings else {})
     problems = [
-        f"missing {key} {list(shape)}" for key, shape in wanted.items() if key not in shapes
+        f"missing {spelt(key)} {list(shape)}" for key, shape in wanted.items() if key not in shapes
     ]
     problems += [
-        f"unexpected {key} {list(shape)}" for key, shape in shapes.items() if key not in allowed
+        f"unexpected {spelt(key)} {list(shape)}"
+        for key, shape in shapes.items()
+        if key not in allowed
     ]
     problems += [
-        f"{key} has shape {list(shapes[key])}, the config says {list(shape)}"
+        f"{spelt(key)} has shape {list(shapes[key])}, the config says {list(shape)}"
         for key, shape in allowed.items()
         if key in shapes and tuple(shapes[key]) != shape
     ]
@@ -125,11 +134,17 @@ def check_keys(
 
 
 def check_tied(tok_emb: np.ndarray, lm_head: np.ndarray, source: str | Path) -> None:
-    if not np.array_equal(tok_emb, lm_head, equal_nan=True):
+    if np.array_equal(tok_emb, lm_head, equal_nan=True):
+        return
+    if Path(source).is_dir():
         raise UserError(
-            f"{source}: lm_head.weight differs from tok_emb.weight, but model.tie_embeddings is "
-            "true; set it to false, or leave lm_head.weight out of the file"
+            f"{source}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+            "tie_word_embeddings=true; the model is not tied, so set that to false"
         )
+    raise UserError(
+        f"{source}: lm_head.weight differs from tok_emb.weight, but model.tie_embeddings is "
+        "true; set it to false, or leave lm_head.weight out of the file"
+    )
 
 
 def load_torch(

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from flax import nnx
-from safetensors.numpy import load_file
 
 from conversion.weights import check_keys, from_torch
 from light_jax.models.transformer.model import Transformer
 from light_llm.checkpoint.layout import Checkpoint
-from light_llm.checkpoint.loading import Tensor, read_weights
+from light_llm.checkpoint.loading import read_weights
+from light_llm.checkpoint.tensors import Tensor, spelling
 from light_llm.models.transformer.config import TransformerConfig
 
 
 def load_jax(
     path_or_prefix: str | Path | Checkpoint, config: TransformerConfig | None = None
 ) -> Transformer:
-    """The light_jax model with the weights of a .safetensors file or a checkpoint prefix.
+    """The light_jax model with the weights of a .safetensors file, a checkpoint prefix or the
+    folder of a Hugging Face model.
 
     Called on tokens [B, T] it gives logits [B, T, V]. `config` is read from the checkpoint's
     snapshot when left out.
@@ -27,8 +28,9 @@ def load_jax(
     """
 
     def check(tensors: dict[str, Tensor], cfg: TransformerConfig, path: Path) -> None:
-        check_keys({key: tensor.shape for key, tensor in tensors.items()}, cfg, path)
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        check_keys(shapes, cfg, path, spelling(path))
 
-    tensors, cfg, path = read_weights(path_or_prefix, config, load_file, check)
+    tensors, cfg, path = read_weights(path_or_prefix, config, "numpy", check)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
     return nnx.merge(graphdef, from_torch(tensors, cfg, path))

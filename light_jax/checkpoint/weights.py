@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from conversion.mapping import TIED_KEY, Entry, table
 from conversion.weights import check_keys, check_tied, to_torch_layout
 from light_jax.parallel.sharding import copies
-from light_llm.checkpoint.loading import read_header
+from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
 from light_llm.files import disk
 from light_llm.models.transformer.config import TransformerConfig
@@ -78,12 +78,21 @@ def _gather(array: jax.Array) -> np.ndarray:
 
 
 def check_weights(path: Path, cfg: TransformerConfig) -> None:
-    """Compare the header of a weights file with the config; no tensor is read, no model built.
+    """Compare the headers of a weights file, or of a Hugging Face folder, with the config.
+
+    No tensor is read, no model built.
 
     Raises:
         UserError: not a safetensors file, or weights that do not fit the config.
     """
-    check_keys({key: tensor.shape for key, tensor in read_header(path).items()}, cfg, path)
+    _fitting(path, cfg)
+
+
+def _fitting(path: Path, cfg: TransformerConfig) -> dict[str, Tensor]:
+    tensors = read_tensors(path)
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    check_keys(shapes, cfg, path, spelling(path))
+    return tensors
 
 
 @contextlib.contextmanager
@@ -106,12 +115,12 @@ def load_weights(
     Raises:
         UserError: not a safetensors file, or weights that do not fit the config.
     """
-    check_weights(path, cfg)
-    with _whole(path), safe_open(path, framework="numpy") as file:
-        if cfg.tie_embeddings and not verified and TIED_KEY in file.keys():  # noqa: SIM118
-            check_tied(file.get_tensor("tok_emb.weight"), file.get_tensor(TIED_KEY), path)
+    tensors = _fitting(path, cfg)
+    with _whole(path), Reader(tensors, "numpy") as stored:
+        if cfg.tie_embeddings and not verified and TIED_KEY in tensors:
+            check_tied(stored.whole("tok_emb.weight"), stored.whole(TIED_KEY), path)
         arrays = {
-            entry.path: _read(file.get_slice(entry.key), entry, _leaf_sharding(shardings, entry))
+            entry.path: _read(stored.part(entry.key), entry, _leaf_sharding(shardings, entry))
             for entry in table(cfg)
         }
     return nnx.from_flat_state((path, nnx.Param(array)) for path, array in arrays.items())

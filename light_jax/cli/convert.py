@@ -25,7 +25,7 @@ Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="checkpoints/my-ru
 
 @app.callback()
 def llm_convert(version: Annotated[bool, runner.version_option()] = False) -> None:
-    """Move a run between PyTorch and JAX, and a model to transformers."""
+    """Move a run between PyTorch and JAX, and a model to transformers and back."""
 
 
 @state.command("from-torch")
@@ -87,6 +87,22 @@ def export_to_transformers(
         with_tokenizer=not no_tokenizer,
     )
     for line in lines:
+        say(line)
+
+
+@app.command("from-hf")
+def import_hf(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR_OR_NAME", help="A folder, or HuggingFaceTB/SmolLM2-135M.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Writes OUT.safetensors and OUT.config.json.")
+    ],
+) -> None:
+    """Take a Llama, Mistral, Qwen2 or Qwen3 model of Hugging Face, with its tokenizer."""
+    from conversion.import_hf import import_model
+
+    for line in import_model(source, out):
         say(line)
 
 

@@ -25,9 +25,10 @@ from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, make_mesh
 from light_jax.reporting.wandb_run import check_wandb
 from light_jax.state import HostState, Tag
+from light_llm.checkpoint.folder import check_like_folder
+from light_llm.checkpoint.hub import starting_weights
 from light_llm.checkpoint.layout import (
     WEIGHTS,
-    locate_weights,
     model_config,
     read_checkpoint,
     steadily,
@@ -193,7 +194,12 @@ def _warn_of_positions(cfg: TrainingConfig) -> None:
 
 
 def _warn_of_vocabulary(cfg: TrainingConfig, train: TokenStream) -> None:
-    """Warn of rows of the embedding that no token of the tokenizer uses."""
+    """Warn of rows of the embedding that no token of the tokenizer uses.
+
+    The weights of init_from have as many rows as they have.
+    """
+    if cfg.init_from is not None:
+        return
     size = max((each.vocab_size for each in manifests(_paths(train))), default=None)
     given = cfg.model.vocab_size
     padded = given % PADDING == 0 and size is not None and given - size < PADDING
@@ -222,14 +228,22 @@ def _warn_of_epochs(cfg: TrainingConfig, train: TokenStream) -> None:
 def _verify_weights(path_or_prefix: str, model: TransformerConfig) -> None:
     """Check that init_from has the model's weights, with the digests of a config.json beside them.
 
+    A Hugging Face folder has no digests, and its config.json says which model it is.
+
     Raises:
         UserError: they are missing, damaged or do not fit.
     """
-    if locate_weights(path_or_prefix).config.is_file():
+    files = starting_weights(path_or_prefix, fetch=True)
+    if files.weights.is_dir():
+        check_like_folder(model, files.weights)
+        check_weights(files.weights, model)
+        return
+    if files.config.is_file():
         steadily(
             lambda: read_checkpoint(path_or_prefix),
             lambda checkpoint: verify(checkpoint, lambda name: name == WEIGHTS),
         )
     steadily(
-        lambda: locate_weights(path_or_prefix), lambda files: check_weights(files.weights, model)
+        lambda: starting_weights(path_or_prefix, fetch=False),
+        lambda files: check_weights(files.weights, model),
     )

@@ -21,7 +21,8 @@ from light_jax.training.compiled import blank_state
 from light_jax.training.memory import check_state, check_tokens, remedies, room
 from light_jax.training.preflight import inspect, like_the_resumed
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint.layout import locate_weights, steadily
+from light_llm.checkpoint.hub import starting_weights
+from light_llm.checkpoint.layout import steadily
 
 
 def batches(run: Run, first_step: int, last_step: int) -> BatchLoader:
@@ -107,6 +108,6 @@ def _initial_weights(cfg: TrainingConfig, shardings: Any) -> Any:
     assert cfg.init_from is not None
     source = cfg.init_from
     return steadily(
-        lambda: locate_weights(source),
+        lambda: starting_weights(source, fetch=False),  # fetched when it was checked
         lambda files: load_weights(files.weights, cfg.model, shardings),
     )

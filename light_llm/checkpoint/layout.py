@@ -6,20 +6,21 @@
     DIR/.TAG.committed/     the three before they are published, after a crash in between
     DIR/TAG.state.pt        the PyTorch trainer's optimizer state; only `llm-convert` opens it
 
-A prefix is DIR/TAG, with or without one of the endings. A reader turns it once into a value,
-`Files` or `Checkpoint`, and passes that on.
+A prefix is DIR/TAG, with or without one of the endings, or the folder of a Hugging Face model. A
+reader turns it once into a value, `Files` or `Checkpoint`, and passes that on.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from light_llm.checkpoint.folder import CONFIG_JSON, folder_snapshot, is_model_folder
 from light_llm.configfile import Config, validate
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -59,7 +60,7 @@ class Files:
     """Where the members of a tag are, found in one look; each may be there or not."""
 
     prefix: Path  # DIR/TAG
-    weights: Path
+    weights: Path  # a Hugging Face folder itself
     state: Path
     config: Path
 
@@ -113,15 +114,20 @@ def locate(prefix: str | Path) -> Files:
 
 
 def locate_weights(prefix: str | Path) -> Files:
-    """The files of a prefix or a .safetensors file, which needs no config.json beside it.
+    """The files of a prefix or a .safetensors file, which needs no config.json beside it, or a
+    Hugging Face folder.
 
     Raises:
         UserError: there are no weights; lists the tags that are there.
     """
-    files = locate(prefix)
-    if not files.weights.is_file():
-        raise missing(prefix)
-    return files
+    files, folder = locate(prefix), Path(prefix)
+    if files.weights.is_file() and not str(prefix).endswith("/"):
+        return files
+    if is_model_folder(folder):
+        return replace(files, weights=folder, config=folder / CONFIG_JSON)
+    if files.weights.is_file():
+        return files
+    raise missing(prefix)
 
 
 def committed_dir(directory: Path, tag: str) -> Path:
@@ -148,6 +154,8 @@ def missing(prefix: str | Path) -> UserError:
     there = tags(directory)
     if tag and files.config.is_file():
         remedy = f"{files.weights} is missing beside its {CONFIG}"
+    elif is_model_folder(Path(prefix)):
+        remedy = "it is a Hugging Face model, without a state to resume; start from it by init_from"
     elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
     elif Path(prefix).is_file():
@@ -188,6 +196,8 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
         UserError: no such checkpoint, no config.json, or one that is damaged or has another format.
     """
     files = locate_weights(prefix)
+    if files.weights.is_dir():
+        return Checkpoint(files, folder_snapshot(files.weights), None)
     if not files.config.is_file():
         raise UserError(
             f"{files.config}: the weights have no config beside them; copy the checkpoint's "

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from light_llm.checkpoint.layout import (
     WEIGHTS,
     Checkpoint,
-    foreign_weights,
     locate_weights,
     model_config,
     read_checkpoint,
     steadily,
     verify,
 )
+from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from light_llm.models.transformer import Transformer
 
-DTYPES = ("F64", "F32", "F16", "BF16")  # names in the header of a weights file
 BUILT_AT_ONCE = 1000  # layers that a message may list by name
 
 
@@ -35,43 +34,6 @@ class Weights(NamedTuple):
     tensors: dict[str, Any]
     config: TransformerConfig
     path: Path
-
-
-class Tensor(NamedTuple):
-    """What the header of a weights file says about one tensor."""
-
-    dtype: str  # one of DTYPES
-    shape: tuple[int, ...]
-
-
-def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by key, without their values.
-
-    Raises:
-        UserError: it is not a safetensors file, or its numbers are not of a weights type.
-    """
-    from safetensors import safe_open
-
-    given.check_regular(path, "the weights file")
-    try:
-        with given.foreign(str), safe_open(path, framework="numpy") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            tensors = {
-                key: Tensor(part.get_dtype(), tuple(part.get_shape()))
-                for key, part in slices.items()
-            }
-    except UserError as error:
-        reason = str(error)
-        if (kind := foreign_weights(path)) is not None:
-            reason = f"it is {kind}"
-        raise UserError(f"{path}: not a whole safetensors file: {reason}") from None
-    for key, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            raise UserError(
-                f"{path}: {key} is {tensor.dtype}; weights must be one of {', '.join(DTYPES)}; "
-                "convert them where they came from (float8 and integers need their scales)"
-            )
-    return tensors
 
 
 def check_layers(tensors: int, cfg: TransformerConfig, source: str | Path) -> None:
@@ -95,14 +57,15 @@ def check_layers(tensors: int, cfg: TransformerConfig, source: str | Path) -> No
 def read_weights(
     source: str | Path | Checkpoint,
     config: TransformerConfig | None,
-    load_file: Callable[[Path], dict[str, Any]],
+    framework: str,
     check: Callable[[dict[str, Tensor], TransformerConfig, Path], None],
 ) -> Weights:
-    """The weights of a file, a prefix or a checkpoint, by the `load_file` of safetensors.
+    """The weights of a file, a prefix, a Hugging Face folder or a checkpoint.
 
     Without a config, the snapshot's is used, and the file is compared with the digest there.
 
     Args:
+        framework: of the tensors: `numpy` or `pt`.
         check: compares what the file's header says with the config, before a tensor is read.
 
     Raises:
@@ -110,11 +73,14 @@ def read_weights(
     """
 
     def read(path: Path, cfg: TransformerConfig) -> Weights:
-        tensors = read_header(path)
+        tensors = read_tensors(path)
         check_layers(len(tensors), cfg, path)
         check(tensors, cfg, path)
-        with given.foreign(lambda reason: f"{path}: not a whole safetensors file: {reason}"):
-            return Weights(load_file(path), cfg, path)
+        with (
+            given.foreign(lambda reason: f"{path}: not a whole safetensors file: {reason}"),
+            Reader(tensors, framework) as reader,
+        ):
+            return Weights({key: reader.whole(key) for key in tensors}, cfg, path)
 
     def of_checkpoint(checkpoint: Checkpoint) -> Weights:
         cfg = model_config(checkpoint)
@@ -139,7 +105,8 @@ def load_transformer(
     """The PyTorch model of a checkpoint, in evaluation mode.
 
     Args:
-        path_or_prefix: a .safetensors file, DIR/TAG, or the result of `read_checkpoint`.
+        path_or_prefix: a .safetensors file, DIR/TAG, the folder of a Hugging Face model, or the
+            result of `read_checkpoint`.
         config: read from the checkpoint's snapshot when left out.
         dtype: of the weights; float32, as stored, when left out.
 
@@ -147,17 +114,16 @@ def load_transformer(
         UserError: no such checkpoint, damaged files, or weights that do not fit the config.
     """
     import torch
-    from safetensors.torch import load_file
 
     models: list[Transformer] = []
 
     def check(tensors: dict[str, Tensor], cfg: TransformerConfig, path: Path) -> None:
         models[:] = [_blank(cfg)]
-        problems = list(_problems(tensors, models[0]))
+        problems = list(_problems(tensors, models[0], spelling(path)))
         if problems:
             raise _misfit(path, "\n  " + "\n  ".join(problems))
 
-    weights = read_weights(path_or_prefix, config, load_file, check)
+    weights = read_weights(path_or_prefix, config, "pt", check)
     try:
         models[0].load_state_dict(weights.tensors, assign=True)
     except RuntimeError as error:  # a tied head that differs
@@ -169,19 +135,22 @@ def _misfit(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: the weights do not fit the config: {reason}")
 
 
-def _problems(tensors: dict[str, Tensor], model: Transformer) -> Iterator[str]:
+def _problems(
+    tensors: dict[str, Tensor], model: Transformer, spelt: Callable[[str], str]
+) -> Iterator[str]:
     """What torch would report about the tensors, a line each."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     optional = {"lm_head.weight"} if model.cfg.tie_embeddings else set()
     for key, shape in wanted.items():
         if key not in tensors:
             if key not in optional:
-                yield f"missing {key} {list(shape)}"
+                yield f"missing {spelt(key)} {list(shape)}"
         elif tensors[key].shape != shape:
-            yield f"{key} has shape {list(tensors[key].shape)}, the config says {list(shape)}"
+            found = list(tensors[key].shape)
+            yield f"{spelt(key)} has shape {found}, the config says {list(shape)}"
     for key in tensors:
         if key not in wanted:
-            yield f"unexpected {key} {list(tensors[key].shape)}"
+            yield f"unexpected {spelt(key)} {list(tensors[key].shape)}"
 
 
 def _blank(config: TransformerConfig) -> Transformer:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from conversion.mapping import TIED_KEY, table
 from conversion.weights import as_numpy, check_keys, check_tied
-from light_llm.checkpoint.loading import read_header
+from light_llm.checkpoint.tensors import read_header
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.hf.place import MARK, MARKER

@@ -30,6 +30,7 @@ from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
 from light_llm.checkpoint.layout import read_checkpoint
 from light_llm.errors import UserError
+from light_llm.models.transformer.config import TransformerConfig
 
 torch = pytest.importorskip("torch")
 from torch_trainer import TorchRun, bits, foreign_tag  # noqa: E402
@@ -115,7 +116,9 @@ def test_there_and_back_every_bit_is_the_same(case, foreign):
         key: value.tobytes() for key, value in weights.items()
     }
     completed = json.loads(Path(f"{prefix}.config.json").read_text())
+    model = TransformerConfig.model_validate(config.pop("model"))
     assert {key: completed[key] for key in config} == config
+    assert completed["model"] == model.model_dump(mode="json")
     assert completed.keys() == {*TrainingConfig.model_fields, "checkpoint"}
     load_transformer(prefix)
 

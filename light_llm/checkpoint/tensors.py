@@ -1,0 +1,195 @@
+"""The tensors of a safetensors file or of a Hugging Face folder, by our keys; values when asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from conversion.families import hf_key, our_key
+from conversion.mapping import TIED_KEY
+from light_llm.checkpoint.folder import CONFIG_JSON, folder_config, weight_files
+from light_llm.checkpoint.layout import foreign_weights
+from light_llm.errors import UserError
+from light_llm.files import given
+
+DTYPES = ("F64", "F32", "F16", "BF16")  # names in the header of a weights file
+WRAPPERS = {"_orig_mod": "torch.compile", "module": "DistributedDataParallel"}
+"""Parts of a key that wrappers of PyTorch add, and which does."""
+BUFFER = ".rotary_emb.inv_freq"
+"""The end of keys of rope's frequencies, which files of old versions hold."""
+
+
+class Tensor(NamedTuple):
+    """What the header of a weights file says about one tensor, and where it lies."""
+
+    dtype: str  # one of DTYPES
+    shape: tuple[int, ...]
+    file: Path
+    name: str  # in the file
+
+
+class Folder(NamedTuple):
+    """The tensors of a Hugging Face folder by our keys; a key that is not ours stays as it is."""
+
+    tensors: dict[str, Tensor]
+    wrapped: list[str]  # parts of WRAPPERS that were taken off its keys
+    buffers: int  # how many tensors were left out, since they follow from the config
+
+
+class Reader:
+    """Tensors read one at a time; each file is opened once, until the `with` ends."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], framework: str) -> None:
+        self._tensors, self._framework = tensors, framework
+        self._files: dict[Path, Any] = {}
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.clear()
+        self._open.close()
+
+    def _file(self, path: Path) -> Any:
+        from safetensors import safe_open
+
+        if path not in self._files:
+            opened = safe_open(path, framework=self._framework)
+            self._files[path] = self._open.enter_context(opened)
+        return self._files[path]
+
+    def whole(self, key: str) -> Any:
+        """An array or tensor of the framework, in the stored type."""
+        tensor = self._tensors[key]
+        return self._file(tensor.file).get_tensor(tensor.name)
+
+    def part(self, key: str) -> Any:
+        """What reads a part by slices in brackets."""
+        tensor = self._tensors[key]
+        return self._file(tensor.file).get_slice(tensor.name)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by key, without their values.
+
+    Raises:
+        UserError: it is not a safetensors file, or its numbers are not of a weights type.
+    """
+    from safetensors import safe_open
+
+    given.check_regular(path, "the weights file")
+    try:
+        with given.foreign(str), safe_open(path, framework="numpy") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {
+                key: Tensor(part.get_dtype(), tuple(part.get_shape()), path, key)
+                for key, part in slices.items()
+            }
+    except UserError as error:
+        reason = str(error)
+        if (kind := foreign_weights(path)) is not None:
+            reason = f"it is {kind}"
+        raise UserError(f"{path}: not a whole safetensors file: {reason}") from None
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise UserError(
+                f"{path}: {key} is {tensor.dtype}; weights must be one of {', '.join(DTYPES)}; "
+                "convert them where they came from (float8 and integers need their scales)"
+            )
+    return tensors
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, or of a Hugging Face folder, by our keys.
+
+    Raises:
+        UserError: damaged files, or keys that are somebody else's as a whole.
+    """
+    if not path.is_dir():
+        tensors = read_header(path)
+        _refuse_foreign_keys(tensors, path)
+        return tensors
+    folder = read_folder(path)
+    if folder.wrapped:
+        raise UserError(f"{path}: {_wrapped(folder.wrapped)}; llm-convert from-hf takes it off")
+    return folder.tensors
+
+
+def read_folder(folder: Path) -> Folder:
+    """The tensors of a Hugging Face folder by our keys.
+
+    Raises:
+        UserError: damaged or missing files, a tensor that is there twice or in another file than
+            the index says, or a head that contradicts `tie_word_embeddings`.
+    """
+    cfg = folder_config(folder)
+    files, places = weight_files(folder)
+    headers = {path: read_header(path) for path in files}
+    astray = [f"{key} in {path.name}" for key, path in places.items() if key not in headers[path]]
+    if astray:
+        raise UserError(
+            f"{folder}: tensors are not where the index says; fetch the files again:\n  missing "
+            + "\n  missing ".join(astray)
+        )
+    tensors: dict[str, Tensor] = {}
+    wrapped: set[str] = set()
+    buffers = 0
+    for path, header in headers.items():
+        for name, tensor in header.items():
+            parts = name.split(".")
+            wrapped |= WRAPPERS.keys() & set(parts)
+            bare = ".".join(part for part in parts if part not in WRAPPERS)
+            key = our_key(bare) or bare
+            if bare.endswith(BUFFER):
+                buffers += 1
+                continue
+            if key in tensors:
+                raise UserError(
+                    f"{path}: {name} is also in {tensors[key].file.name}, and each tensor must be "
+                    "there once; fetch the files again"
+                )
+            tensors[key] = tensor
+    if not cfg.tie_embeddings and TIED_KEY not in tensors and "tok_emb.weight" in tensors:
+        raise UserError(
+            f"{folder}: {CONFIG_JSON} has a head of its own (tie_word_embeddings=false), and there "
+            "is no lm_head.weight; set tie_word_embeddings to true if the head is the embedding, "
+            "or fetch the file that has it"
+        )
+    return Folder(tensors, sorted(wrapped), buffers)
+
+
+def spelling(path: Path) -> Callable[[str], str]:
+    """How messages about a file or folder spell our keys."""
+
+    def theirs(key: str) -> str:
+        try:
+            return hf_key(key)
+        except (ValueError, KeyError):  # it stands there as it is
+            return key
+
+    return theirs if path.is_dir() else str
+
+
+def _wrapped(parts: list[str]) -> str:
+    return "its keys have the part " + " and ".join(
+        f"`{part}.`, which {WRAPPERS[part]} adds" for part in parts
+    )
+
+
+def _refuse_foreign_keys(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Name a file whose keys are not ours, where the list of all that differ would hide it."""
+    first = {key.partition(".")[0] for key in tensors}
+    if parts := sorted(first & WRAPPERS.keys()):
+        raise UserError(
+            f"{path}: {_wrapped(parts)}; write the tensors again without it, "
+            f'{{key.removeprefix("{parts[0]}."): value …}}'
+        )
+    if any(our_key(key) not in (None, key) for key in tensors):
+        raise UserError(
+            f"{path}: its keys are those of a Hugging Face model; name its folder, "
+            f"{path.parent}, which has the {CONFIG_JSON} too, or convert it with "
+            "llm-convert from-hf"
+        )
