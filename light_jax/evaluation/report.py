@@ -83,6 +83,7 @@ class Report:
             "step": self.step,
             "seq_len": self.seq_len,
             "dtype": self.dtype,
+            "backend": self.where,
             **self.total.as_json(),
             "per_source": [{"path": path, **score.as_json()} for path, score in self.per_source],
         }
