@@ -37,6 +37,16 @@ def command(
             help="Folders, files or globs of shards, as in train_data; one row for each.",
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Instead of --data: tasks of lm-eval, as hellaswag,arc_easy."
+        ),
+    ] = None,
+    include_path: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="With --tasks: more tasks, YAML that can name code."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     backend: Annotated[str, typer.Option(help="jax or torch.")] = "jax",
     batch_size: Annotated[
@@ -55,8 +65,15 @@ def command(
 
     Exits with 0, or with 3 if the loss is not finite.
     """
+    if tasks is not None:
+        if data or more or seq_len is not None:
+            raise UserError("--tasks goes with neither --data nor --seq-len; leave these out")
+        _run_tasks(prefix, tasks, include_path, batch_size, dtype, as_json)
+        return 0
     if not data:
-        raise UserError("there is nothing to evaluate on; give --data PATH")
+        raise UserError("there is nothing to evaluate on; give --data PATH, or --tasks NAMES")
+    if include_path is not None:
+        raise UserError("--include-path belongs to --tasks; leave it out")
     with _Line() as line:
         from light_jax.evaluation.evaluate import evaluate
 
@@ -81,6 +98,43 @@ def command(
         tell("llm-eval: the loss is not finite")
         return 3
     return 0
+
+
+def _run_tasks(
+    prefix: str,
+    tasks: str,
+    include_path: str | None,
+    batch_size: int | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Print the results of tasks. A signal takes the temporary model away."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _unwind)
+    from light_jax.evaluation.tasks import lines, run_tasks
+    from light_llm.checkpoint.layout import read_checkpoint, tag_of
+
+    checkpoint = read_checkpoint(tag_of(prefix))
+    tag = checkpoint.files.prefix
+    names = [name.strip() for name in tasks.split(",")]
+    results = run_tasks(
+        tag,
+        names,
+        include_path=include_path,
+        batch_size=batch_size,
+        dtype=dtype or "float32",
+    )
+    if as_json:
+        report = {"checkpoint": str(tag), "step": checkpoint.step, "tasks": results}
+        print(shown(json.dumps(report, allow_nan=False)))
+    else:
+        say(f"checkpoint  {tag}{'' if checkpoint.step is None else f', step {checkpoint.step}'}\n")
+        for text in lines(results):
+            say(text)
+
+
+def _unwind(number: int, frame: object) -> None:
+    raise runner.Stopped(number)
 
 
 class _Line:

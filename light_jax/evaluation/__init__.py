@@ -6,6 +6,7 @@ on_torch   the same by the PyTorch twin
 text       the tokenizer of the data, and how many bytes of text its tokens are
 report     the numbers, as data, JSON and text
 evaluate   all of it
+tasks      instead of that, the tasks of lm-evaluation-harness
 """
 
 from typing import TYPE_CHECKING
