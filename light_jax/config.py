@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.configfile import Config, derived, validate
 from light_llm.configtext import parse_mapping, read_config
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
@@ -183,6 +184,18 @@ class TrainingConfig(Config):
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps * self.seq_len
+
+
+def config_of(checkpoint: Checkpoint) -> TrainingConfig:
+    """The config that a checkpoint was trained with.
+
+    A snapshot with only `model` gets the defaults for the rest, and no data.
+
+    Raises:
+        UserError: its config is not one.
+    """
+    known = {"train_data": "unknown", "seq_len": model_config(checkpoint).max_seq_len}
+    return validate(TrainingConfig, {**known, **checkpoint.snapshot}, checkpoint.files.config)
 
 
 def load_config(path: str | Path) -> TrainingConfig:

@@ -40,7 +40,7 @@ ORDER = [
     ("light_jax.checkpoint",),
     ("light_jax.reporting",),
     ("light_jax.training",),
-    ("light_jax.torch_runs", "light_jax.parity"),
+    ("light_jax.torch_runs", "light_jax.parity", "light_jax.evaluation"),
     ("light_llm.cli", "light_jax.cli"),
 ]
 
@@ -190,6 +190,7 @@ def test_pytorch_use_needs_no_jax():
         "light_jax.cli.train",
         "light_jax.cli.data",
         "light_jax.cli.parity",
+        "light_jax.cli.eval",
         "light_llm.cli.run",
         "light_llm.cli.preprocess",
     ],

@@ -9,10 +9,9 @@ import numpy as np
 from flax import nnx
 
 from conversion import load_jax, load_torch, to_torch
-from light_jax.config import TrainingConfig
+from light_jax.config import TrainingConfig, config_of
 from light_jax.data import TokenStream
-from light_llm.checkpoint.layout import model_config, read_checkpoint, steadily
-from light_llm.configfile import validate
+from light_llm.checkpoint.layout import read_checkpoint, steadily
 from light_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,16 +21,12 @@ LENGTH = 512  # tokens of a sequence, if --length is not given
 
 
 def read_training_config(prefix: str | Path) -> TrainingConfig:
-    """The config that the checkpoint was trained with.
-
-    A snapshot with only `model` gets the defaults for the rest, and no data.
+    """The config that the checkpoint was trained with: `config_of`.
 
     Raises:
         UserError: there is no such checkpoint, or its config is not one.
     """
-    checkpoint = read_checkpoint(prefix)
-    known = {"train_data": "unknown", "seq_len": model_config(checkpoint).max_seq_len}
-    return validate(TrainingConfig, {**known, **checkpoint.snapshot}, checkpoint.files.config)
+    return config_of(read_checkpoint(prefix))
 
 
 def load_pair(prefix: str | Path) -> tuple[nnx.State, TorchTransformer]:

@@ -19,7 +19,7 @@ from light_jax.parallel.devices import is_out_of_memory, out_of_memory
 from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import batch_sharding, replicated, state_shardings
 from light_jax.reporting.units import size
-from light_jax.state import Run, TrainState
+from light_jax.state import Params, Run, TrainState
 from light_jax.training.memory import (
     StepMemory,
     check_step,
@@ -110,7 +110,7 @@ def _compile(run: Run) -> Steps:
     if run.val_stream is not None:
         advice = remedies(cfg, mesh, resuming=resuming)
         with out_of_memory("compiling the evaluation", advice):
-            evaluate = _compile_evaluation(run)
+            evaluate = compile_eval_step(cfg, mesh, run.shardings.params, run.state.params)
     seconds = time.perf_counter() - start
     return Steps(tried.step, evaluate, tried.memory, seconds, tried.from_cache)
 
@@ -145,17 +145,21 @@ def attempt(cfg: TrainingConfig, mesh: Mesh, shardings: TrainState, state: Train
     return Attempt(step, memory, time.perf_counter() - start, cache.hits() > hits)
 
 
-def _compile_evaluation(run: Run) -> Any:
-    """The compiled (params, tokens_BS, mask_B) -> (sum of the losses, number of tokens)."""
-    cfg, everywhere, rows = run.cfg, replicated(run.mesh), batch_sharding(run.mesh, 0)
+def compile_eval_step(cfg: TrainingConfig, mesh: Mesh, shardings: Params, params: Params) -> Any:
+    """The compiled (params, tokens_BS, mask_B) -> (sum of the losses, number of tokens).
+
+    Args:
+        params: shapes, dtypes and shardings are enough.
+    """
+    everywhere, rows = replicated(mesh), batch_sharding(mesh, 0)
     evaluate = jax.jit(
-        make_eval_step(cfg, run.mesh),
-        in_shardings=(run.shardings.params, rows, rows),
+        make_eval_step(cfg, mesh),
+        in_shardings=(shardings, rows, rows),
         out_shardings=(everywhere, everywhere),
     )
     tokens = jax.ShapeDtypeStruct((cfg.batch_size, cfg.seq_len + 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.float32)
-    return evaluate.lower(run.state.params, tokens, mask).compile()
+    return evaluate.lower(params, tokens, mask).compile()
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:

@@ -9,6 +9,7 @@ MAINS = {
     "llm-run": "light_llm.cli.run",
     "llm-preprocess": "light_llm.cli.preprocess",
     "llm-data": "light_jax.cli.data",
+    "llm-eval": "light_jax.cli.eval",
     "llm-parity": "light_jax.cli.parity",
     "llm-convert": "light_jax.cli.convert",
 }
@@ -62,6 +63,14 @@ COMMANDS = {
     "parity, steps": Command(
         ("llm-parity", "fresh.yaml", "--steps", "1", "--no-png"), codes=(0, 1, 2)
     ),
+    "eval": Command(
+        ("llm-eval", "out/best", "--data", "data/val", "--json"), codes=(0, 2, 3), tag="out/best"
+    ),
+    "eval, PyTorch": Command(
+        ("llm-eval", "out", "--data", "data/val", "--backend", "torch"),
+        codes=(0, 2, 3),
+        tag="out/best",
+    ),
     "to-torch": Command(
         ("llm-convert", "state", "to-torch", "out/final"), ("out/final.state.pt",), tag="out/final"
     ),
@@ -91,19 +100,22 @@ TARGETS = (
     Target("text", "corpus/c.txt", "bytes", "preprocess", True),
     Target("parquet of text", "corpus/d.parquet", "bytes", "preprocess", True),
     Target("shard", "data/train/*.parquet", "bytes", f"{DATA}; resume PREFIX; parity, steps", True),
-    Target("shard", "data/val/*.parquet", "bytes", "train", True),
-    Target("manifest", "data/manifest.json", "json", DATA),
+    Target("shard", "data/val/*.parquet", "bytes", "train; eval; eval, PyTorch", True),
+    Target("manifest", "data/manifest.json", "json", f"{DATA}; eval"),
     Target("journal", "stopped/.preprocess/journal.jsonl", "jsonl", CONTINUES),
     Target("stage", "stopped/.preprocess/new/*/*", "bytes", CONTINUES),
     Target("moves", "moving/.preprocess/moves.json", "json", COMPLETES),
     Target("stage", "moving/.preprocess/new/*/*", "bytes", COMPLETES),
     Target(
-        "tokenizer", "data/tokenizer/*", "json", "run; preprocess, tokenizer; stats; show; train"
+        "tokenizer",
+        "data/tokenizer/*",
+        "json",
+        "run; preprocess, tokenizer; stats; show; train; eval",
     ),
-    Target("weights", "{tag}.safetensors", "safetensors", "run; run, JAX; parity"),
+    Target("weights", "{tag}.safetensors", "safetensors", "run; run, JAX; parity; eval"),
     Target("weights", "{tag}.safetensors", "safetensors", "resume auto; resume PREFIX; to-torch"),
     Target("weights", "bare/best.safetensors", "safetensors", "run, no digests; init_from"),
-    Target("config.json", "{tag}.config.json", "json", "run; run, JAX; parity; to-torch"),
+    Target("config.json", "{tag}.config.json", "json", "run; run, JAX; parity; eval; to-torch"),
     Target("config.json", "{tag}.config.json", "json", "resume auto; resume PREFIX"),
     Target("config.json", "bare/best.config.json", "json", "run, no digests; init_from"),
     Target("config.json", "torch/final.config.json", "json", "from-torch"),

@@ -20,7 +20,10 @@ from light_jax.training.run import fill, prepare
 from light_jax.training.signals import Stopper
 
 HEAVY = {"jax", "jaxlib", "flax", "torch", "orbax", "pandas", "transformers", "wandb", "datasets"}
-COMMANDS = ("llm-train", "llm-run", "llm-preprocess", "llm-data", "llm-convert", "llm-parity")
+COMMANDS = (
+    *("llm-train", "llm-run", "llm-preprocess", "llm-data", "llm-convert", "llm-parity"),
+    "llm-eval",
+)
 
 
 def imported(name: str, *args: object, cwd: Path) -> tuple[int, set[str], str]:

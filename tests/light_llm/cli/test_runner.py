@@ -15,7 +15,10 @@ from in_process import call
 import light_llm
 
 BIN = Path(sys.executable).parent
-COMMANDS = ["llm-train", "llm-data", "llm-parity", "llm-convert", "llm-run", "llm-preprocess"]
+COMMANDS = [
+    *("llm-train", "llm-data", "llm-parity", "llm-convert", "llm-run", "llm-preprocess"),
+    "llm-eval",
+]
 
 # A command whose body is `body`; the process prints on stdout when it has begun.
 SCRIPT = """
@@ -131,7 +134,7 @@ def test_version(script):
     )
     own, *others = done.stdout.splitlines()
     assert own == f"{script} of light-llm-jax {light_llm.__version__}"
-    needs_jax = script in ("llm-train", "llm-parity")
+    needs_jax = script in ("llm-train", "llm-parity", "llm-eval")
     names = ["python", "jax", "torch", "devices"][: 4 if needs_jax else 3]
     assert [line.split()[0] for line in others] == names
     assert "not installed" not in others[1]
