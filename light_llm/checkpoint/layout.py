@@ -12,6 +12,7 @@ A prefix is DIR/TAG, with or without one of the endings. A reader turns it once 
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -95,6 +96,10 @@ class Checkpoint:
     snapshot: Mapping[str, Any]  # the config that it was trained with
     record: Record | None  # None where another trainer wrote it
 
+    @property
+    def step(self) -> int | None:
+        return None if self.record is None else self.record.step
+
 
 def locate(prefix: str | Path) -> Files:
     """The files of DIR/TAG, with or without one of the endings; a committed copy goes first."""
@@ -139,6 +144,26 @@ def tags(directory: Path) -> list[str]:
         for path in directory.glob(".*.committed")
     }
     return sorted(tag for tag in published | staged if locate(directory / tag).complete)
+
+
+def tag_of(prefix: str | Path) -> Path:
+    """DIR/TAG of a prefix. Of a run's folder: its best, else its final, else its newest tag.
+
+    What is neither is returned as it is, and refused by whoever reads it.
+    """
+    folder = Path(prefix)
+    if locate(prefix).complete or not folder.is_dir():
+        return locate(prefix).prefix
+    there = tags(folder)
+    for tag in ("best", "final"):
+        if tag in there:
+            return folder / tag
+    ages: dict[tuple[int, int, str], str] = {}
+    for tag in there:
+        with contextlib.suppress(UserError):  # damaged
+            record = read_checkpoint(folder / tag).record or Record()
+            ages[record.generation, record.step, tag] = tag
+    return folder / ages[max(ages)] if ages else folder
 
 
 def missing(prefix: str | Path) -> UserError:
