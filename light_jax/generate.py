@@ -40,6 +40,8 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     eos_id: int | None = None,
+    *,
+    first_row: int = 0,
 ) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
@@ -72,7 +74,7 @@ def generate_batch(
             np.float32(sampling.top_p or 1),
             np.float32(sampling.repetition_penalty),
         )
-        draws = sampling.draws(len(prompts))
+        draws = sampling.draws(len(prompts), first_row)
         ids_B, carry = first(params, tokens_BT, pad_B, next(draws), knobs)
         for draw_B in itertools.islice(draws, max(rooms) - 1):
             # the device computes the next ids while these are read and written

@@ -32,11 +32,17 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     eos_id: int | None = None,
+    *,
+    first_row: int = 0,
 ) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
     A prompt that has ended gives None: after max_tokens, before `eos_id` (which is not returned),
     or when it and its continuation fill the model's max_seq_len. Dropout is off in every mode.
+
+    Args:
+        first_row: the index of the first prompt, where these are a part of a longer list: the seed
+            and a prompt's index in that list decide its draws.
 
     Raises:
         UserError: at the call, not at the first id: an empty prompt or one that leaves no room, an
@@ -54,7 +60,7 @@ def generate_batch(
         seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             seen_BV[row, list(prompt)] = True
-        for length, draw_B in enumerate(sampling.draws(len(prompts)), start=width):
+        for length, draw_B in enumerate(sampling.draws(len(prompts), first_row), start=width):
             # a full row ends; while others continue, its padding grows so that its position stays
             pad_B.add_(length - pad_B > model.cfg.max_seq_len)
             with torch.inference_mode(), _without_dropout(model):

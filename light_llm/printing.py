@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 import sys
@@ -64,6 +65,25 @@ def shown(text: str, stream: TextIO | None = None) -> str:
     """Text that is data: unchanged, but printable if `stream` is a terminal."""
     stream = sys.stdout if stream is None else stream
     return printable(text) if stream.isatty() else text
+
+
+def pass_bytes(stream: TextIO) -> None:
+    """Let bytes that are not UTF-8, which Python holds as half surrogates, leave as they came.
+
+    What else the stream's encoding cannot express becomes `?`.
+    """
+    codecs.register_error(_PASS_BYTES, _byte_or_question_mark)
+    stream.reconfigure(errors=_PASS_BYTES)  # type: ignore[attr-defined]
+
+
+_PASS_BYTES = "light-llm-pass-bytes"
+
+
+def _byte_or_question_mark(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    codes = map(ord, error.object[error.start : error.end])
+    held = (code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else ord("?") for code in codes)
+    return bytes(held), error.end
 
 
 def _spelt(match: re.Match[str]) -> str:

@@ -80,13 +80,20 @@ class Sampling:
         if broken:
             raise UserError("\n".join(broken))
 
-    def draws(self, rows: int) -> Iterator[np.ndarray]:
+    def draws(self, rows: int, first_row: int = 0) -> Iterator[np.ndarray]:
         """For each step a float32 [rows] in [0, 1): where to choose in the cumulative sum.
 
         A row's draws depend only on the seed and on its index, so the continuation of a prompt is
         the same in both frameworks and does not depend on the other prompts.
+
+        Args:
+            first_row: the index of the first of these rows.
         """
-        seeds = np.random.SeedSequence(self.seed).spawn(rows)
+        entropy = np.random.SeedSequence(self.seed).entropy
+        seeds = (
+            np.random.SeedSequence(entropy, spawn_key=(row,))  # what `spawn` gives
+            for row in range(first_row, first_row + rows)
+        )
         generators = [np.random.default_rng(seed) for seed in seeds]
         while True:
             # below 1 by more than a rounding error of the sum of all probabilities

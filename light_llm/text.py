@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.preprocess.rows import whole_characters
 from light_llm.tokenizer import UNKNOWN_CHAR, StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def generate_text(
     It ends before the token that ends a document, after max_tokens, or at the model's max_seq_len.
 
     Raises:
-        UserError: at the call: an empty prompt, one that leaves no room, or one with an id outside
-            the model's vocabulary (the tokenizer of another model).
+        UserError: at the call: a prompt without a token, one that leaves no room, or one
+            with an id outside the model's vocabulary (the tokenizer of another model).
     """
     from light_llm.generate import generate
 
@@ -31,19 +32,26 @@ def generate_text(
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's ids, as llm-preprocess begins a document.
+    """The prompt's ids, as llm-preprocess begins a document; an empty prompt is its mark alone.
+
+    The mark is BOS, or without one EOS, which ends the document before. Half surrogates, in which
+    Python hands over bytes that are not UTF-8, are U+FFFD to the model.
 
     Raises:
-        UserError: there is no text, or it is not Unicode.
+        UserError: the tokenizer has no mark for an empty prompt, or sees no token in the text.
     """
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # how Python hands over bytes of the command line that are not UTF-8
-        raise UserError("the prompt is not valid UTF-8; give it in that encoding") from None
-    ids = tokenizer.encode(prompt)
+    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+    if not prompt:
+        mark = eos_id if bos_id is None else bos_id
+        if mark is None:
+            raise UserError(
+                "the prompt is empty, and the tokenizer has neither BOS nor EOS to begin a "
+                "document with; give some text"
+            )
+        return [mark]
+    ids = tokenizer.encode(whole_characters(prompt))
     if not ids:
         raise UserError(f"the prompt {prompt!r} holds no token; give some text")
-    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
     if bos_id is not None and bos_id != eos_id and ids[:1] != [bos_id]:
         ids = [bos_id, *ids]
     return ids

@@ -13,6 +13,7 @@ from typing import Any
 
 from light_jax.checkpoint.state import run_of_state
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir, locate, tags
+from light_llm.checkpoint.tokenizer import TOKENIZER
 from light_llm.errors import UserError
 from light_llm.files import given
 
@@ -32,8 +33,8 @@ def is_own_name(tag: str) -> bool:
 
 
 def is_own_staging_name(name: str) -> bool:
-    """Whether a run stages a tag or a report with that name."""
-    return is_own_name(name) or NONFINITE.fullmatch(name) is not None
+    """Whether a run stages a tag, a report or its tokenizer with that name."""
+    return is_own_name(name) or name == TOKENIZER or NONFINITE.fullmatch(name) is not None
 
 
 def deleting_file(directory: Path, tag: str) -> Path:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from light_jax.checkpoint import place, protocol, store
 from light_jax.checkpoint.ownership import MARK, STEP_TAG
 from light_jax.checkpoint.state import import_orbax, is_mine, start_saving
+from light_jax.checkpoint.tokenizer import keep_tokenizer
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
@@ -72,8 +73,10 @@ class Saver:
             self._lock = held.enter_context(protocol.one_writer(self.directory))
             place.check_writable(self.cfg, self.resumed)
             here = place.continues_here(self.directory, self.resumed)
-            protocol.recover(self.directory, self.resumed.run if here and self.resumed else None)
+            run = self.resumed.run if here and self.resumed else None
+            protocol.recover(self.directory, run)
             self._copy_config(config_path)
+            keep_tokenizer(self.directory, self.cfg.tokenizer_path, run)
             if self.resumed is not None:
                 self._note_resume(self.resumed, here)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from light_llm.errors import UserError
 from light_llm.lazy import importing
@@ -13,11 +14,22 @@ if TYPE_CHECKING:
     import jax
     import torch
 
-    from light_llm.sampling import Sampling
+    from light_llm.sampling import NextIds, Sampling
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-Generate = Callable[["list[int]", "Sampling", "int | None"], Iterator[int]]
+
+class Generate(Protocol):
+    """`generate_batch` of either framework, with its model."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        eos_id: int | None,
+        *,
+        first_row: int = 0,
+    ) -> Iterator[NextIds]: ...
 
 
 def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
@@ -31,11 +43,11 @@ def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
         ) from None
 
     from light_llm.checkpoint.loading import load_transformer
-    from light_llm.generate import generate
+    from light_llm.generate import generate_batch
 
     chosen = str(_torch_device(device))
     model = load_transformer(checkpoint, device=chosen, dtype=getattr(torch, dtype))
-    return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
+    return functools.partial(generate_batch, model)
 
 
 def _torch_device(name: str | None) -> torch.device:
@@ -63,7 +75,7 @@ def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
         import jax
 
         from conversion import load_jax
-        from light_jax.generate import generate, moved
+        from light_jax.generate import generate_batch, moved
         from light_jax.parallel.cache import keep_compiled
         from light_jax.parallel.devices import devices
 
@@ -72,7 +84,7 @@ def _jax(checkpoint: str, device: str | None, dtype: str) -> Generate:
     keep_compiled()
     with jax.default_device(jax.devices("cpu")[0]):
         model = moved(load_jax(checkpoint), dtype, chosen)
-    return lambda ids, sampling, eos_id: generate(model, ids, sampling, eos_id)
+    return functools.partial(generate_batch, model)
 
 
 def _jax_device(name: str | None) -> jax.Device:

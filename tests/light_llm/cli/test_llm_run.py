@@ -21,7 +21,7 @@ from in_process import Ended, call
 from safetensors.torch import save_file
 from torch_cases import lively, tiny
 
-from light_llm.cli import run
+from light_llm.cli import writing
 from light_llm.cli.run import main
 from light_llm.generate import generate
 from light_llm.sampling import Sampling
@@ -149,9 +149,10 @@ def test_what_the_user_can_fix_is_one_message(checkpoint, tmp_path):
     assert "not available to JAX here; use cpu" in message("--device", "tpu", "--backend", "jax")
     assert "--backend='tf' must be torch or jax" in message("--backend", "tf")
     assert "--dtype='float8' must be float32, bfloat16" in message("--dtype", "float8")
-    assert "the prompt '' holds no token" in message(prompt="")
-    assert "not valid UTF-8" in message(prompt="\udcff")
-    assert "give --prompt TEXT or --interactive" in refused("--checkpoint", checkpoint)
+    assert "give --prompt TEXT, --prompts-file" in refused("--checkpoint", checkpoint)
+    assert "--batch-size=0 must be 1 or more" in message("--batch-size", 0)
+    two = message("--prompt", "the" * 17)
+    assert "llm-run: --prompt number 2: the prompt's 51 tokens" in two
     both = message("--top-p", 2, "--top-k", 0)
     assert "top_k=0 must be" in both
     assert "top_p=2.0 must be" in both
@@ -161,7 +162,7 @@ def test_what_the_user_can_fix_is_one_message(checkpoint, tmp_path):
 
     small = save_checkpoint(tmp_path, model={"vocab_size": 7})
     assert "tokens, more than the model's vocab_size=7" in message(prefix=small)
-    unknown = save_checkpoint(tmp_path, model={}, tokenizer_path=None)
+    unknown = save_checkpoint(tmp_path / "unknown", model={}, tokenizer_path=None)
     assert "tokenizer_path is not set" in message(prefix=unknown)
 
 
@@ -271,7 +272,7 @@ def test_a_conversation_in_a_terminal(endless):
 
 def test_ctrl_c_that_a_library_caught_ends_the_text_all_the_same():
     before = signal.getsignal(signal.SIGINT)
-    with run._interruptible() as check:
+    with writing._interruptible() as check:
         check()
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGINT)
