@@ -75,6 +75,7 @@ class TrainingConfig(Config):
     train_data: str | list[str]
     val_data: str | list[str] | None = None
     tokenizer_path: str | None = None
+    hf_export: bool = False
     model: TransformerConfig = TransformerConfig()
     init_from: str | None = None
     seq_len: Positive = 1024

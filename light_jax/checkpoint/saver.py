@@ -12,6 +12,7 @@ from types import MappingProxyType
 from safetensors import SafetensorError
 
 from light_jax.checkpoint import place, protocol, store
+from light_jax.checkpoint.hf_export import Exports
 from light_jax.checkpoint.ownership import MARK, STEP_TAG
 from light_jax.checkpoint.state import import_orbax, is_mine, start_saving
 from light_jax.checkpoint.tokenizer import keep_tokenizer
@@ -44,6 +45,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="light-save")
         self._saving: Future[None] | None = None
         self._saves = 0
+        self._exports = Exports(self.directory) if cfg.hf_export else None
         self._lock: disk.Lock | None = None  # process 0's, while the directory is open
 
     @contextlib.contextmanager
@@ -193,6 +195,8 @@ class Saver:
         saving, self._saving = self._saving, None
         self._thread.shutdown(wait=True)
         failure = None if saving is None else saving.exception()
+        if self._exports is not None:
+            self._exports.finish() if error is None else self._exports.stop()
         if failure is not None:
             if error is None:
                 raise failure
@@ -218,6 +222,8 @@ class Saver:
             self.check()
             protocol.commit(self.directory, tag, record.run)
         self._retain(record.run)
+        if self._exports is not None:
+            self._exports.add(tags)
 
     def _retain(self, run: str) -> None:
         """Delete step tags that the resume left behind, and all but the newest keep_last_n.

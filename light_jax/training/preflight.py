@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from light_jax.checkpoint import place, store
+from light_jax.checkpoint.hf_export import check_hf_export
 from light_jax.checkpoint.weights import check_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream, warn_of_overlap
@@ -89,6 +90,9 @@ def inspect(
         with under("use_wandb"):
             if cfg.use_wandb:
                 check_wandb()
+        with under("hf_export"):
+            if cfg.hf_export:
+                check_hf_export()
         with under("checkpoint_dir"):
             place.check_writable(cfg, tag, probe=probe)
     _inspect_data(cfg, found, under)
