@@ -29,6 +29,7 @@ ORDER = [
     ("light_llm.generate",),
     ("light_llm.text",),
     ("conversion",),
+    ("light_llm.formats",),
     ("light_jax.config",),
     ("light_jax.models",),
     ("light_jax.generate",),

@@ -35,7 +35,12 @@ MODELS = {
     },
     "learned-bidirectional-mlp": {
         "positional": {"encoding": "learned"},
-        "attention": {"mask_type": "bidirectional", "qk_norm": True},
+        "attention": {
+            "variant": "mha",
+            "num_kv_heads": 4,
+            "mask_type": "bidirectional",
+            "qk_norm": True,
+        },
         "ffn": {"variant": "mlp", "activation": "gelu"},
         "parallel_layers": True,
     },
