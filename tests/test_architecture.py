@@ -30,7 +30,7 @@ ORDER = [
     ("light_llm.generate",),
     ("light_llm.text",),
     ("conversion.weights", "conversion.import_hf"),
-    ("light_llm.hf",),
+    ("light_llm.hf", "light_llm.formats"),
     ("light_jax.config",),
     ("light_jax.models",),
     ("light_jax.generate",),

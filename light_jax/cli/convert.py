@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,11 +22,12 @@ app.add_typer(
 )
 
 Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="checkpoints/my-run/step0005000")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")]
 
 
 @app.callback()
 def llm_convert(version: Annotated[bool, runner.version_option()] = False) -> None:
-    """Move a run between PyTorch and JAX, and a model to transformers and back."""
+    """Move a run between PyTorch and JAX, and a model to other programs and back."""
 
 
 @state.command("from-torch")
@@ -103,6 +105,44 @@ def import_hf(
     from conversion.import_hf import import_model
 
     for line in import_model(source, out):
+        say(line)
+
+
+@app.command("gguf")
+def write_gguf(
+    prefix: Prefix,
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf")],
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or q8_0 (8 bits), of the matrices.")
+    ] = "float16",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+    ] = None,
+    no_tokenizer: Annotated[
+        bool, typer.Option("--no-tokenizer", help="Write none: llama.cpp then takes ids only.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint for llama.cpp and ollama."""
+    from light_llm.formats.gguf import write_gguf
+
+    for line in write_gguf(
+        prefix, out, dtype, tokenizer, with_tokenizer=not no_tokenizer, overwrite=overwrite
+    ):
+        say(line)
+
+
+@app.command("onnx")
+def write_onnx(
+    prefix: Prefix,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint for onnxruntime, and compare the logits."""
+    from light_llm.formats.onnx import write_onnx
+
+    for line in write_onnx(prefix, out, overwrite=overwrite):
         say(line)
 
 
