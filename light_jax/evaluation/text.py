@@ -37,13 +37,13 @@ def size_of_text(plan: Plan, stream: TokenStream) -> int:
 
 
 def find_tokenizer(plan: Plan, shards: Path) -> tuple[Tokenizer, str]:
-    """The tokenizer of the config, else beside the checkpoint, else beside the shards; its name.
+    """The tokenizer beside the checkpoint, else of the config, else beside the shards; its name.
 
     Raises:
         UserError: there is none that fits the model, with the reason of each.
     """
     beside = plan.prefix.parent / TOKENIZER
-    places = [plan.cfg.tokenizer_path, beside if beside.is_dir() else None]
+    places = [beside if beside.is_dir() else None, plan.cfg.tokenizer_path]
     reasons = []
     for place in (*places, tokenizer_beside(shards)):
         if not place:

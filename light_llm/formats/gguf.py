@@ -19,6 +19,7 @@ from light_llm.checkpoint.layout import (
     verify,
 )
 from light_llm.checkpoint.tensors import read_header
+from light_llm.checkpoint.tokenizer import beside
 from light_llm.errors import UserError
 from light_llm.files import disk, given
 from light_llm.formats.gguf_model import (
@@ -89,7 +90,8 @@ def _vocabulary(
 ) -> Vocabulary:
     from light_llm.tokenizer import load_tokenizer
 
-    path = found.snapshot.get("tokenizer_path") if tokenizer is None else str(tokenizer)
+    path = tokenizer or beside(found) or found.snapshot.get("tokenizer_path")
+    path = str(path) if isinstance(path, Path) else path
     if not path or not isinstance(path, str):
         raise UserError(
             f"{found.files.config}: tokenizer_path={path!r} names no tokenizer; name it with "

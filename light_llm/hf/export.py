@@ -22,6 +22,7 @@ from light_llm.checkpoint.layout import (
     steadily,
     verify,
 )
+from light_llm.checkpoint.tokenizer import beside
 from light_llm.errors import UserError
 from light_llm.hf.card import card, figures
 from light_llm.hf.check import compare, quietly
@@ -211,18 +212,18 @@ def _tokenizer(
     Raises:
         UserError: it cannot be loaded, or has more ids than the model.
     """
-    configured = checkpoint.snapshot.get("tokenizer_path")
-    path = asked.tokenizer or configured
+    path = asked.tokenizer or beside(checkpoint) or checkpoint.snapshot.get("tokenizer_path")
     if not asked.with_tokenizer:
         return None, "--no-tokenizer"
     if not path:
         return None, (
-            "tokenizer_path is not set in the checkpoint's config; name it with --tokenizer PATH"
+            "there is none beside the checkpoint, and tokenizer_path is not set in its config; "
+            "name it with --tokenizer PATH"
         )
-    if not isinstance(path, str):
+    if not isinstance(path, str | Path):
         raise UserError(f"tokenizer_path={path!r} of the checkpoint must be a string; {OTHER}")
     try:
-        tokenizer = load_tokenizer(path, fetch=asked.tokenizer is not None)
+        tokenizer = load_tokenizer(str(path), fetch=asked.tokenizer is not None)
     except UserError as error:
         raise UserError(f"{error}\n(tokenizer of {checkpoint.files.prefix}; {OTHER})") from None
     if tokenizer.vocab_size > cfg.vocab_size:
