@@ -54,7 +54,9 @@ def save_model(folder: Path, case: str = "llama", **changes: Any) -> Any:
             torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
     # not `model.float()`: rope's frequencies, which are in no file, were rounded in it too
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
 
 def save_tokenizer(folder: Path, text: str, vocab_size: int = 300) -> int:

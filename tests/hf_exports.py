@@ -84,5 +84,6 @@ def exported(folder: Path, cfg: TransformerConfig, *flags: object) -> tuple[Tran
 
 def loaded(folder: Path, **options: Any) -> Any:
     with quietly():
-        model = AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32} | options)
+        options = {"dtype": torch.float32} | options
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     return model.eval()

@@ -170,7 +170,8 @@ class _Line:
     def _draw(self, text: str) -> None:
         if self._on_terminal:
             with contextlib.suppress(OSError):
-                print(text, end="", file=sys.stderr, flush=True)
+                sys.stderr.write(text)  # its parts are printable, the rest is CLEAR
+                sys.stderr.flush()
 
 
 def main() -> None:

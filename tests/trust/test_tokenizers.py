@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import http.server
 import json
 import os
@@ -78,10 +79,13 @@ def test_no_call_in_the_project_leaves_the_question_open():
     asking = []
     for part in ("light_llm", "light_jax", "conversion", "benchmarks", "tests"):
         for path in (ROOT / part).rglob("*.py"):
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                loads = ".from_pretrained(" in line and "trust_remote_code=False" not in line
-                if (loads or "trust_remote_code=" + "True" in line) and path != Path(__file__):
-                    asking.append(f"{path}:{number}")
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                    ".from_pretrained"
+                ):
+                    given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    if given.get("trust_remote_code") != "False":
+                        asking.append(f"{path}:{node.lineno}")
     assert asking == []
 
 
@@ -294,9 +298,11 @@ def test_a_checkpoint_that_names_a_hub_tokenizer_makes_no_connection(tmp_path, h
     endpoint, asked = hub
     (tmp_path / "x.config.json").write_text("{}")
     code = (
-        "import sys; from light_llm.cli.run import _tokenizer\n"
+        "from light_llm.checkpoint.layout import Checkpoint, locate\n"
+        "from light_llm.cli.run import _tokenizer\n"
         "from light_llm.models.transformer import TransformerConfig\n"
-        "try: _tokenizer('x', 'someone/evil', None, TransformerConfig())\n"
+        "found = Checkpoint(locate('x'), {'tokenizer_path': 'someone/evil'}, None)\n"
+        "try: _tokenizer(found, None, TransformerConfig())\n"
         "except Exception as error: print(error)"
     )
     done = subprocess.run(

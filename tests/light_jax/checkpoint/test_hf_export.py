@@ -25,7 +25,7 @@ def test_best_and_final_are_folders_for_transformers(tmp_path):
     for tag in ("best", "final"):
         ours, theirs = (
             load_transformer(out / tag),
-            AutoModelForCausalLM.from_pretrained(out / "hf" / tag),
+            AutoModelForCausalLM.from_pretrained(out / "hf" / tag, trust_remote_code=False),
         )
         assert type(theirs).__name__ == "LlamaForCausalLM"
         tokens = torch.arange(12).reshape(1, 12)

@@ -149,7 +149,7 @@ def test_a_character_tokenizer_is_converted(tmp_path, known):
 
 def assert_same_ids(folder: Path, ours) -> None:
     with quietly():
-        theirs = AutoTokenizer.from_pretrained(folder)
+        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for text in ("a cab\nin <|endoftext|>", "Grüße, 世界! 👩‍👩‍👧 \ufffd", "  x\t\r\n "):
         ids = ours.encode(text)
         assert theirs.encode(text) == ids

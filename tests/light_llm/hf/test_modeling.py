@@ -122,7 +122,10 @@ def test_a_model_that_was_saved_is_loaded_as_it_was(tmp_path, tied):
     ids = tokens_for(model.model.cfg, 2, LONG)
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert (again.model.lm_head.weight is again.model.tok_emb.weight) == tied
-    assert AutoConfig.from_pretrained(tmp_path).transformer == model.config.transformer
+    assert (
+        AutoConfig.from_pretrained(tmp_path, trust_remote_code=False).transformer
+        == model.config.transformer
+    )
     again.resize_token_embeddings(model.model.cfg.vocab_size + 9, mean_resizing=False)
     again.save_pretrained(tmp_path / "larger")
     larger = loaded(tmp_path / "larger")
