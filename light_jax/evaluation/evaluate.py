@@ -14,6 +14,7 @@ from light_jax.data import TokenStream, validation_batches
 from light_jax.evaluation.plan import Plan, make_plan
 from light_jax.evaluation.report import Report, Score
 from light_jax.parallel.cluster import one_of_several
+from light_llm.checkpoint.loading import import_torch
 from light_llm.errors import UserError
 from light_llm.lazy import importing
 
@@ -93,14 +94,7 @@ def evaluate(
 
 def _on_torch(make: Callable[[], Plan]) -> Model:
     plan = make()
-    try:
-        with importing():
-            import torch  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
-            "--backend jax"
-        ) from None
+    import_torch()
     from light_jax.evaluation.on_torch import OnTorch
 
     return OnTorch(plan)

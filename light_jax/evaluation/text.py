@@ -9,8 +9,10 @@ import numpy as np
 
 from light_jax.data import TokenStream
 from light_jax.evaluation.plan import Plan
+from light_llm.checkpoint.layout import read_checkpoint
+from light_llm.checkpoint.tokenizer import beside
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import TOKENIZER, tokenizer_beside
+from light_llm.preprocess.manifest import tokenizer_beside
 from light_llm.tokenizer import UNKNOWN_CHAR, CharTokenizer, Tokenizer, load_tokenizer
 
 LONGEST = 2**16
@@ -42,8 +44,7 @@ def find_tokenizer(plan: Plan, shards: Path) -> tuple[Tokenizer, str]:
     Raises:
         UserError: there is none that fits the model, with the reason of each.
     """
-    beside = plan.prefix.parent / TOKENIZER
-    places = [beside if beside.is_dir() else None, plan.cfg.tokenizer_path]
+    places = [beside(read_checkpoint(plan.prefix)), plan.cfg.tokenizer_path]
     reasons = []
     for place in (*places, tokenizer_beside(shards)):
         if not place:

@@ -184,7 +184,7 @@ def missing(prefix: str | Path) -> UserError:
     elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
     elif Path(prefix).is_file():
-        kind = foreign_weights(Path(prefix))
+        kind = given.foreign_weights(Path(prefix))
         remedy = f"it is {kind or f'a file that does not end in {WEIGHTS}'}"
     elif not directory.is_dir():
         remedy = f"there is no folder {directory}"
@@ -193,25 +193,6 @@ def missing(prefix: str | Path) -> UserError:
     else:
         remedy = f"{directory} holds no checkpoint"
     return UserError(f"{prefix}: there is no checkpoint {tag!r} ({remedy})")
-
-
-_MAGIC = {
-    b"PK\x03\x04": "a file of torch.save, a pickle inside a zip",
-    b"\x80": "a pickle",
-    b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file",
-}
-
-
-def foreign_weights(path: Path) -> str | None:
-    """The format of a foreign weights file, and what to do: the end of a sentence."""
-    with given.open_regular(path) as file:
-        head = file.read(8)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    return kind and (
-        f"{kind}, which is not opened here, since a pickle can run code; write its tensors "
-        f"to a {WEIGHTS} with safetensors.torch.save_file where it came from"
-    )
 
 
 def read_checkpoint(prefix: str | Path) -> Checkpoint:

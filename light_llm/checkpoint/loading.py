@@ -18,6 +18,7 @@ from light_llm.checkpoint.layout import (
 from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.lazy import importing
 from light_llm.models.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:
@@ -34,6 +35,22 @@ class Weights(NamedTuple):
     tensors: dict[str, Any]
     config: TransformerConfig
     path: Path
+
+
+def import_torch() -> None:
+    """Import what `--backend torch` needs, in one go.
+
+    Raises:
+        UserError: PyTorch is not installed.
+    """
+    try:
+        with importing():
+            import torch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
+            "--backend jax"
+        ) from None
 
 
 def check_layers(tensors: int, cfg: TransformerConfig, source: str | Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 from conversion.families import hf_key, our_key
 from conversion.mapping import TIED_KEY
 from light_llm.checkpoint.folder import CONFIG_JSON, folder_config, weight_files
-from light_llm.checkpoint.layout import foreign_weights
 from light_llm.errors import UserError
 from light_llm.files import given
 
@@ -90,7 +89,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             }
     except UserError as error:
         reason = str(error)
-        if (kind := foreign_weights(path)) is not None:
+        if (kind := given.foreign_weights(path)) is not None:
             reason = f"it is {kind}"
         raise UserError(f"{path}: not a whole safetensors file: {reason}") from None
     for key, tensor in tensors.items():

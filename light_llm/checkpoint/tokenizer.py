@@ -65,6 +65,15 @@ def find_tokenizer(checkpoint: Checkpoint) -> Found | None:
         raise UserError(f"{error}\n(tokenizer_path of {checkpoint.files.prefix})") from None
 
 
+def chosen_tokenizer(checkpoint: Checkpoint, path: str | None) -> Found | None:
+    """The tokenizer of `path`, downloaded if it is a hub name; without one, `find_tokenizer`'s.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return find_tokenizer(checkpoint) if path is None else Found(load_tokenizer(path), path)
+
+
 def check_vocabulary(found: Found, cfg: TransformerConfig, remedy: str) -> None:
     """
     Raises:

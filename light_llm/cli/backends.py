@@ -33,16 +33,11 @@ class Generate(Protocol):
 
 
 def _torch(checkpoint: str, device: str | None, dtype: str) -> Generate:
-    try:
-        with importing():
-            import torch
-    except ImportError:
-        raise UserError(
-            "--backend=torch needs PyTorch; pip install 'light-llm-jax[torch]', or use "
-            "--backend jax"
-        ) from None
+    from light_llm.checkpoint.loading import import_torch, load_transformer
 
-    from light_llm.checkpoint.loading import load_transformer
+    import_torch()
+    import torch
+
     from light_llm.generate import generate_batch
 
     chosen = str(_torch_device(device))

@@ -184,24 +184,20 @@ def _tokenizer(checkpoint: Checkpoint, path: str | None, cfg: TransformerConfig)
     Raises:
         UserError: there is none, it cannot be loaded, or it has more ids than the model.
     """
-    from light_llm.checkpoint.tokenizer import Found, check_vocabulary, find_tokenizer
-    from light_llm.tokenizer import load_tokenizer
+    from light_llm.checkpoint.tokenizer import check_vocabulary, chosen_tokenizer
 
     if path == "":
         raise UserError("--tokenizer is empty; name a folder, a file or a Hugging Face tokenizer")
-    if path is not None:
-        found = Found(load_tokenizer(path), path)
-    else:
-        other = "--tokenizer PATH names another"
-        try:
-            beside = find_tokenizer(checkpoint)
-        except UserError as error:
-            raise UserError(f"{error}; {other}") from None
-        if beside is None:
-            raise UserError(
-                f"{checkpoint.files.prefix}: no tokenizer lies beside it, and tokenizer_path is "
-                "not set in the checkpoint's config; name its tokenizer with --tokenizer PATH"
-            )
-        found = beside
+    try:
+        found = chosen_tokenizer(checkpoint, path)
+    except UserError as error:
+        if path is not None:
+            raise
+        raise UserError(f"{error}; --tokenizer PATH names another") from None
+    if found is None:
+        raise UserError(
+            f"{checkpoint.files.prefix}: no tokenizer lies beside it, and tokenizer_path is "
+            "not set in the checkpoint's config; name its tokenizer with --tokenizer PATH"
+        )
     check_vocabulary(found, cfg, "name the tokenizer of its training data with --tokenizer")
     return found.tokenizer

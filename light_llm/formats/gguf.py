@@ -19,7 +19,7 @@ from light_llm.checkpoint.layout import (
     verify,
 )
 from light_llm.checkpoint.tensors import read_header
-from light_llm.checkpoint.tokenizer import beside
+from light_llm.checkpoint.tokenizer import chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.files import disk, given
 from light_llm.formats.gguf_model import (
@@ -55,8 +55,7 @@ def write_gguf(
     Args:
         prefix: DIR/TAG.
         dtype: of the matrices: float16, float32 or q8_0. Norms and biases stay float32.
-        tokenizer: a file, a folder or a name of the hub; the checkpoint's tokenizer_path by
-            default.
+        tokenizer: a file, a folder or a name of the hub; the checkpoint's by default.
         with_tokenizer: False writes none. llama.cpp then takes ids only.
         overwrite: replace a file that is there.
 
@@ -88,24 +87,13 @@ def write_gguf(
 def _vocabulary(
     found: Checkpoint, cfg: TransformerConfig, tokenizer: str | Path | None
 ) -> Vocabulary:
-    from light_llm.tokenizer import load_tokenizer
-
-    path = tokenizer or beside(found) or found.snapshot.get("tokenizer_path")
-    path = str(path) if isinstance(path, Path) else path
-    if not path or not isinstance(path, str):
+    chosen = chosen_tokenizer(found, None if tokenizer is None else str(tokenizer))
+    if chosen is None:
         raise UserError(
-            f"{found.files.config}: tokenizer_path={path!r} names no tokenizer; name it with "
-            "--tokenizer PATH, or write none with --no-tokenizer"
+            f"{found.files.prefix}: no tokenizer lies beside it, and tokenizer_path is not set in "
+            "its config; name it with --tokenizer PATH, or write none with --no-tokenizer"
         )
-    try:
-        loaded = load_tokenizer(path, fetch=tokenizer is not None)
-    except UserError as error:
-        if tokenizer is not None:
-            raise
-        raise UserError(
-            f"{error}\n(tokenizer_path of {found.files.config}; --tokenizer PATH names another)"
-        ) from None
-    return vocabulary(loaded, cfg.vocab_size, path)
+    return vocabulary(chosen.tokenizer, cfg.vocab_size, chosen.path)
 
 
 def _write(

@@ -22,7 +22,7 @@ from light_llm.checkpoint.layout import (
     steadily,
     verify,
 )
-from light_llm.checkpoint.tokenizer import beside
+from light_llm.checkpoint.tokenizer import check_vocabulary, chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.hf.card import card, figures
 from light_llm.hf.check import compare, quietly
@@ -38,9 +38,9 @@ from light_llm.hf.tokenizer import (
     of_characters,
     write_tokenizer,
 )
-from light_llm.hf.weights import parse_size, write_weights
+from light_llm.hf.weights import Written, parse_size, write_weights
 from light_llm.models.transformer.config import TransformerConfig
-from light_llm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from light_llm.tokenizer import CharTokenizer, Tokenizer
 
 DTYPES = {
     "float32": torch.float32,
@@ -138,20 +138,7 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     config |= {"torch_dtype": asked.dtype, "transformers_version": transformers.__version__}
     if family is None:
         write_code(folder)
-    lines = [
-        f"{class_name}, {written.parameters:,} parameters, {asked.dtype}, "
-        f"{written.size / 1e6:,.1f} MB in {written.files} file{'s' * (written.files != 1)}"
-    ]
-    if reason:
-        lines.append(
-            f"this class comes with light-llm-jax, since of those in transformers {reason}; load "
-            "the folder after `import light_llm.hf`, or with trust_remote_code=True"
-        )
-    if as_llama:
-        lines.append(
-            "it is a Llama with a bias of 0 after attention, and not a Qwen2: beside that, "
-            "transformers would cut texts by Qwen's rules and not by this tokenizer's"
-        )
+    lines = _about(class_name, written, asked.dtype, reason, as_llama=as_llama)
     ids = SpecialIds()
     with quietly():
         if tokenizer is None:
@@ -184,6 +171,27 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     return lines
 
 
+def _about(
+    class_name: str, written: Written, dtype: str, reason: str | None, *, as_llama: bool
+) -> list[str]:
+    """The lines that say which class the folder has, and why."""
+    lines = [
+        f"{class_name}, {written.parameters:,} parameters, {dtype}, "
+        f"{written.size / 1e6:,.1f} MB in {written.files} file{'s' * (written.files != 1)}"
+    ]
+    if reason:
+        lines.append(
+            f"this class comes with light-llm-jax, since of those in transformers {reason}; load "
+            "the folder after `import light_llm.hf`, or with trust_remote_code=True"
+        )
+    if as_llama:
+        lines.append(
+            "it is a Llama with a bias of 0 after attention, and not a Qwen2: beside that, "
+            "transformers would cut texts by Qwen's rules and not by this tokenizer's"
+        )
+    return lines
+
+
 def _with_all_biases(cfg: TransformerConfig) -> TransformerConfig:
     attention = cfg.attention.model_copy(update={"bias": True})
     return cfg.model_copy(update={"attention": attention})
@@ -212,31 +220,24 @@ def _tokenizer(
     Raises:
         UserError: it cannot be loaded, or has more ids than the model.
     """
-    path = asked.tokenizer or beside(checkpoint) or checkpoint.snapshot.get("tokenizer_path")
     if not asked.with_tokenizer:
         return None, "--no-tokenizer"
-    if not path:
+    try:
+        found = chosen_tokenizer(checkpoint, asked.tokenizer)
+    except UserError as error:
+        raise UserError(f"{error}\n({OTHER})") from None
+    if found is None:
         return None, (
             "there is none beside the checkpoint, and tokenizer_path is not set in its config; "
             "name it with --tokenizer PATH"
         )
-    if not isinstance(path, str | Path):
-        raise UserError(f"tokenizer_path={path!r} of the checkpoint must be a string; {OTHER}")
-    try:
-        tokenizer = load_tokenizer(str(path), fetch=asked.tokenizer is not None)
-    except UserError as error:
-        raise UserError(f"{error}\n(tokenizer of {checkpoint.files.prefix}; {OTHER})") from None
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, more than the model's "
-            f"vocab_size={cfg.vocab_size}; {OTHER}"
-        )
-    if isinstance(tokenizer, CharTokenizer):
+    check_vocabulary(found, cfg, OTHER)
+    if isinstance(found.tokenizer, CharTokenizer):
         try:
-            of_characters(tokenizer)
+            of_characters(found.tokenizer)
         except UserError as error:
             return None, str(error)
-    return tokenizer, ""
+    return found.tokenizer, ""
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
