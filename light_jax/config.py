@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from light_jax.othernames import OTHER_NAMES
 from light_llm.checkpoint.layout import Checkpoint, model_config
-from light_llm.configfile import Config, derived, validate
-from light_llm.configtext import parse_mapping, read_config
+from light_llm.configcheck import validate
+from light_llm.configfile import Config, derived
+from light_llm.configsource import read_source
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
@@ -72,6 +74,9 @@ class Source:
 class TrainingConfig(Config):
     """A run as its config file describes it: data, model, update, devices, checkpoints, reports."""
 
+    path_keys = ("train_data", "val_data", "tokenizer_path", "init_from", "checkpoint_dir")
+    other_names = OTHER_NAMES
+
     train_data: str | list[str]
     val_data: str | list[str] | None = None
     tokenizer_path: str | None = None
@@ -107,6 +112,14 @@ class TrainingConfig(Config):
     def source(self) -> Source:
         """Set by `load_config`; empty where the config came from elsewhere."""
         return self._source
+
+    @field_validator("train_data", "val_data", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        texts = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(text, str) for text in texts):
+            raise ValueError("must be the path of shards, or a list of such paths")
+        return value
 
     @field_validator("train_data", "val_data")
     @classmethod
@@ -200,7 +213,11 @@ def config_of(checkpoint: Checkpoint) -> TrainingConfig:
 
 
 def load_config(path: str | Path) -> TrainingConfig:
-    """Read a config file, or a checkpoint's config.json (whose key `checkpoint` is set apart).
+    """Read a config file with what it extends, or a checkpoint's config.json (whose key
+    `checkpoint` is set apart).
+
+    `~` and environment variables are replaced in its paths, except in those of a checkpoint's
+    config.json, which has them replaced.
 
     A `model.vocab_size` that the file leaves out is the size of the tokenizer that the training
     shards were written with, if a manifest beside them says it, and else the default. It is looked
@@ -209,14 +226,11 @@ def load_config(path: str | Path) -> TrainingConfig:
     Raises:
         UserError: unreadable file, unknown key or illegal value, every problem on its own line.
     """
-    text = read_config(path)
-    data = parse_mapping(text, path)
-    if str(path).endswith(".json"):
-        data.pop("checkpoint", None)
-    cfg = validate(TrainingConfig, data, path)
+    source = read_source(path, set_apart="checkpoint")
+    cfg = validate(TrainingConfig, source.data, source, expand=not source.snapshot)
     if "vocab_size" not in cfg.model.model_fields_set:
         from light_llm.preprocess.manifest import vocabulary_of  # its imports are heavy
 
         cfg = cfg.with_vocabulary(vocabulary_of(cfg.train_data))
-    cfg._source = Source(text.encode())
+    cfg._source = Source(source.text.encode())
     return cfg

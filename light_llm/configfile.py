@@ -8,23 +8,21 @@ files (`configtext`) leaves every number a string, so `lr: 3e-4` is a float, `nu
 from __future__ import annotations
 
 import difflib
-import re
 import typing
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
-from light_llm.errors import IllegalConfig
+from light_llm.files import userpath
 
 
 def derived() -> Any:
@@ -41,13 +39,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    path_keys: ClassVar[tuple[str, ...]] = ()
+    """The fields that hold paths of the user's: one, or several."""
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """What other programs call a key -> its dotted name here, and a remark."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             unknown = [str(key) for key in data if key not in cls.model_fields]
             if unknown:
-                raise ValueError("; ".join(cls._unknown_key(key) for key in unknown))
+                raise ValueError("; ".join(unknown_key(cls, "", key)[0] for key in unknown))
         return data
 
     @model_validator(mode="before")
@@ -69,19 +72,13 @@ class Config(BaseModel):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    @field_validator("*")
     @classmethod
-    def _unknown_key(cls, key: str) -> str:
-        sections = {
-            name: field.annotation
-            for name, field in cls.model_fields.items()
-            if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
-        }
-        for section, inner in sections.items():
-            if key in inner.model_fields:
-                return f"{key} is not a key here; it belongs in the section {section!r}"
-        near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(cls.model_fields)}"
-        return f"{key} is not a known key; {hint}"
+    def _expand_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        """`~` and `$NAME` in what a user wrote; what a program wrote down is a path as it is."""
+        if info.field_name in cls.path_keys and info.context and info.context.get("expand"):
+            return _expanded(value)
+        return value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -90,7 +87,8 @@ class Config(BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         wanted, names = _scalar_types(annotation), _names(annotation)
         if isinstance(value, bool) and wanted and bool not in wanted:
-            raise ValueError("must be a value, not true or false")
+            texts = str in wanted and not wanted & {int, float}
+            raise ValueError(f"must be a {'text' if texts else 'value'}, not true or false{SWITCH}")
         if bool in wanted and not (value is None or isinstance(value, bool) or value in names):
             raise ValueError(" or ".join(["must be true, false", *names]) if names else BOOL)
         if int in wanted:
@@ -101,6 +99,66 @@ class Config(BaseModel):
 
 
 BOOL = "must be true or false"
+SWITCH = " (which yes, no, on and off are in YAML: put such a text in quotes)"
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    return value if value is None else type(value)(userpath.expanded(str(value)))
+
+
+def section_in(annotation: Any) -> type[Config] | None:
+    """The section that a field of this annotation holds, or may hold; None if it is no section."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    found = (section_in(part) for part in typing.get_args(annotation))
+    return next((section for section in found if section is not None), None)
+
+
+def keys_of(config_class: type[Config], at: str = "") -> dict[str, FieldInfo]:
+    """Every key of a config by its dotted name, sections too, in the order of the classes."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in config_class.model_fields.items():
+        found[f"{at}{name}"] = field
+        if (section := section_in(field.annotation)) is not None:
+            found |= keys_of(section, f"{at}{name}.")
+    return found
+
+
+def known_as(config_class: type[Config], name: str) -> str | None:
+    """The dotted key that a name stands for, with a remark: as other programs call it, or without
+    the sections that it is in. None if there is no such key."""
+    plain = name.lower().replace("-", "_")
+    keys = keys_of(config_class)
+    if plain in keys:
+        return plain
+    if plain in config_class.other_names:
+        return config_class.other_names[plain]
+    same = sorted((k for k in keys if k.endswith(f".{plain}")), key=lambda k: k.count("."))
+    return same[0] if same else None
+
+
+def unknown_key(config_class: type[Config], at: str, key: str) -> tuple[str, str | None]:
+    """(what to write in the place of an unknown key, the key that was meant).
+
+    Args:
+        config_class: of the whole config.
+        at: the section that the key stands in, as `optimizer.`, or "".
+    """
+    other = config_class.other_names.get(key.lower().replace("-", "_"))
+    if other is not None:
+        return f"{at}{key} is not a known key; here it is {other}", other.split()[0]
+    meant = known_as(config_class, key)
+    if meant is not None and meant.rpartition(".")[2] == key:
+        section = meant.rpartition(".")[0]
+        place = f"in the section {section!r}" if section else "at the top, in no section"
+        return f"{at}{key} is not a key here; it belongs {place}", meant
+    here = [name[len(at) :] for name in keys_of(config_class) if name.startswith(at)]
+    here = [name for name in here if "." not in name]
+    near = difflib.get_close_matches(key, here, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(here)}"
+    return f"{at}{key} is not a known key; {hint}", f"{at}{near[0]}" if near else None
 
 
 def _names(annotation: Any) -> list[str]:
@@ -134,97 +192,3 @@ def _to_int(value: Any) -> Any:
             return value
         return int(number) if number.is_integer() else value
     return value
-
-
-def explain(error: ValidationError) -> list[str]:
-    """Each problem of a pydantic error as one line: `section.field=value rule`."""
-    return [_explain_one(problem) for problem in error.errors()]
-
-
-def _explain_one(problem: Mapping[str, Any]) -> str:
-    # a part in brackets names the kind of a value that may be of several
-    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("("))
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    value = problem["input"]
-    if problem["type"] == "missing":
-        return f"{where} is required and not set"
-    if isinstance(value, Mapping | BaseModel) and problem["type"] == "value_error":
-        # a rule between fields names them itself
-        return f"{where}.{message}" if where else message
-    kind = problem["type"]
-    if kind == "literal_error":
-        message = f"must be {problem['ctx']['expected']}"
-    elif kind.startswith("model_"):
-        message = "must be a section with its own keys, or left out"
-    elif kind.startswith("int_"):
-        message = "must be a whole number"
-    elif kind.startswith("float_"):
-        message = "must be a number"
-    elif not message.startswith("must"):
-        message = message.removeprefix("Input ").replace("should be", "must be")
-    return f"{where}={_shown(value)} {message}"
-
-
-def _shown(value: Any) -> str:
-    """As it stands in the file: numbers come as strings (see above) and are shown bare."""
-    try:
-        return str(value) if isinstance(value, str) and float(value) is not None else repr(value)
-    except ValueError:
-        return repr(value)
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def validate(config_class: type[ConfigT], data: Mapping[str, Any], source: str | Path) -> ConfigT:
-    """`data` as a `config_class`.
-
-    Raises:
-        IllegalConfig: every problem on its own line, after `source`.
-    """
-    try:
-        return config_class.model_validate(data)
-    except ValidationError as error:
-        problems = explain(error)
-    known, unknown = _known_part(config_class, data)
-    if unknown:  # they keep the rest of their section from being looked at
-        problems = unknown
-        try:
-            config_class.model_validate(known)
-        except ValidationError as error:
-            problems += explain(error)
-    raise IllegalConfig(source, [(key_of(config_class, problem), problem) for problem in problems])
-
-
-def _known_part(
-    config_class: type[Config], data: Mapping[str, Any], section: str = ""
-) -> tuple[dict[str, Any], list[str]]:
-    """`data` without the keys that its sections do not have, and what is wrong with those."""
-    known: dict[str, Any] = {}
-    unknown: list[str] = []
-    for key, value in data.items():
-        field = config_class.model_fields.get(key)
-        kind: Any = None if field is None else field.annotation
-        if field is None:
-            unknown.append(section + config_class._unknown_key(str(key)))
-        elif isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
-            known[key], inner = _known_part(kind, value, f"{section}{key}.")
-            unknown += inner
-        else:
-            known[key] = value
-    return known, unknown
-
-
-def key_of(config_class: type[Config], problem: str) -> str:
-    """The key that a line of `explain` begins with, without what pydantic adds (`train_data.str`);
-    "" if it begins with none."""
-    found = re.match(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", problem)
-    parts = found[0].split(".") if found else []
-    section: type[Config] = config_class
-    for place, part in enumerate(parts):
-        field = section.model_fields.get(part)
-        kind = None if field is None else field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Config)):
-            return ".".join(parts[: place + 1])
-        section = kind
-    return ".".join(parts)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from light_llm.errors import UserError, one_line
-from light_llm.files import given
+from light_llm.files import given, userpath
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,6 +66,38 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads as the same: a text that looks like a number needs no quotes."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump(data: Any, *, flow: bool = False) -> str:
+    """YAML that `parse_mapping` reads as `data`, but for its numbers, which it reads as text."""
+    return yaml.dump(
+        _numbers_as_text(data),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=flow,
+        width=2**31 if flow else 100,
+    )
+
+
+def _numbers_as_text(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _numbers_as_text(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_numbers_as_text(value) for value in data]
+    return data if data is None or isinstance(data, bool) else str(data)
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The nodes of a YAML text, which know where they stand in it."""
+    return yaml.compose(text, Loader=_Loader)  # type: ignore[arg-type]
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
@@ -74,22 +106,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a .yaml, .yml or .json file that holds one mapping.
-
-    Raises:
-        UserError: as `read_config` and `parse_mapping`.
-    """
-    return parse_mapping(read_config(path), path)
-
-
 def read_config(path: str | Path) -> str:
     """The text of a .yaml, .yml or .json file.
 
     Raises:
         UserError: missing or unreadable file, or another ending.
     """
-    path = Path(path)
+    try:
+        path = Path(userpath.with_home(str(path)))
+    except ValueError as error:
+        raise UserError(f"{path}: the path {error}") from None
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"{path}: a config file must end in .yaml, .yml or .json")
     if not os.path.lexists(path):
@@ -103,7 +129,7 @@ def parse_mapping(text: str, path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: broken syntax (with the line), duplicate keys, or the top is not a mapping.
     """
-    path = Path(path)
+    path, text = Path(path), text.removeprefix("\ufeff")
     try:
         if path.suffix == ".json":
             # numbers stay text here too, so that both formats coerce alike

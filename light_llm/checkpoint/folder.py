@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.families import our_config
-from light_llm.configfile import validate
+from light_llm.configcheck import validate
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig

@@ -22,7 +22,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import Field
 
 from light_llm.checkpoint.folder import CONFIG_JSON, folder_snapshot, is_model_folder
-from light_llm.configfile import Config, validate
+from light_llm.configcheck import validate
+from light_llm.configfile import Config
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig

@@ -6,13 +6,15 @@ import inspect
 import signal
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from light_llm.cli import runner
-from light_llm.configfile import validate
-from light_llm.configtext import read_mapping
+from light_llm.configcheck import validate
+from light_llm.configsource import ConfigSource, read_source
 from light_llm.preprocess.config import (
     DEFAULT_MIN_FREQUENCY,
     DEFAULT_TRAIN_CHARACTERS,
@@ -80,9 +82,17 @@ def llm_preprocess(config: str | None, version: bool, **flags: Any) -> None:
     from light_llm.preprocess.pipeline import preprocess
 
     set_flags = {name: value for name, value in flags.items() if value is not None}
-    given = {} if config is None else read_mapping(config)
-    source = "flags" if config is None else f"{config} and flags" if set_flags else config
-    print_summary(preprocess(validate(PreprocessConfig, given | set_flags, source)))
+    source = _with_flags(ConfigSource(Path("flags"), {}, "", {}), set_flags)
+    if config is not None:
+        source = read_source(config)
+        if set_flags:
+            named = replace(source, path=Path(f"{config} and flags"))
+            source = _with_flags(named, set_flags)
+    print_summary(preprocess(validate(PreprocessConfig, source.data, source, expand=True)))
+
+
+def _with_flags(source: ConfigSource, flags: dict[str, Any]) -> ConfigSource:
+    return replace(source, data=source.data | flags, own=source.own | flags)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from light_llm.configfile import validate
+from light_llm.configcheck import validate
 from light_llm.models.transformer.config import TransformerConfig
 
 MODEL_TYPE = "light_llm"

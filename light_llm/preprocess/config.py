@@ -25,6 +25,15 @@ _RESERVED = ("train", "val", "tokenizer")
 class PreprocessConfig(Config):
     """Text in, shards out. The flags of llm-preprocess are these fields, with dashes."""
 
+    path_keys = (
+        "input",
+        "hf_dataset",
+        "output",
+        "adapter_module",
+        "tokenizer_path",
+        "save_tokenizer",
+    )
+
     input: tuple[str, ...] = ()
     hf_dataset: str | None = None
     """A Hugging Face dataset instead of `input`: its name on the hub, or a folder like one."""

@@ -16,8 +16,8 @@ import tokenizers
 import yaml
 
 from light_llm.cli.preprocess import llm_preprocess, main
-from light_llm.configfile import validate
-from light_llm.configtext import read_mapping
+from light_llm.configcheck import validate
+from light_llm.configsource import read_mapping
 from light_llm.preprocess import PreprocessConfig, part
 from light_llm.preprocess.config import (
     DEFAULT_MIN_FREQUENCY,
