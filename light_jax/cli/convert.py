@@ -21,7 +21,12 @@ app.add_typer(
     state, name="state", help="The optimizer state of a checkpoint, between PyTorch and JAX."
 )
 
-Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="checkpoints/my-run/step0005000")]
+Prefix = Annotated[
+    str,
+    typer.Argument(
+        metavar="PREFIX", help="checkpoints/my-run/step0005000", callback=runner.user_path
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")]
 
 
@@ -51,7 +56,12 @@ def export_state(prefix: Prefix) -> None:
 @app.command("hf")
 def export_to_transformers(
     prefix: Prefix,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder, or an earlier export.")],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="A new folder, or an earlier export.", callback=runner.user_path
+        ),
+    ],
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16, of the weights.")
     ] = "float32",
@@ -63,7 +73,11 @@ def export_to_transformers(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+        typer.Option(
+            metavar="PATH",
+            help="Instead of the tokenizer_path of the checkpoint.",
+            callback=runner.user_path,
+        ),
     ] = None,
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write the model alone.")
@@ -95,10 +109,20 @@ def export_to_transformers(
 @app.command("from-hf")
 def import_hf(
     source: Annotated[
-        str, typer.Argument(metavar="DIR_OR_NAME", help="A folder, or HuggingFaceTB/SmolLM2-135M.")
+        str,
+        typer.Argument(
+            metavar="DIR_OR_NAME",
+            help="A folder, or HuggingFaceTB/SmolLM2-135M.",
+            callback=runner.user_path,
+        ),
     ],
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="Writes OUT.safetensors and OUT.config.json.")
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="Writes OUT.safetensors and OUT.config.json.",
+            callback=runner.user_path,
+        ),
     ],
 ) -> None:
     """Take a Llama, Mistral, Qwen2 or Qwen3 model of Hugging Face, with its tokenizer."""
@@ -111,13 +135,17 @@ def import_hf(
 @app.command("gguf")
 def write_gguf(
     prefix: Prefix,
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", callback=runner.user_path)],
     dtype: Annotated[
         str, typer.Option(help="float32, float16 or q8_0 (8 bits), of the matrices.")
     ] = "float16",
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+        typer.Option(
+            metavar="PATH",
+            help="Instead of the tokenizer_path of the checkpoint.",
+            callback=runner.user_path,
+        ),
     ] = None,
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write none: llama.cpp then takes ids only.")
@@ -136,7 +164,7 @@ def write_gguf(
 @app.command("onnx")
 def write_onnx(
     prefix: Prefix,
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", callback=runner.user_path)],
     overwrite: Overwrite = False,
 ) -> None:
     """Write a checkpoint for onnxruntime, and compare the logits."""

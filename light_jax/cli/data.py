@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 app = runner.new_app()
 
 PATH = Annotated[
-    list[str], typer.Argument(metavar="PATH...", help="Folders, files or globs, as in train_data.")
+    list[str],
+    typer.Argument(
+        metavar="PATH...",
+        help="Folders, files or globs, as in train_data.",
+        callback=runner.user_path,
+    ),
 ]
 TOKENIZER = Annotated[
     str | None,
@@ -27,6 +32,7 @@ TOKENIZER = Annotated[
         "--tokenizer",
         metavar="PATH",
         help="Folder, file or Hugging Face name.  [default: `tokenizer` beside the shards]",
+        callback=runner.user_path,
     ),
 ]
 
@@ -49,7 +55,12 @@ def stats(
     tokenizer: TOKENIZER = None,
     top: Annotated[int, typer.Option(min=0, help="How many of the most common tokens.")] = 20,
     png: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where the picture goes; it is replaced.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Where the picture goes; it is replaced.",
+            callback=runner.user_path,
+        ),
     ] = Path("data-stats.png"),
     no_png: Annotated[bool, typer.Option("--no-png", help="Draw nothing.")] = False,
 ) -> None:

@@ -26,15 +26,22 @@ CLEAR = "\r\x1b[K"
 def command(
     prefix: Annotated[
         str,
-        typer.Argument(metavar="PREFIX", help="checkpoints/my-run/best, or the folder of a run."),
+        typer.Argument(
+            metavar="PREFIX",
+            help="checkpoints/my-run/best, or the folder of a run.",
+            callback=runner.user_path,
+        ),
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="PATH", hidden=True)] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", hidden=True, callback=runner.user_path)
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
             "--data",
             metavar="PATH [PATH...]",
             help="Folders, files or globs of shards, as in train_data; one row for each.",
+            callback=runner.user_path,
         ),
     ] = None,
     tasks: Annotated[
@@ -45,7 +52,11 @@ def command(
     ] = None,
     include_path: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="With --tasks: more tasks, YAML that can name code."),
+        typer.Option(
+            metavar="DIR",
+            help="With --tasks: more tasks, YAML that can name code.",
+            callback=runner.user_path,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     backend: Annotated[str, typer.Option(help="jax or torch.")] = "jax",

@@ -30,6 +30,7 @@ def command(
         typer.Argument(
             metavar="PREFIX|CONFIG",
             help="A checkpoint (checkpoints/my-run/best), or with --steps a config file.",
+            callback=runner.user_path,
         ),
     ],
     steps: Annotated[
@@ -53,7 +54,10 @@ def command(
         bool, typer.Option("--all", help="PREFIX: print every stage of every layer.")
     ] = False,
     png: Annotated[
-        Path | None, typer.Option(help=f"CONFIG: where to draw it; {PNG} by default.")
+        Path | None,
+        typer.Option(
+            help=f"CONFIG: where to draw it; {PNG} by default.", callback=runner.user_path
+        ),
     ] = None,
     no_png: Annotated[bool, typer.Option("--no-png", help="CONFIG: do not draw it.")] = False,
     version: Annotated[bool, runner.version_option(devices=True)] = False,

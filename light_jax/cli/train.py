@@ -6,11 +6,13 @@ import contextlib
 import json
 import logging
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from light_jax.cli.misplaced import misplaced
 from light_llm.cli import runner
 from light_llm.errors import UserError
 from light_llm.printing import say, shown
@@ -20,14 +22,27 @@ app = runner.new_app()
 
 @app.command()
 def command(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Config file, .yaml or .json.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG",
+            help="Config file, .yaml or .json; `llm-train init` prints one.",
+            callback=runner.user_path,
+        ),
+    ],
     resume: Annotated[
         str | None,
-        typer.Option(help="Checkpoint prefix (checkpoints/my-run/step0005000), or 'auto'."),
+        typer.Option(
+            help="Checkpoint prefix (checkpoints/my-run/step0005000), or 'auto'.",
+            callback=runner.user_path,
+        ),
     ] = None,
     replay: Annotated[
         Path | None,
-        typer.Option(help="Run the step of a folder nonfinite-stepN once more; train nothing."),
+        typer.Option(
+            help="Run the step of a folder nonfinite-stepN once more; train nothing.",
+            callback=runner.user_path,
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Say whether it would run; train and write nothing.")
@@ -42,9 +57,17 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="With --check: print one JSON object.")
     ] = False,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print CONFIG with every key that it leaves out."),
+    ] = False,
     version: Annotated[bool, runner.version_option(devices=True)] = False,
 ) -> int:
     """Train a language model as CONFIG says. Every hyperparameter is in the file."""
+    if print_config:
+        if check or replay is not None or resume is not None or devices is not None or as_json:
+            raise UserError("--print-config stands alone with CONFIG; leave the other options out")
+        return _print_config(config)
     if check:
         if replay is not None:
             raise UserError("--check and --replay exclude each other; give one of them")
@@ -72,6 +95,15 @@ def command(
     from light_jax.training.replay import replay as run_again
 
     return run_again(config, replay)
+
+
+def _print_config(config: Path) -> int:
+    """Print YAML that is the same config, whatever the file extends or leaves out."""
+    from light_jax.config import load_config
+    from light_llm.configtext import dump
+
+    print(shown(dump(load_config(config).model_dump(mode="json"))), end="")
+    return 0
 
 
 def _check(config: Path, resume: str | None, devices: str | None, as_json: bool) -> int:
@@ -109,6 +141,10 @@ def _speaks() -> bool:
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with traces
+    if sys.argv[1:2] == ["init"]:  # no config file has this name, since it has an ending
+        from light_jax.cli import init
+
+        runner.run("llm-train init", init.app, ended_by=[signal.SIGINT, signal.SIGPIPE])
     # Until training listens for it (Stopper), Ctrl-C just ends the process: a KeyboardInterrupt in
     # the midst of an import or a compilation is lost, or crashes.
-    runner.run("llm-train", app, ended_by=[signal.SIGINT])
+    runner.run("llm-train", app, ended_by=[signal.SIGINT], misplaced=misplaced)

@@ -33,7 +33,11 @@ app = runner.new_app()
 def run(
     checkpoint: Annotated[
         str,
-        typer.Option(metavar="PREFIX", help="As in checkpoints/my-run/best, or a run's folder."),
+        typer.Option(
+            metavar="PREFIX",
+            help="As in checkpoints/my-run/best, or a run's folder.",
+            callback=runner.user_path,
+        ),
     ],
     prompt: Annotated[
         list[str] | None,
@@ -42,7 +46,9 @@ def run(
     prompts_file: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help='A prompt a line; of a .jsonl file, lines of {"prompt": TEXT}.'
+            metavar="FILE",
+            help='A prompt a line; of a .jsonl file, lines of {"prompt": TEXT}.',
+            callback=runner.user_path,
         ),
     ] = None,
     interactive: Annotated[
@@ -77,7 +83,11 @@ def run(
     ] = "float32",
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+        typer.Option(
+            metavar="PATH",
+            help="Instead of the tokenizer_path of the checkpoint.",
+            callback=runner.user_path,
+        ),
     ] = None,
     version: Annotated[bool, runner.version_option()] = False,
 ) -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,10 +23,13 @@ import typer
 
 from light_llm import __version__
 from light_llm.errors import NonFinite, UserError
+from light_llm.files.userpath import with_home
 from light_llm.printing import tell
 
 # The base class of typer's errors for a wrong command line; typer exports only BadParameter.
 UsageError: Any = typer.BadParameter.__bases__[0]
+
+Misplaced = Callable[[str | None, list[str]], str | None]
 
 DEVICES = "import jax; all = jax.devices(); print(len(all), all[0].device_kind)"
 DEVICES_TIMEOUT = 20  # seconds: an accelerator that others hold may never answer
@@ -88,13 +91,17 @@ def run(
     *,
     ended_by: Iterable[signal.Signals] = (),
     unwound_by: Iterable[signal.Signals] = (),
+    misplaced: Misplaced | None = None,
 ) -> NoReturn:
     """Run the command of `app` on sys.argv, and exit.
 
     Args:
+        name: its words beyond the first are subcommands that `app` does not know of.
         ended_by: signals that end the process at once, by the default action. For a command with
             nothing to clean up, or not yet.
         unwound_by: signals that raise `Stopped`, so that `finally` and `with` clean up.
+        misplaced: says what to do instead of a wrong command line, given the option that is not
+            known, if that is the fault, and the arguments.
     """
     for number in ended_by:
         signal.signal(number, signal.SIG_DFL)
@@ -103,18 +110,38 @@ def run(
     warnings.showwarning = _show_warning
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
-    code = _exit_code(name, app)
+    code = _exit_code(name, app, misplaced)
     gc.freeze()  # or the interpreter looks for cycles among a million objects, half a second long
     sys.exit(code)
 
 
-def _exit_code(name: str, app: typer.Typer) -> int:
+def user_path(value: Any) -> Any:
+    """Callback of an argument or option that takes a path, or several: a shell leaves the `~` of
+    `--data=~/x` as it is.
+
+    Raises:
+        UserError: nobody has this home folder.
+    """
+    if isinstance(value, list | tuple):
+        return [user_path(each) for each in value]
+    try:
+        return value if value is None else type(value)(with_home(str(value)))
+    except ValueError as error:
+        raise UserError(f"{value}: the path {error}") from None
+
+
+def _exit_code(name: str, app: typer.Typer, misplaced: Misplaced | None) -> int:
     try:
         code = _invoke(name, app)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is reported here, not when the interpreter ends
         return code
     except UsageError as error:
+        unknown = type(error).__name__ == "NoSuchOption"
+        option = error.option_name if unknown else None
+        instead = misplaced and misplaced(option, _arguments(name))
+        if instead:
+            return _report(name, instead, 2)
         problem = " ".join(error.format_message().split()).rstrip(".")
         command = name if error.ctx is None else error.ctx.command_path
         return _report(name, f"{problem} (see {command} --help)", 2)
@@ -138,10 +165,14 @@ def _invoke(name: str, app: typer.Typer) -> int:
     """What typer's own `main` does, without its exits."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context(name, sys.argv[1:]) as context:
+        with command.make_context(name, _arguments(name)) as context:
             return command.invoke(context) or 0
     except typer.Exit as end:  # of --help and --version
         return end.exit_code
+
+
+def _arguments(name: str) -> list[str]:
+    return sys.argv[len(name.split()) :]
 
 
 def _report(name: str, message: object, code: int) -> int:
