@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from light_llm.configfile import Config, keys_of, section_in, unknown_key
+from light_llm.configfile import Config, is_derived, keys_of, section_in, unknown_key
 from light_llm.configsource import ConfigSource
 from light_llm.errors import IllegalConfig
 
@@ -176,9 +176,8 @@ def _depends(
     for key in keys:
         if any(key == bad or key.startswith(f"{bad}.") for bad in wrong):
             return True
-        derived = not fields[key].is_required() and fields[key].default is None
         section = key.partition(".")[0]
-        if derived and not _is_given(data, key.split(".")):
+        if is_derived(fields[key]) and not _is_given(data, key.split(".")):
             return any(bad.partition(".")[0] == section for bad in wrong)
     return False
 

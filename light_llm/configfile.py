@@ -34,6 +34,13 @@ def derived() -> Any:
     return Field(default=None)
 
 
+def is_derived(field: FieldInfo | None) -> bool:
+    """Whether `derived` made the field."""
+    if field is None or field.is_required() or field.default is not None:
+        return False
+    return type(None) not in typing.get_args(field.annotation)  # else null is a value
+
+
 class Config(BaseModel):
     """Base of all configs: frozen, unknown keys refused, numbers coerced by the field's type."""
 
@@ -57,15 +64,9 @@ class Config(BaseModel):
     @classmethod
     def _null_means_derived(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
-            return {k: v for k, v in data.items() if v is not None or not cls._is_derived(k)}
+            fields = cls.model_fields
+            return {k: v for k, v in data.items() if v is not None or not is_derived(fields.get(k))}
         return data
-
-    @classmethod
-    def _is_derived(cls, key: Any) -> bool:
-        field = cls.model_fields.get(key)
-        if field is None or field.is_required() or field.default is not None:
-            return False
-        return type(None) not in typing.get_args(field.annotation)  # else null is a value
 
     def derive(self, **values: Any) -> None:
         """Set fields. For validators only: afterwards the config is frozen."""
