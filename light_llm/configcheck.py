@@ -120,9 +120,10 @@ def _problem(
     value, kind = error["input"], error["type"]
     if kind == "missing":
         return Problem(f"{key} is required and not set", (key,)), False
-    if isinstance(value, Mapping | BaseModel) and kind == "value_error":
+    keys = keys_of(config_class)
+    whole = not key or section_in(keys[key].annotation) is not None
+    if whole and isinstance(value, Mapping | BaseModel) and kind == "value_error":
         line = f"{key}.{message}" if key else message
-        keys = keys_of(config_class)
         at = f"{key}." if key else ""
         named = [f"{at}{name}" for name in _NAMED.findall(message)]
         named = [name for name in dict.fromkeys(named) if name in keys]
