@@ -75,6 +75,7 @@ class TrainingConfig(Config):
     """A run as its config file describes it: data, model, update, devices, checkpoints, reports."""
 
     path_keys = ("train_data", "val_data", "tokenizer_path", "init_from", "checkpoint_dir")
+    hub_keys = ("tokenizer_path", "init_from")
     other_names = OTHER_NAMES
 
     train_data: str | list[str]

@@ -48,6 +48,8 @@ class Config(BaseModel):
 
     path_keys: ClassVar[tuple[str, ...]] = ()
     """The fields that hold paths of the user's: one, or several."""
+    hub_keys: ClassVar[tuple[str, ...]] = ()
+    """Those of them that may hold the name of something on a hub instead."""
     other_names: ClassVar[Mapping[str, str]] = {}
     """What other programs call a key -> its dotted name here, and a remark."""
 
@@ -78,7 +80,10 @@ class Config(BaseModel):
     def _expand_paths(cls, value: Any, info: ValidationInfo) -> Any:
         """`~` and `$NAME` in what a user wrote; what a program wrote down is a path as it is."""
         if info.field_name in cls.path_keys and info.context and info.context.get("expand"):
-            return _expanded(value)
+            paths = _expanded(value)
+            if info.field_name in cls.hub_keys and paths != value and "$" in str(value):
+                _check_local(str(paths))
+            return paths
         return value
 
     @field_validator("*", mode="before")
@@ -107,6 +112,14 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_expanded, value))
     return value if value is None else type(value)(userpath.expanded(str(value)))
+
+
+def _check_local(path: str) -> None:
+    if not path.startswith(("/", "./", "../")):
+        raise ValueError(
+            "must begin with / or ./ once its variables are replaced: any other name may be asked "
+            "of a hub, which the value of a variable is never sent to"
+        )
 
 
 def section_in(annotation: Any) -> type[Config] | None:

@@ -33,6 +33,7 @@ class PreprocessConfig(Config):
         "tokenizer_path",
         "save_tokenizer",
     )
+    hub_keys = ("hf_dataset", "tokenizer_path")
 
     input: tuple[str, ...] = ()
     hf_dataset: str | None = None

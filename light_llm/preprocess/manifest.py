@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -76,12 +77,15 @@ def write_manifest(
 
 
 def _shareable(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with paths below the working directory relative to it: a manifest is published
-    with its shards, and should not show where this machine keeps its files."""
+    """The options, with paths below the working directory relative to it and those below the home
+    folder with `~`: a manifest is published with its shards, and should not show where this machine
+    keeps its files."""
+    home = os.path.expanduser("~").rstrip("/")
 
     def relative(value: Any) -> Any:
         if isinstance(value, str):
-            return value.removeprefix(f"{Path.cwd()}/") or value
+            value = value.removeprefix(f"{Path.cwd()}/") or value
+            return f"~{value.removeprefix(home)}" if value.startswith(f"{home}/") else value
         return [relative(each) for each in value] if isinstance(value, list) else value
 
     return {key: relative(value) if key in _PATHS else value for key, value in options.items()}

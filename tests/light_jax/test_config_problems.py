@@ -219,3 +219,14 @@ def test_a_variable_that_is_not_set_is_named(home, key):
         f"{key}='$UNSET/x' needs the environment variable UNSET, which is not set; set it, or "
         "write the path out ($$ is a dollar sign)"
     ]
+
+
+@pytest.mark.parametrize("key", TrainingConfig.hub_keys)
+def test_the_value_of_a_variable_is_never_asked_of_a_hub(home, monkeypatch, key):
+    monkeypatch.setenv("SECRET", "hunter2")
+    for value in ("$SECRET", "somebody/${SECRET}"):
+        (line,) = problems(home, **{key: value})
+        assert "must begin with / or ./" in line
+        assert "hunter2" not in line
+    Path("c.yaml").write_text(yaml.safe_dump(TINY | {key: "./$SECRET"}))
+    assert getattr(load_config("c.yaml"), key) == "./hunter2"

@@ -282,3 +282,23 @@ def test_an_output_inside_its_input_does_not_feed_on_itself(
     first = files(tmp_path)
     assert run(*flags).returncode == 0
     assert files(tmp_path) == first
+
+
+def test_a_tilde_and_variables_in_paths(
+    run: Callable, tmp_path: Path, tmp_path_factory, monkeypatch
+):
+    """In the file and in the flags; the manifest shows neither the home nor a folder called ~."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "in").mkdir()
+    (home / "in/a.txt").write_text("the cat sat on the mat. " * 40)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("OUT", str(home / "out"))
+    (tmp_path / "c.yaml").write_text('input: ["~/in"]\noutput: $OUT\n')
+    result = run("c.yaml", "--tokenizer", "char", "--val-fraction", "0", "--save-tokenizer", "~/t")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((home / "out/manifest.json").read_text())
+    assert manifest["options"]["input"] == ["~/in"]
+    assert (home / "t").is_dir()
+    assert not (tmp_path / "~").exists()
+    monkeypatch.delenv("OUT")
+    assert_refused(run("c.yaml"), "output='$OUT' needs the environment variable OUT")
