@@ -132,6 +132,12 @@ def _write(
                 writer.write_tensor_data(factors)
             for array in _arrays(source, tensors, cfg):
                 writer.write_tensor_data(array)
+        except OSError as error:
+            if error.errno is None:  # numpy's, whose text has two numbers alone
+                raise UserError(
+                    f"{out}: the disk took only a part of it ({error}); make room there"
+                ) from None
+            raise
         finally:
             writer.close()
     lines = [f"{out}: {architecture}, {len(tensors)} tensors, {dtype}, {size_of(out)}"]
