@@ -33,7 +33,7 @@ from light_jax.state import HostState, Tag, TrainState
 from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import digests, layout
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -120,7 +120,7 @@ def export_tag(prefix: str | Path) -> list[str]:
 
 def _verified(tag: Tag) -> tuple[Tag, TrainingConfig, TrainState, HostState]:
     """The tag, and what its verified files hold; the state without weights."""
-    layout.verify(tag.checkpoint)
+    digests.verify(tag.checkpoint)
     files = tag.checkpoint.files
     cfg = load_config(files.config)
     host = load_host_state(files.state)
@@ -184,7 +184,7 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
     if record is None:
         return
     try:
-        layout.verify(found, lambda name: name == layout.WEIGHTS)
+        digests.verify(found, lambda name: name == layout.WEIGHTS)
     except UserError as error:
         raise UserError(
             f"{error}\n(if PyTorch wrote these weights after {layout.CONFIG}, take the key "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.layout import (
     WEIGHTS,
     Checkpoint,
@@ -13,7 +14,6 @@ from light_llm.checkpoint.layout import (
     model_config,
     read_checkpoint,
     steadily,
-    verify,
 )
 from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError

@@ -14,14 +14,8 @@ import transformers
 from conversion.families import family_of, hf_config, hf_key
 from conversion.mapping import table
 from light_llm import __version__
-from light_llm.checkpoint.layout import (
-    WEIGHTS,
-    Checkpoint,
-    model_config,
-    read_checkpoint,
-    steadily,
-    verify,
-)
+from light_llm.checkpoint.digests import verify
+from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.tokenizer import check_vocabulary, chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.hf.card import card, figures
@@ -95,10 +89,10 @@ def export(
     check_destination(place)
     if push is not None:
         check_push(push)
-    read_checkpoint(prefix)  # before a folder is made
+    read_own(prefix)  # before a folder is made
     with staged(place) as folder:
         lines = steadily(
-            lambda: read_checkpoint(prefix),
+            lambda: read_own(prefix),
             lambda checkpoint: _write(checkpoint, folder, place.name, asked),
         )
     if push is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from light_llm.checkpoint.layout import digest
+from light_llm.checkpoint.digests import digest
 from light_llm.errors import UserError
 from light_llm.files import disk, given
 
