@@ -63,7 +63,7 @@ def export_to_transformers(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+        typer.Option(metavar="PATH", help="Instead of the checkpoint's own."),
     ] = None,
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write the model alone.")
@@ -117,7 +117,7 @@ def write_gguf(
     ] = "float16",
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+        typer.Option(metavar="PATH", help="Instead of the checkpoint's own."),
     ] = None,
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write none: llama.cpp then takes ids only.")

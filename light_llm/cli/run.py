@@ -77,7 +77,7 @@ def run(
     ] = "float32",
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Instead of the tokenizer_path of the checkpoint."),
+        typer.Option(metavar="PATH", help="Instead of the checkpoint's own."),
     ] = None,
     version: Annotated[bool, runner.version_option()] = False,
 ) -> None:
