@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 
 from light_jax.checkpoint import place, protocol, store
 from light_jax.checkpoint.hf_export import Exports
+from light_jax.checkpoint.host_state import is_mine
 from light_jax.checkpoint.ownership import MARK, STEP_TAG
-from light_jax.checkpoint.state import import_orbax, is_mine, start_saving
+from light_jax.checkpoint.state import import_orbax, start_saving
 from light_jax.checkpoint.tokenizer import keep_tokenizer
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig

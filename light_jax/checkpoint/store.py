@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from light_jax.checkpoint.state import (
-    is_mine,
-    load_arrays,
-    load_host_state,
-    with_arrays,
-)
+from light_jax.checkpoint.host_state import is_mine, load_host_state
+from light_jax.checkpoint.state import load_arrays, with_arrays
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change

@@ -144,12 +144,12 @@ def load_transformer(
     try:
         models[0].load_state_dict(weights.tensors, assign=True)
     except RuntimeError as error:  # a tied head that differs
-        raise _misfit(weights.path, str(error)) from None
+        raise _misfit(weights.path, f" {error}") from None
     return models[0].to(device=device, dtype=dtype or torch.float32).eval()
 
 
 def _misfit(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: the weights do not fit the config: {reason}")
+    return UserError(f"{path}: the weights do not fit the config:{reason}")
 
 
 def _problems(

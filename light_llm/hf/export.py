@@ -139,14 +139,7 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     verify(checkpoint, lambda member: member == WEIGHTS)
     shape = _shape(cfg, tokenizer)
     written = write_weights(
-        checkpoint.files.weights,
-        cfg,
-        shape.names,
-        shape.zeros,
-        dtype,
-        asked.max_shard_size,
-        folder,
-        __version__,
+        checkpoint.files.weights, cfg, shape.names, shape.zeros, dtype, asked.max_shard_size, folder
     )
     config = shape.config | {
         "torch_dtype": asked.dtype,

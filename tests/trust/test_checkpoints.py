@@ -22,7 +22,7 @@ from safetensors.torch import save_file as save_torch
 from tiny_runs import TINY, contents, merged, write_config
 
 from conversion import load_jax
-from light_jax.checkpoint import protocol, state, store
+from light_jax.checkpoint import host_state, protocol, state, store
 from light_jax.checkpoint import saver as saving
 from light_jax.checkpoint.ownership import MARK
 from light_jax.checkpoint.saver import Saver
@@ -348,7 +348,7 @@ def test_an_unreadable_state_is_a_message(here):
             if data is not None:
                 path.write_bytes(data)
             with contextlib.suppress(UserError):  # and no other error
-                state.load_host_state(folder)
+                host_state.load_host_state(folder)
                 state.load_arrays(folder, placed)
             path.unlink(missing_ok=True)
             path.write_bytes(whole)
