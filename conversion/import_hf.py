@@ -16,9 +16,10 @@ from typing import Any
 
 from conversion.mapping import TIED_KEY
 from conversion.weights import check_keys, check_tied
+from light_llm.checkpoint.digests import digest
 from light_llm.checkpoint.folder import folder_config, folder_snapshot
 from light_llm.checkpoint.hub import NAME, fetch_model
-from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, Record, digest, locate
+from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, Record, locate
 from light_llm.checkpoint.tensors import WRAPPERS, Folder, Reader, Tensor, read_folder, spelling
 from light_llm.errors import UserError
 from light_llm.files import disk, given
@@ -53,6 +54,7 @@ def import_model(source: str, out: str) -> list[str]:
     notes = _notes(read, cfg)
     with _staged(files) as stage:
         notes = [*_write(stage, files, folder, cfg, read.tensors), *notes]
+        _target(out)  # it may have been used since
         _publish(stage, files)
     return [*notes, "a config that trains it has this section:", *_yaml(cfg)]
 
@@ -134,15 +136,20 @@ def _notes(read: Folder, cfg: TransformerConfig) -> list[str]:
 
 @contextlib.contextmanager
 def _staged(files: Files) -> Iterator[Path]:
-    """A hidden folder beside the target, gone at the end, however that comes."""
-    files.directory.mkdir(parents=True, exist_ok=True)
+    """A hidden folder beside the target, gone at the end, however that comes.
+
+    Raises:
+        UserError: another import writes there.
+    """
     stage = files.prefix.with_name(f".{files.tag}.importing")
-    disk.remove(stage)  # of an import that was killed
-    stage.mkdir()
-    try:
-        yield stage
-    finally:
-        disk.remove(stage)
+    busy = f"{files.prefix}: another llm-convert writes there; let it end first"
+    with disk.held(stage, busy), disk.naming(files.prefix):
+        try:
+            for path in stage.iterdir():  # of an import that was killed
+                disk.remove(path)
+            yield stage
+        finally:
+            disk.remove(stage)
 
 
 def _write(

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 
-from light_jax.reporting.program import Instruction, called_by, computations_of, trip_count
+from light_jax.reporting.hlo import Instruction, called_by, computations_of, trip_count
 
 # Custom calls that launch nothing: buffers, other views of them, halves of a collective.
 NO_KERNEL = re.compile(

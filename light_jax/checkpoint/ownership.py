@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from light_jax.checkpoint.state import run_of_state
+from light_jax.checkpoint.host_state import run_of_state
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir, locate, tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
 from light_llm.errors import UserError

@@ -13,14 +13,16 @@ from safetensors import SafetensorError
 
 from light_jax.checkpoint import place, protocol, store
 from light_jax.checkpoint.hf_export import Exports
+from light_jax.checkpoint.host_state import is_mine
 from light_jax.checkpoint.ownership import MARK, STEP_TAG
-from light_jax.checkpoint.state import import_orbax, is_mine, start_saving
+from light_jax.checkpoint.state import import_orbax, start_saving
 from light_jax.checkpoint.tokenizer import keep_tokenizer
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import announce, is_main, others_done, together
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
+from light_llm.checkpoint.digests import digest
 from light_llm.errors import UserError, one_line, with_earlier
 from light_llm.files import disk, given
 from light_llm.printing import tell
@@ -154,14 +156,14 @@ class Saver:
                     self.check()
                     write_weights(path, weights, self.cfg.model)
                     weights.clear()
-                    digest = layout.digest(path)  # while orbax is still writing
+                    weights_digest = digest(path)  # while orbax is still writing
                 except BaseException:
                     with contextlib.suppress(Exception):  # the first error is the reason
                         writing()  # the folder must not be touched before orbax is done
                     raise
                 writing()
                 others_done(name)
-                self.commit(staging, tags, record, {path: digest})
+                self.commit(staging, tags, record, {path: weights_digest})
                 return
             with announce(name):
                 begin()()
@@ -261,8 +263,7 @@ def write_config(
     with ThreadPoolExecutor(1) as background:
         flushed = background.submit(disk.flush, staging)  # the disk is busy while this reads memory
         members = {
-            str(path.relative_to(staging)).removeprefix(tag): digests.get(path)
-            or layout.digest(path)
+            str(path.relative_to(staging)).removeprefix(tag): digests.get(path) or digest(path)
             for path in sorted(staging.rglob("*"))
             if path.is_file() and path.name != MARK
         }

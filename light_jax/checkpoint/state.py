@@ -14,7 +14,6 @@ import functools
 import gc
 import logging
 import os
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from light_jax.checkpoint.host_state import check_entries, entries, load_host_state, unreadable
 from light_jax.parallel.sharding import copies, path_names
 from light_jax.state import HostState, TrainState
 from light_llm.errors import UserError, one_line
@@ -32,7 +32,6 @@ from light_llm.files import given
 
 Result = TypeVar("Result")
 
-_NOTE = "_CHECKPOINT_METADATA"  # orbax's file, with the host's part in it
 _SUCCESS = "commit_success.txt"
 _ARRAYS = "state"  # the folder, in the state's own, that holds a tensorstore database
 
@@ -136,9 +135,9 @@ def check_saved(path: Path, expected: dict[str, tuple[Any, ...]], host: HostStat
     """
     try:
         found = load_host_state(path)
-        with given.foreign(lambda reason: _unreadable(path, reason)):
+        with given.foreign(lambda reason: unreadable(path, reason)):
             stored = _stored(path)
-        size = sum(entry.stat().st_size for entry in _entries(path / _ARRAYS) if entry.is_file())
+        size = sum(entry.stat().st_size for entry in entries(path / _ARRAYS) if entry.is_file())
     except (UserError, OSError) as error:
         raise OSError(f"the state that was written cannot be resumed from: {error}") from None
     needed = sum(
@@ -172,74 +171,6 @@ def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in arrays.items()}
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        yield from (Path(root) / name for name in (*folders, *files))
-
-
-def _check_entries(path: Path) -> None:
-    """Check that the folder holds only files and folders, and no link that leads out of it.
-
-    Raises:
-        UserError: it holds something else; orbax would wait at a FIFO, or read files elsewhere.
-    """
-    for entry in _entries(path):
-        mode = os.lstat(entry).st_mode
-        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
-            continue
-        if stat.S_ISLNK(mode) and entry.exists() and given.leads_out(entry, path) is None:
-            continue
-        raise UserError(
-            f"{entry}: is {given.kind_of(entry)}; a state has only regular files; use another tag"
-        )
-
-
-def is_mine(name: str) -> bool:
-    """Whether this process checks that file of a tag: its own, or for process 0 a shared one.
-
-    A run with fewer processes shares out the files of all that wrote.
-    """
-    _, _, writer = name.partition("ocdbt.process_")
-    writer = writer.partition("/")[0]
-    owner = int(writer) % jax.process_count() if writer.isdigit() else 0
-    return owner == jax.process_index()
-
-
-def run_of_state(path: Path) -> str | None:
-    """The run that wrote the folder; None if it is not a state, or does not name its run."""
-    if path.is_symlink():
-        return None
-    try:
-        note = given.read_json(path / _NOTE)
-        run = note["custom_metadata"]["run"]
-    except (UserError, KeyError, TypeError):
-        return None
-    return run if isinstance(run, str) else None
-
-
-def load_host_state(path: Path) -> HostState:
-    """The host's part, to be compared with the config before anything large is read.
-
-    Raises:
-        UserError: it cannot be read, or is not what a run writes.
-    """
-    _check_entries(path)
-    with given.foreign(lambda reason: _unreadable(path, reason)):
-        note = given.read_json(path / _NOTE)["custom_metadata"]
-        host = HostState(**note)
-        shards = [(shard["name"], shard["rows"], shard["tokens"]) for shard in host.fingerprint]
-        if not all(
-            isinstance(name, str) and all(type(n) is int for n in numbers)
-            for name, *numbers in shards
-        ):
-            raise ValueError("its fingerprint does not list shards")
-        if not isinstance(host.run, str) or not isinstance(host.wandb_run_id, str | None):
-            raise ValueError("its run or wandb_run_id is not a text")
-        if not isinstance(host.best_val_loss, int | float | None):
-            raise ValueError(f"best_val_loss={host.best_val_loss!r} is not a number")
-    return host
-
-
 def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
     """The arrays by name, laid out by the shardings of `abstract`'s leaves.
 
@@ -248,7 +179,7 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
     """
     from orbax.checkpoint import v1 as ocp
 
-    _check_entries(path)
+    check_entries(path)
     wanted, real = named_arrays(abstract), _real(path)
     stored = _from_orbax(path, lambda: _shapes(ocp.metadata(real).metadata))
     expected = _shapes(wanted)
@@ -274,7 +205,7 @@ def _from_orbax(path: Path, read: Callable[[], Result]) -> Result:
         except Exception as error:
             reason = one_line(error)
         gc.collect()  # what orbax left would print its traceback when it is collected
-    raise UserError(_unreadable(path, reason))
+    raise UserError(unreadable(path, reason))
 
 
 @contextlib.contextmanager
@@ -300,7 +231,3 @@ def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainStat
     return jax.tree_util.tree_map_with_path(
         lambda path, _: arrays["/".join(path_names(path))], rest
     )
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    return f"{path}: orbax cannot read it ({reason[:300]}); use another tag"

@@ -13,18 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from light_jax.checkpoint.state import (
-    is_mine,
-    load_arrays,
-    load_host_state,
-    with_arrays,
-)
+from light_jax.checkpoint.host_state import is_mine, load_host_state
+from light_jax.checkpoint.state import load_arrays, with_arrays
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
 from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Tag, TrainState, params_of
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import digests, layout
 from light_llm.errors import UserError
 from light_llm.files import disk, given
 
@@ -122,7 +118,7 @@ def find(resume: str, directory: Path) -> Tag | None:
     damage: UserError | None = None
     for tag in together(lambda: candidates(resume, directory)):
         try:
-            together(lambda tag=tag: layout.verify(tag.checkpoint, is_mine))  # type: ignore[misc]
+            together(lambda tag=tag: digests.verify(tag.checkpoint, is_mine))  # type: ignore[misc]
         except UserError as error:
             damage = damage or error
             if resume == "auto" and is_main():

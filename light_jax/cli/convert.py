@@ -75,7 +75,7 @@ def export_to_transformers(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Instead of the tokenizer_path of the checkpoint.",
+            help="Instead of the checkpoint's own.",
             callback=runner.user_path,
         ),
     ] = None,
@@ -143,7 +143,7 @@ def write_gguf(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Instead of the tokenizer_path of the checkpoint.",
+            help="Instead of the checkpoint's own.",
             callback=runner.user_path,
         ),
     ] = None,

@@ -74,7 +74,7 @@ def command(
 ) -> int:
     """Print the mean loss of a checkpoint over every window of each PATH, and of all together.
 
-    Exits with 0, or with 3 if the loss is not finite.
+    PREFIX stands before --data, or at the end. Exits with 0, or with 3 if the loss is not finite.
     """
     if tasks is not None:
         if data or more or seq_len is not None:
@@ -85,12 +85,13 @@ def command(
         raise UserError("there is nothing to evaluate on; give --data PATH, or --tasks NAMES")
     if include_path is not None:
         raise UserError("--include-path belongs to --tasks; leave it out")
+    prefix, *more = _prefix_first([prefix, *(more or [])])
     with _Line() as line:
         from light_jax.evaluation.evaluate import evaluate
 
         report = evaluate(
             prefix,
-            [*data, *(more or [])],
+            [*data, *more],
             backend=backend,
             batch_size=batch_size,
             seq_len=seq_len,
@@ -109,6 +110,24 @@ def command(
         tell("llm-eval: the loss is not finite")
         return 3
     return 0
+
+
+def _prefix_first(words: list[str]) -> list[str]:
+    """PREFIX and the further paths of --data, from words whose place among the flags is not known:
+    the last is PREFIX where it alone is a checkpoint."""
+    from light_llm.checkpoint.layout import locate_weights, tag_of
+
+    def is_checkpoint(word: str) -> bool:
+        try:
+            locate_weights(tag_of(word))
+        except UserError:
+            return False
+        return True
+
+    first, last = words[0], words[-1]
+    if not is_checkpoint(first) and is_checkpoint(last):
+        return [last, *words[:-1]]
+    return words
 
 
 def _run_tasks(

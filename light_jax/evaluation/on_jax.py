@@ -19,7 +19,8 @@ from light_jax.parallel.hosts import initialize, is_main, together
 from light_jax.parallel.sharding import batch_shards, local_rows, make_mesh, to_global
 from light_jax.state import Params, TrainState, params_of
 from light_jax.training.compiled import blank_state, compile_eval_step
-from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, read_checkpoint, steadily, verify
+from light_llm.checkpoint.digests import verify
+from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, read_checkpoint, steadily
 from light_llm.errors import UserError
 
 Result = TypeVar("Result")

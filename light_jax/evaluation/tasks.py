@@ -90,8 +90,8 @@ def _export(prefix: Path, folder: Path) -> None:
     export(prefix, folder)
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(
-            f"{prefix}: no tokenizer for transformers is known, and tasks are text; set "
-            "tokenizer_path in the checkpoint's config"
+            f"{prefix}: no tokenizer for transformers is known, and tasks are text; copy it to "
+            f"{prefix}.tokenizer, or set tokenizer_path in the checkpoint's config"
         )
 
 

@@ -17,15 +17,10 @@ import jax
 from flax import nnx
 
 from light_jax.checkpoint import protocol, store
+from light_jax.checkpoint.host_state import load_host_state
 from light_jax.checkpoint.ownership import STEP_TAG
 from light_jax.checkpoint.saver import disk_faults, write_config
-from light_jax.checkpoint.state import (
-    load_arrays,
-    load_host_state,
-    not_for_orbax,
-    save_state,
-    with_arrays,
-)
+from light_jax.checkpoint.state import load_arrays, not_for_orbax, save_state, with_arrays
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
@@ -33,7 +28,7 @@ from light_jax.state import HostState, Tag, TrainState
 from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import digests, layout
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -120,7 +115,7 @@ def export_tag(prefix: str | Path) -> list[str]:
 
 def _verified(tag: Tag) -> tuple[Tag, TrainingConfig, TrainState, HostState]:
     """The tag, and what its verified files hold; the state without weights."""
-    layout.verify(tag.checkpoint)
+    digests.verify(tag.checkpoint)
     files = tag.checkpoint.files
     cfg = load_config(files.config)
     host = load_host_state(files.state)
@@ -184,7 +179,7 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
     if record is None:
         return
     try:
-        layout.verify(found, lambda name: name == layout.WEIGHTS)
+        digests.verify(found, lambda name: name == layout.WEIGHTS)
     except UserError as error:
         raise UserError(
             f"{error}\n(if PyTorch wrote these weights after {layout.CONFIG}, take the key "

@@ -26,15 +26,10 @@ from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, make_mesh
 from light_jax.reporting.wandb_run import check_wandb
 from light_jax.state import HostState, Tag
+from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.folder import check_like_folder
 from light_llm.checkpoint.hub import starting_weights
-from light_llm.checkpoint.layout import (
-    WEIGHTS,
-    model_config,
-    read_checkpoint,
-    steadily,
-    verify,
-)
+from light_llm.checkpoint.layout import WEIGHTS, model_config, read_checkpoint, steadily
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.preprocess.manifest import check_vocabulary, manifests
 

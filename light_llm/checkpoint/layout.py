@@ -13,7 +13,7 @@ reader turns it once into a value, `Files` or `Checkpoint`, and passes that on.
 from __future__ import annotations
 
 import contextlib
-import zlib
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from light_llm.checkpoint.folder import CONFIG_JSON, folder_snapshot, is_model_folder
+from light_llm.checkpoint.folder import CONFIG_JSON, SINGLE, folder_snapshot, is_model_folder
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.errors import UserError
@@ -206,6 +206,11 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
     if files.weights.is_dir():
         return Checkpoint(files, folder_snapshot(files.weights), None)
     if not files.config.is_file():
+        if f"{files.tag}{WEIGHTS}" == SINGLE and is_model_folder(files.directory):
+            raise UserError(
+                f"{files.weights}: is a file of a Hugging Face model; name its folder, "
+                f"{files.directory}"
+            )
         raise UserError(
             f"{files.config}: the weights have no config beside them; copy the checkpoint's "
             f"{CONFIG} there"
@@ -231,6 +236,21 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
     return Checkpoint(files, config, valid)
 
 
+def read_own(prefix: str | Path) -> Checkpoint:
+    """`read_checkpoint` for what reads one weights file under our keys.
+
+    Raises:
+        UserError: `prefix` is the folder of a Hugging Face model too.
+    """
+    checkpoint = read_checkpoint(prefix)
+    if checkpoint.files.weights.is_dir():
+        raise UserError(
+            f"{prefix}: is the folder of a Hugging Face model, which has other keys; run "
+            f"`llm-convert from-hf {shlex.quote(str(prefix))} NAME` first, and give NAME here"
+        )
+    return checkpoint
+
+
 def steadily(look: Callable[[], Seen], read: Callable[[Seen], Result]) -> Result:
     """`read` what `look` sees; if that fails and another look sees a change, read again.
 
@@ -253,54 +273,3 @@ def model_config(checkpoint: Checkpoint) -> TransformerConfig:
     if not isinstance(model, dict):
         raise UserError(f"{path}: has no section 'model', so it is not a checkpoint's config")
     return validate(TransformerConfig, model, f"{path}: model")
-
-
-def digest(path: Path) -> Member:
-    """Size and CRC-32 of one file's bytes."""
-    crc, size = 0, 0
-    with given.open_regular(path) as file:
-        while chunk := file.read(1 << 22):
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-    return Member(size, crc)
-
-
-def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Compare files with the digests of config.json, before anything is parsed.
-
-    Args:
-        wanted: chooses files by name relative to the tag: `.safetensors`, `.state/_METADATA`, …
-
-    Raises:
-        UserError: a file is missing, cut short or changed. A config without digests (as the
-            PyTorch trainer writes it) has nothing to compare with and passes.
-    """
-    record = checkpoint.record
-    for name, recorded in record.files.items() if record else ():
-        if wanted(name):
-            path = _path_of(checkpoint.files, name)
-            if name != WEIGHTS and path.is_symlink():  # orbax makes none
-                raise UserError(f"{path}: is a link; a state holds its own files; use another tag")
-            _verify_file(path, recorded)
-
-
-def _path_of(files: Files, name: str) -> Path:
-    ending, _, inner = name.partition("/")
-    place = {WEIGHTS: files.weights, STATE: files.state}.get(ending)
-    if place is None or ".." in Path(inner).parts or Path(inner).is_absolute():
-        raise UserError(
-            f"{files.config}: checkpoint.files names {name!r}, which does not belong to a "
-            "checkpoint; use another tag"
-        )
-    return place / inner if inner else place
-
-
-def _verify_file(path: Path, recorded: Member) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: is missing from the checkpoint; use another tag")
-    size = path.stat().st_size
-    if size != recorded.size:
-        raise UserError(
-            f"{path}: has {size} bytes where {recorded.size} were written; use another tag"
-        )
-    if digest(path) != recorded:
-        raise UserError(f"{path}: its bytes are not those written (CRC-32); use another tag")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.layout import (
     WEIGHTS,
     Checkpoint,
@@ -13,7 +14,6 @@ from light_llm.checkpoint.layout import (
     model_config,
     read_checkpoint,
     steadily,
-    verify,
 )
 from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
@@ -144,12 +144,12 @@ def load_transformer(
     try:
         models[0].load_state_dict(weights.tensors, assign=True)
     except RuntimeError as error:  # a tied head that differs
-        raise _misfit(weights.path, str(error)) from None
+        raise _misfit(weights.path, f" {error}") from None
     return models[0].to(device=device, dtype=dtype or torch.float32).eval()
 
 
 def _misfit(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: the weights do not fit the config: {reason}")
+    return UserError(f"{path}: the weights do not fit the config:{reason}")
 
 
 def _problems(

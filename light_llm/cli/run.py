@@ -85,7 +85,7 @@ def run(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Instead of the tokenizer_path of the checkpoint.",
+            help="Instead of the checkpoint's own.",
             callback=runner.user_path,
         ),
     ] = None,

@@ -65,6 +65,28 @@ def make_folder(folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def held(folder: Path, message: str) -> Iterator[None]:
+    """Make a folder unless it is there, and hold its lock; it may be renamed or deleted inside.
+
+    Raises:
+        UserError: with `message`, another process holds it; or see `make_folder`.
+    """
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # its holder may have renamed or deleted it after we opened it
+            is_there = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            is_there = False
+        if not is_there:
+            raise UserError(message)
+        yield
+
+
 def create(path: Path) -> BinaryIO:
     """Open a new file to write. A file or link with its name is deleted first."""
     path.unlink(missing_ok=True)
@@ -72,15 +94,28 @@ def create(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path` into an OSError that names no file, such as that of a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Replace a file atomically: the path to write the new one to, which then takes its place.
 
-    After an error the old file is as it was, and the new one is gone.
+    After an error the old file is as it was, and the new one is gone. An error of the disk names
+    the file.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # a link there would lead elsewhere
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         sync(temporary)
         temporary.rename(path)
     except BaseException:

@@ -10,14 +10,8 @@ import numpy as np
 
 from conversion.mapping import TIED_KEY
 from conversion.weights import check_keys, check_tied
-from light_llm.checkpoint.layout import (
-    WEIGHTS,
-    Checkpoint,
-    model_config,
-    read_checkpoint,
-    steadily,
-    verify,
-)
+from light_llm.checkpoint.digests import verify
+from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.tensors import read_header
 from light_llm.checkpoint.tokenizer import chosen_tokenizer
 from light_llm.errors import UserError
@@ -81,7 +75,7 @@ def write_gguf(
         verify(found, lambda name: name == WEIGHTS)
         return _write(found, cfg, architecture, vocab, dtype, out)
 
-    return steadily(lambda: read_checkpoint(prefix), convert)
+    return steadily(lambda: read_own(prefix), convert)
 
 
 def _vocabulary(
@@ -132,6 +126,12 @@ def _write(
                 writer.write_tensor_data(factors)
             for array in _arrays(source, tensors, cfg):
                 writer.write_tensor_data(array)
+        except OSError as error:
+            if error.errno is None:  # numpy's, whose text has two numbers alone
+                raise UserError(
+                    f"{out}: the disk took only a part of it ({error}); make room there"
+                ) from None
+            raise
         finally:
             writer.close()
     lines = [f"{out}: {architecture}, {len(tensors)} tensors, {dtype}, {size_of(out)}"]

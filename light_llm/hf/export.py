@@ -14,14 +14,8 @@ import transformers
 from conversion.families import family_of, hf_config, hf_key
 from conversion.mapping import table
 from light_llm import __version__
-from light_llm.checkpoint.layout import (
-    WEIGHTS,
-    Checkpoint,
-    model_config,
-    read_checkpoint,
-    steadily,
-    verify,
-)
+from light_llm.checkpoint.digests import verify
+from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.tokenizer import check_vocabulary, chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.hf.card import card, figures
@@ -95,10 +89,10 @@ def export(
     check_destination(place)
     if push is not None:
         check_push(push)
-    read_checkpoint(prefix)  # before a folder is made
+    read_own(prefix)  # before a folder is made
     with staged(place) as folder:
         lines = steadily(
-            lambda: read_checkpoint(prefix),
+            lambda: read_own(prefix),
             lambda checkpoint: _write(checkpoint, folder, place.name, asked),
         )
     if push is not None:
@@ -106,85 +100,96 @@ def export(
     return [f"wrote {place}", *lines]
 
 
-def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> list[str]:
-    """Write and check everything in `folder`; the lines to tell."""
-    empty(folder)
-    cfg = model_config(checkpoint)
-    tokenizer, absent = _tokenizer(checkpoint, cfg, asked)
-    verify(checkpoint, lambda member: member == WEIGHTS)
+@dataclass(frozen=True)
+class Shape:
+    """What a model is in transformers."""
+
+    config: dict[str, Any]
+    names: dict[str, str]  # our key -> the one there
+    zeros: dict[str, tuple[int, ...]]  # names and shapes of tensors that are there alone
+    reason: str | None  # why the class is ours; None for a class of transformers
+    as_llama: bool  # a Qwen2 that becomes a Llama for the sake of its tokenizer
+
+    @property
+    def class_name(self) -> str:
+        return str(self.config["architectures"][0])
+
+
+def _shape(cfg: TransformerConfig, tokenizer: Tokenizer | None) -> Shape:
     family, foreign = family_of(cfg)
     reason = None if family else f"none has {', '.join(foreign)}"
     shown = cfg
     if as_llama := family == "qwen2" and not is_qwens(tokenizer):
         family, shown = "llama", _with_all_biases(cfg)
     config = hf_config(shown, family) if family else _own_config(cfg)
-    class_name = config["architectures"][0]
 
     def name_of(key: str) -> str:
         return hf_key(key) if family else f"model.{key}"
 
     names = {entry.key: name_of(entry.key) for entry in table(cfg)}
     zeros = {name_of(e.key): e.shape for e in table(shown) if e.key not in names}
+    return Shape(config, names, zeros, reason, as_llama)
+
+
+def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> list[str]:
+    """Write and check everything in `folder`; the lines to tell."""
+    empty(folder)
+    cfg, dtype = model_config(checkpoint), DTYPES[asked.dtype]
+    tokenizer, absent = _tokenizer(checkpoint, cfg, asked)
+    verify(checkpoint, lambda member: member == WEIGHTS)
+    shape = _shape(cfg, tokenizer)
     written = write_weights(
-        checkpoint.files.weights,
-        cfg,
-        names,
-        zeros,
-        DTYPES[asked.dtype],
-        asked.max_shard_size,
-        folder,
-        __version__,
+        checkpoint.files.weights, cfg, shape.names, shape.zeros, dtype, asked.max_shard_size, folder
     )
-    config |= {"torch_dtype": asked.dtype, "transformers_version": transformers.__version__}
-    if family is None:
+    config = shape.config | {
+        "torch_dtype": asked.dtype,
+        "transformers_version": transformers.__version__,
+    }
+    if shape.reason is not None:
         write_code(folder)
-    lines = _about(class_name, written, asked.dtype, reason, as_llama=as_llama)
+    lines = _about(shape, written, asked.dtype)
     ids = SpecialIds()
     with quietly():
+        _write_json(folder / CONFIG, config)  # AutoTokenizer looks at it
         if tokenizer is None:
             lines.append(f"no tokenizer is written: {absent}")
         else:
-            _write_json(folder / CONFIG, config)  # AutoTokenizer looks at it
             write_tokenizer(tokenizer, folder, cfg.max_seq_len)
             texts, ids = check_tokenizer(tokenizer, folder)
             lines.append(f"tokenizer of {tokenizer.vocab_size:,} ids, the same on {texts} texts")
         special = ids._asdict()  # null too: a class of transformers has defaults of its own
         _write_json(folder / "generation_config.json", special)
-        (folder / "README.md").write_text(
-            card(
-                name,
-                checkpoint,
-                cfg,
-                class_name=class_name,
-                reason=reason,
-                parameters=written.parameters,
-                dtype=asked.dtype,
-                has_tokenizer=tokenizer is not None,
-            ),
-            encoding="utf-8",
+        text = card(
+            name,
+            checkpoint,
+            cfg,
+            class_name=shape.class_name,
+            reason=shape.reason,
+            parameters=written.parameters,
+            dtype=asked.dtype,
+            has_tokenizer=tokenizer is not None,
         )
+        (folder / "README.md").write_text(text, encoding="utf-8")
         _write_json(folder / CONFIG, seal(folder, config | special, _origin(checkpoint)))
-        found = compare(checkpoint, folder, DTYPES[asked.dtype])
+        found = compare(checkpoint, folder, dtype)
     lines.append(
         f"logits as the checkpoint's within {found.largest:.2g}; the limit is {found.limit:.2g}"
     )
     return lines
 
 
-def _about(
-    class_name: str, written: Written, dtype: str, reason: str | None, *, as_llama: bool
-) -> list[str]:
+def _about(shape: Shape, written: Written, dtype: str) -> list[str]:
     """The lines that say which class the folder has, and why."""
     lines = [
-        f"{class_name}, {written.parameters:,} parameters, {dtype}, "
+        f"{shape.class_name}, {written.parameters:,} parameters, {dtype}, "
         f"{written.size / 1e6:,.1f} MB in {written.files} file{'s' * (written.files != 1)}"
     ]
-    if reason:
+    if shape.reason:
         lines.append(
-            f"this class comes with light-llm-jax, since of those in transformers {reason}; load "
-            "the folder after `import light_llm.hf`, or with trust_remote_code=True"
+            f"this class comes with light-llm-jax, since of those in transformers {shape.reason}; "
+            "load the folder after `import light_llm.hf`, or with trust_remote_code=True"
         )
-    if as_llama:
+    if shape.as_llama:
         lines.append(
             "it is a Llama with a bias of 0 after attention, and not a Qwen2: beside that, "
             "transformers would cut texts by Qwen's rules and not by this tokenizer's"

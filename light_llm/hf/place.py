@@ -8,13 +8,12 @@ NAME/            whole, or not there
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from light_llm.checkpoint.layout import digest
+from light_llm.checkpoint.digests import digest
 from light_llm.errors import UserError
 from light_llm.files import disk, given
 
@@ -124,16 +123,7 @@ def empty(stage: Path) -> None:
 @contextlib.contextmanager
 def _held(stage: Path, out: Path) -> Iterator[None]:
     """Make the folder `stage`, or take over what a killed export left, and hold its lock."""
-    disk.make_folder(stage)
-    descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another llm-convert writes there; let it end first") from None
-        # its holder may have renamed it after we opened it
-        if not os.path.samestat(os.fstat(descriptor), os.stat(stage)):
-            raise UserError(f"{out}: another llm-convert writes there; let it end first")
+    with disk.held(stage, f"{out}: another llm-convert writes there; let it end first"):
         left = [path.name for path in stage.iterdir()]
         if left and MARK not in left:
             raise UserError(
@@ -142,8 +132,6 @@ def _held(stage: Path, out: Path) -> Iterator[None]:
             )
         (stage / MARK).touch()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _recover(out: Path, old: Path) -> None:

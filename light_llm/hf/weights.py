@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from conversion.mapping import TIED_KEY, table
 from conversion.weights import as_numpy, check_keys, check_tied
+from light_llm import __version__
 from light_llm.checkpoint.tensors import read_header
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
@@ -59,7 +60,6 @@ def write_weights(
     dtype: torch.dtype,
     max_shard_size: int,
     folder: Path,
-    version: str,
 ) -> Written:
     """Write the tensors of a checkpoint's weights file into `folder`, rounded to `dtype`.
 
@@ -67,7 +67,6 @@ def write_weights(
         names: our key -> the one to write, of every tensor to write.
         zeros: names and shapes of tensors to add.
         max_shard_size: bytes; a tensor that is larger has a file of its own.
-        version: ours, which goes into each file and makes it recognisable.
 
     Raises:
         UserError: the file does not fit the config, or a number is too large for `dtype`.
@@ -96,7 +95,7 @@ def write_weights(
                 for name in members
             }
             try:
-                save_file(tensors, folder / shard, metadata={"format": "pt", MARKER: version})
+                save_file(tensors, folder / shard, metadata={"format": "pt", MARKER: __version__})
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{folder / shard}: cannot be written: {one_line(error)}") from None
             shutil.copymode(folder / MARK, folder / shard)  # safetensors lets only the user read

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -201,6 +203,20 @@ def test_an_earlier_import_is_replaced_and_a_killed_one_cleared(tmp_path):
     ]
 
 
+def test_of_two_imports_at_once_one_is_refused(tmp_path):
+    write_model(tmp_path / "m")
+    (tmp_path / ".out.importing").mkdir()
+    (tmp_path / ".out.importing/of the other").touch()
+    held = os.open(tmp_path / ".out.importing", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    before = contents(tmp_path)
+    done = command("llm-convert", "from-hf", "m", "out", cwd=tmp_path)
+    os.close(held)
+    assert done.returncode == 2
+    assert done.stderr == "llm-convert: out: another llm-convert writes there; let it end first\n"
+    assert contents(tmp_path) == before
+
+
 def test_what_a_wrapper_or_an_old_version_added_is_taken_off_and_told(tmp_path):
     config = LLAMA | {"tie_word_embeddings": True}
     weights = tensors(config)
@@ -274,6 +290,6 @@ def test_a_signal_or_a_full_disk_leaves_nothing(tmp_path):
         text=True,
     )
     assert full.returncode == 2
-    assert "File too large" in full.stderr
+    assert "llm-convert: out: File too large" in full.stderr
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
     shutil.rmtree(tmp_path / "m")

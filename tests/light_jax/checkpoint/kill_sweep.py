@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_runs import BIN, metrics, write_config  # noqa: E402
 
-from light_llm.checkpoint import layout  # noqa: E402
+from light_llm.checkpoint import digests, layout  # noqa: E402
 
 CHANGES = {
     "num_steps": 12,
@@ -132,7 +132,7 @@ def sweep(folder: Path, kills: int, seed: int, fork: bool = True) -> Iterator[st
         if code == -signal.SIGKILL:
             done += 1
             for tag in layout.tags(out):
-                layout.verify(layout.read_checkpoint(out / tag))
+                digests.verify(layout.read_checkpoint(out / tag))
             yield where
         else:
             assert code == 0, process.log.read_text()
@@ -155,7 +155,7 @@ def _compare(whole: Path, killed: Path) -> None:
         expected = layout.read_checkpoint(whole / tag)
         found = layout.read_checkpoint(killed / tag)
         assert expected.record.step == found.record.step
-        layout.verify(found)
+        digests.verify(found)
     assert metrics(killed, timeless=True) == metrics(whole, timeless=True)
     assert not list(killed.glob(".*.writing")) + list(killed.glob(".*.committed"))
 

@@ -27,7 +27,7 @@ from light_jax.config import TrainingConfig
 from light_jax.state import HostState
 from light_jax.training.loop import run_config
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import layout, load_transformer
+from light_llm.checkpoint import digests, layout, load_transformer
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -82,7 +82,7 @@ def newest(directory: Path) -> int:
     """The step of the newest tag; every tag that can be seen is whole, and of one step."""
     for tag in layout.tags(directory):
         checkpoint = layout.read_checkpoint(directory / tag)
-        layout.verify(checkpoint)
+        digests.verify(checkpoint)
         step = checkpoint.record.step
         assert checkpoint.files.weights.read_bytes() == b"weights %d" % step
     return max(tag.step for tag in store.own_tags(directory))
@@ -193,7 +193,7 @@ def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
             seen.append(checkpoint)
             if len(seen) == 1:
                 meanwhile()
-            layout.verify(checkpoint)
+            digests.verify(checkpoint)
             return checkpoint.files.weights.read_bytes()
 
         seen.clear()
@@ -239,7 +239,7 @@ def test_symlinks_lead_nowhere(tmp_path):
         record["checkpoint"]["files"] = {name: [2, 0]}
         (out / "best.config.json").write_text(json.dumps(record))
         with pytest.raises(UserError, match="which does not belong to a checkpoint"):
-            layout.verify(layout.read_checkpoint(out / "best"))
+            digests.verify(layout.read_checkpoint(out / "best"))
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_any_damage_is_reported_with_the_file(trained, tmp_path, monkeypatch):
         store.find("out/step0000003", out)
     assert run_config("c.yaml", "auto") == 0  # trains the third step again
     for tag in ("best", "final", "step0000003"):
-        layout.verify(layout.read_checkpoint(out / tag))
+        digests.verify(layout.read_checkpoint(out / tag))
         assert_same_weights(out / f"{tag}.safetensors", trained / f"out/{tag}.safetensors")
     assert metrics(out, timeless=True) == metrics(trained / "out", timeless=True)
 
@@ -360,7 +360,7 @@ def test_a_full_disk_fails_the_next_save_or_the_end(saver, cut_off):
         tags = set(layout.tags(made.directory))
         assert tags == {"step0000001"} if message else tags >= {"step0000001", "step0000002"}
         for tag in tags:
-            layout.verify(layout.read_checkpoint(made.directory / tag))
+            digests.verify(layout.read_checkpoint(made.directory / tag))
             protocol.delete(made.directory, tag, "run")
 
 
@@ -414,7 +414,7 @@ def test_a_fault_in_the_midst_of_a_run_ends_it_with_one_message(tmp_path, monkey
         with pytest.raises(UserError, match=r"step0000003: cannot be saved .*Input/output error"):
             run_config("c.yaml")
     assert layout.tags(Path("out")) == ["step0000001", "step0000002", "step0000004"]
-    layout.verify(layout.read_checkpoint("out/step0000002"))
+    digests.verify(layout.read_checkpoint("out/step0000002"))
     assert store.find("auto", Path("out")).step == 4
     assert run_config("c.yaml", "auto") == 0
 

@@ -103,6 +103,14 @@ def test_the_loss_is_the_mean_over_all_windows_of_each_path_and_of_all(folder):
     assert len(losses[1]) % 8, "the last batch is to be a part of one"
 
 
+def test_the_checkpoint_stands_before_the_data_or_at_the_end():
+    flags = ["--data", "data/train", "data/val", "--batch-size", 7]
+    first = evaluated("out/final", *flags)
+    assert evaluated(*flags, "out/final") == first
+    assert evaluated(*flags[:3], "out/final", *flags[3:]) == first
+    assert "data/val: there is no checkpoint" in call(main, *flags).stderr
+
+
 def test_it_is_the_validation_loss_that_training_logged(folder):
     logged = [line["val/loss"] for line in metrics(folder / "out") if "val/loss" in line]
     report = evaluated("out/final", "--data", "data/val")

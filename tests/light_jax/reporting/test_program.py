@@ -17,7 +17,7 @@ from tiny_runs import IMPORTS, ROOT
 
 from light_jax.parallel import targets
 from light_jax.parallel.targets import compiling_for, target
-from light_jax.reporting import program
+from light_jax.reporting import hlo, program
 from light_jax.reporting.program import read
 
 HERE_8 = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
@@ -135,7 +135,7 @@ def test_memory_and_costs_of_a_matmul():
     ],
 )
 def test_the_size_of_a_type(result, num_bytes):
-    assert program.size_of(result) == num_bytes
+    assert hlo.size_of(result) == num_bytes
 
 
 # One collective in three fusions, as a TPU spreads it over other work; and a sum of which each

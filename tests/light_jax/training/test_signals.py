@@ -19,7 +19,7 @@ from light_jax.data.loader import BatchLoader
 from light_jax.training import loop as trainer
 from light_jax.training import signals
 from light_jax.training.loop import run_config
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import digests, layout
 
 pytestmark = pytest.mark.compiled_fast
 
@@ -123,5 +123,5 @@ def test_two_processes_commit_the_same_step(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], stderr
     (tag,) = layout.tags(tmp_path / "out")
     assert f"step={int(tag.removeprefix('step'))}" in stderr[0]
-    layout.verify(layout.read_checkpoint(tmp_path / "out" / tag))
+    digests.verify(layout.read_checkpoint(tmp_path / "out" / tag))
     assert column(tmp_path / "out", "step")[-1] <= int(tag.removeprefix("step"))

@@ -226,6 +226,19 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(tmp_path, flags, message
     assert names(tmp_path) == ["best.config.json", "best.safetensors"]
 
 
+def test_a_folder_of_transformers_is_sent_to_the_import(tmp_path):
+    made = tmp_path / "a b"
+    assert convert(write_checkpoint(tmp_path / "best", lively(tiny())), made).exit_code == 0
+    for source, message in [
+        (made, f"run `llm-convert from-hf '{made}' NAME` first"),
+        (made / "model.safetensors", f"name its folder, {made}"),
+    ]:
+        done = convert(source, tmp_path / "o")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert message in done.stderr
+    assert names(tmp_path) == ["a b", "best.config.json", "best.safetensors"]
+
+
 def test_weights_that_a_dtype_cannot_hold_are_refused(tmp_path):
     tag, out = write_checkpoint(tmp_path / "best", lively(tiny())), tmp_path / "out"
     for value, reason in [(1e5, "use bfloat16"), (math.nan, "holds NaN or infinity")]:

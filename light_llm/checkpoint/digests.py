@@ -1,0 +1,62 @@
+"""Size and CRC-32 of a checkpoint's files, compared with those that its config.json records."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from light_llm.checkpoint.layout import STATE, WEIGHTS, Checkpoint, Files, Member
+from light_llm.errors import UserError
+from light_llm.files import given
+
+
+def digest(path: Path) -> Member:
+    """Size and CRC-32 of one file's bytes."""
+    crc, size = 0, 0
+    with given.open_regular(path) as file:
+        while chunk := file.read(1 << 22):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+    return Member(size, crc)
+
+
+def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Compare files with the digests of config.json, before anything is parsed.
+
+    Args:
+        wanted: chooses files by name relative to the tag: `.safetensors`, `.state/_METADATA`, …
+
+    Raises:
+        UserError: a file is missing, cut short or changed. A config without digests (as the
+            PyTorch trainer writes it) has nothing to compare with and passes.
+    """
+    record = checkpoint.record
+    for name, recorded in record.files.items() if record else ():
+        if wanted(name):
+            path = _path_of(checkpoint.files, name)
+            if name != WEIGHTS and path.is_symlink():  # orbax makes none
+                raise UserError(f"{path}: is a link; a state holds its own files; use another tag")
+            _verify_file(path, recorded)
+
+
+def _path_of(files: Files, name: str) -> Path:
+    ending, _, inner = name.partition("/")
+    place = {WEIGHTS: files.weights, STATE: files.state}.get(ending)
+    if place is None or ".." in Path(inner).parts or Path(inner).is_absolute():
+        raise UserError(
+            f"{files.config}: checkpoint.files names {name!r}, which does not belong to a "
+            "checkpoint; use another tag"
+        )
+    return place / inner if inner else place
+
+
+def _verify_file(path: Path, recorded: Member) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: is missing from the checkpoint; use another tag")
+    size = path.stat().st_size
+    if size != recorded.size:
+        raise UserError(
+            f"{path}: has {size} bytes where {recorded.size} were written; use another tag"
+        )
+    if digest(path) != recorded:
+        raise UserError(f"{path}: its bytes are not those written (CRC-32); use another tag")
