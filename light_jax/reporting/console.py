@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from light_jax.parallel.hosts import is_main
-from light_jax.reporting.display import Numbers, frame
+from light_jax.reporting.display import Numbers, coloured, frame
 from light_jax.reporting.live import SECONDS, Live
 from light_llm.printing import columns, printable, wrapped
 
@@ -57,6 +57,8 @@ class Reporter:
         text, width = printable(text), self.width
         if width is not None and not whole:
             text = wrapped(text, width)
+        if self.on_terminal and self._console is not None:
+            text = coloured(text, self._console)
         live = self._live
         if live is None:
             self._tell(lambda: print(text, file=sys.stderr, flush=True))
@@ -113,10 +115,11 @@ class Reporter:
             if live is not None:
                 live.stop()
 
-    @property
-    def shows(self) -> bool:
-        """Whether there is a display, whose numbers are due."""
-        return self._live is not None and not self._silent and time.monotonic() >= self._due
+    def shows(self, *, at_once: bool = False) -> bool:
+        """Whether there is a display, and it is time for new numbers."""
+        if self._live is None or self._silent:
+            return False
+        return at_once or time.monotonic() >= self._due
 
     def show(self, numbers: Numbers) -> None:
         """Give the display its numbers; without one nothing happens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.text import Text
 
 from light_jax.reporting.units import count, duration, size
@@ -39,6 +40,24 @@ class Numbers:
     val_loss: float | None = None  # of the last evaluation
     evaluation_in: int | None = None  # steps
     save_in: int | None = None
+
+
+STYLES = {
+    r"^warning:": "yellow",
+    r"^(step \S+|[a-z]+( [a-z]+)?)(?=  )": "dim",
+    r"(?<=loss )[\d.]+": "bold",
+    r"\(best so far\)": "green",
+}
+
+
+def coloured(text: str, console: Console) -> str:
+    """A line as this terminal is to get it; the same letters."""
+    shown = Text(text)
+    for pattern, style in STYLES.items():
+        shown.highlight_regex(pattern, style)
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=True, end="")
+    return captured.get()
 
 
 def frame(now: Numbers, width: int, elapsed: float, doing: str | None = None) -> list[Text]:

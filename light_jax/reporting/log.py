@@ -95,8 +95,11 @@ class Log:
         self.flush()
         self._pending = (step, rate, metrics)
 
-    def flush(self) -> None:
+    def flush(self, *, show: bool = False) -> None:
         """Write the metrics that are still on the device.
+
+        Args:
+            show: the display gets them whenever it had the last ones.
 
         Raises:
             NonFinite: the step was not finite; the weights are those before it.
@@ -109,7 +112,7 @@ class Log:
             raise NonFinite(f"step {bad + 1} is not finite", bad, jax.device_get(metrics))
         if step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps:
             self._line(step, rate, jax.device_get(metrics))
-        elif self.reporter.shows:
+        elif self.reporter.shows(at_once=show):
             self._show(step, rate, jax.device_get(metrics))
 
     @contextlib.contextmanager
@@ -119,7 +122,7 @@ class Log:
         Args:
             doing: what the display says meanwhile.
         """
-        self.flush()
+        self.flush(show=True)
         with self.meter.paused(), self.reporter.doing(doing):
             yield
 
@@ -170,6 +173,7 @@ class Log:
         self.numbers = dataclasses.replace(
             self.numbers,
             step=step,
+            loss=float(values.mean_loss) if self.numbers.loss is None else self.numbers.loss,
             loss_now=float(values.loss),
             rate=rate,
             grad_norm=float(values.grad_norm),

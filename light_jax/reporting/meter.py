@@ -40,14 +40,9 @@ class Meter:
         self._began = self._last = time.perf_counter()
         self._waited = self._paused = 0.0
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the fetching of a batch."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waited += time.perf_counter() - start
+    def waited(self, seconds: float) -> None:
+        """Take how long a batch was waited for."""
+        self._waited += seconds
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -133,8 +133,10 @@ def _next(loader: BatchLoader, step: int, run: Run, log: Log, saver: Saver) -> n
             waiting in the next step already, and could not take part in a save.
     """
     try:
-        with log.meter.waiting():
-            return next(loader)
+        began = time.perf_counter()
+        batch = next(loader)
+        log.meter.waited(time.perf_counter() - began)
+        return batch
     except UserError as error:
         made_here = run.resumed is None or step > run.resumed.step
         if step > 0 and made_here and jax.process_count() == 1:
