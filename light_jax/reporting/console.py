@@ -48,15 +48,14 @@ class Reporter:
         """Columns that a line may have; None without a terminal."""
         return columns(self._console.file) if self._console and self.on_terminal else None
 
-    def line(self, text: str, *, whole: bool = False) -> None:
-        """Print a line; a terminal breaks it between words.
+    def line(self, text: str) -> None:
+        """Print a line; on a terminal it is broken between words."""
+        width = self.width
+        self.command(text if width is None else wrapped(text, width))
 
-        Args:
-            whole: it is to be copied, and must not be broken.
-        """
-        text, width = printable(text), self.width
-        if width is not None and not whole:
-            text = wrapped(text, width)
+    def command(self, text: str) -> None:
+        """Print a line that is to be copied, and is not broken."""
+        text = printable(text)
         if self.on_terminal and self._console is not None:
             text = coloured(text, self._console)
         live = self._live

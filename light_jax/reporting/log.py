@@ -232,7 +232,7 @@ class Log:
             if not isinstance(sink, MetricsFile):
                 self._send(sink, lambda sink=sink: sink.show(step, samples))  # type: ignore[misc]
 
-    def message(self, text: str, *, whole: bool = False) -> None:
+    def message(self, text: str) -> None:
         """Print a line, after the numbers of the last step."""
         self.flush()
-        self.reporter.line(text, whole=whole)
+        self.reporter.line(text)

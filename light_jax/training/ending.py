@@ -44,5 +44,5 @@ def tell_end(run: Run, log: Log, saver: Saver, stopper: Stopper, config_path: Pa
         log.message(line)
     commands = next_commands(run, saver.directory) if finished else []
     for line in commands if finished else [f"continue    {shlex.join(resume)}"]:
-        log.message(line, whole=True)
+        log.reporter.command(line)
     return 0 if finished else stopper.exit_code

@@ -66,20 +66,22 @@ def test_tensorboard_has_the_numbers_once_after_a_resume_too(tmp_path, monkeypat
 
 
 def test_trackio_goes_on_with_the_same_run(tmp_path, monkeypatch):
-    pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # it is read at the import
+    trackio = pytest.importorskip("trackio")
     monkeypatch.chdir(tmp_path)
-    import trackio
 
     config = write_config(tmp_path / "c.yaml", tracker="trackio", wandb_project="tests")
     assert run_config(config) == 0
     write_config(config, tracker="trackio", wandb_project="tests", num_steps=8)
     assert run_config(config, "out/final") == 0
     (run,) = trackio.Api().runs("tests")
-    sent = {entry["step"]: entry["value"] for entry in run.history("train/loss")}
-    assert sent == {
-        line["step"]: line["train/loss"] for line in metrics(tmp_path / "out") if "tokens" in line
-    }
+    from trackio.sqlite_storage import SQLiteStorage
+
+    sent = SQLiteStorage.get_logs("tests", run.name)
+    assert [(line["step"], line["train/loss"]) for line in sent if "train/loss" in line] == [
+        (line["step"], line["train/loss"]) for line in metrics(tmp_path / "out") if "tokens" in line
+    ]
+    assert [line["step"] for line in sent if "val/loss" in line] == [3, 6, 8]
 
 
 @pytest.mark.parametrize(
