@@ -17,8 +17,7 @@ from tiny_runs import assert_same_weights, column, metrics, start_processes, wri
 from light_jax.checkpoint.saver import Saver
 from light_jax.data.loader import BatchLoader
 from light_jax.training import loop as trainer
-from light_jax.training import validation
-from light_jax.training import signals
+from light_jax.training import signals, validation
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import layout
 
