@@ -6,6 +6,7 @@ Every key, its default and its rule; docs/train.md explains each.
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,9 @@ NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+_NUMBER = r"\s*(?:([0-9]+(?:\.[0-9]+)?)\s*{})?"
+TIME = re.compile("".join(_NUMBER.format(unit) for unit in "dhms"))
+"""Days, hours, minutes and seconds, each of which may be left out."""
 
 
 class OptimizerConfig(Config):
@@ -88,6 +92,8 @@ class TrainingConfig(Config):
     batch_size: Positive = 32
     gradient_accumulation_steps: Positive = 1
     num_steps: Positive = 10000
+    max_time: PositiveFloat | None = None
+    early_stopping_patience: Positive | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -99,7 +105,11 @@ class TrainingConfig(Config):
     log_every: Positive = 10
     eval_every: Positive = 500
     eval_steps: Positive = 50
+    sample_prompts: list[str] | None = None
+    sample_every: Positive | None = None
+    tracker: Literal["wandb", "tensorboard", "trackio"] | None = None
     use_wandb: bool = False
+    use_tensorboard: bool = False
     wandb_project: str = "light-llm"
     wandb_run_name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
@@ -129,6 +139,24 @@ class TrainingConfig(Config):
             raise ValueError("must name a folder, a file or a glob of parquet shards")
         return value
 
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        """`2h30m` -> 9000."""
+        if not isinstance(value, str):
+            return value
+        found = TIME.fullmatch(value.strip().lower())
+        parts = found.groups() if found else ()
+        if any(parts):
+            units = zip(parts, (86400, 3600, 60, 1), strict=True)
+            return sum(float(part or 0) * unit for part, unit in units)
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(
+                "must be a time such as 90s, 45m, 2h30m or 1d, or a number of seconds"
+            ) from None
+
     @field_validator("profile_steps", mode="before")
     @classmethod
     def _two_steps(cls, value: Any) -> Any:
@@ -157,6 +185,16 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"bf16_model_weights=True needs dtype='bfloat16', not {self.dtype!r}; "
                 "change one of them"
+            )
+        if self.early_stopping_patience is not None and self.val_data is None:
+            raise ValueError(
+                f"early_stopping_patience={self.early_stopping_patience} needs val_data; set it, "
+                "or leave early_stopping_patience out"
+            )
+        if self.sample_every is not None and not self.sample_prompts:
+            raise ValueError(
+                f"sample_every={self.sample_every} needs sample_prompts; set them, or leave "
+                "sample_every out"
             )
         if self.profile_steps is not None:
             self._check_profile(*self.profile_steps)
@@ -190,6 +228,21 @@ class TrainingConfig(Config):
         model.derive(vocab_size=vocab_size)
         cfg.derive(model=model)
         return cfg
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of those that the metrics are sent to, each once."""
+        wanted = {
+            "wandb": self.use_wandb,
+            "tensorboard": self.use_tensorboard,
+            "trackio": False,
+        }
+        return [name for name, also in wanted.items() if also or name == self.tracker]
+
+    def samples_after(self, step: int) -> bool:
+        """Whether text is sampled after this step."""
+        every = self.sample_every or self.eval_every
+        return bool(self.sample_prompts) and (step % every == 0 or step == self.num_steps)
 
     @property
     def num_windows(self) -> int:

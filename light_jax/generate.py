@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
 from light_jax.models.transformer import Transformer
@@ -42,12 +43,17 @@ def generate_batch(
     eos_id: int | None = None,
     *,
     first_row: int = 0,
+    everywhere: NamedSharding | None = None,
 ) -> Iterator[NextIds]:
     """The ids that continue several prompts of any lengths: for each step, one id per prompt.
 
     The ids are those of `light_llm.generate.generate_batch`, except where logits are equal up to
     rounding. Two functions are compiled, for the prompts and for one more token of each; other
     prompts, lengths within a power of two, seeds, temperatures and values of top_p use them again.
+
+    Args:
+        everywhere: the sharding of the ids, where several processes hold the weights: all of them
+            make the same call, and each gets all ids.
 
     Raises:
         UserError: at the call, not at the first id: an empty prompt or one that leaves no room, an
@@ -66,7 +72,7 @@ def generate_batch(
         top_p=sampling.top_p is not None,
         penalize=sampling.repetition_penalty != 1,
     )
-    first, following = _compiled(graphdef, size, plan)
+    first, following = _compiled(graphdef, size, plan, everywhere)
 
     def steps() -> Iterator[Sequence[int]]:
         knobs = Knobs(
@@ -123,7 +129,9 @@ def _bucket(length: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(graphdef: Any, size: int, plan: Plan) -> tuple[Callable[..., Any], ...]:
+def _compiled(
+    graphdef: Any, size: int, plan: Plan, everywhere: NamedSharding | None
+) -> tuple[Callable[..., Any], ...]:
     """(the prompts to their first ids, one token of each to the next), jitted."""
 
     def chosen(model: Transformer, tokens_BT, cache, seen_BV, draw_B, knobs):
@@ -131,7 +139,10 @@ def _compiled(graphdef: Any, size: int, plan: Plan) -> tuple[Callable[..., Any],
         logits_BV = model.logits(last_B1D)[:, 0]
         ids_B = choose(logits_BV, seen_BV, draw_B, plan, knobs)
         finite_B = jnp.isfinite(logits_BV).all(axis=-1)
-        return jnp.where(finite_B, ids_B, -1), Carry(cache, seen_BV)
+        ids_B = jnp.where(finite_B, ids_B, -1)
+        if everywhere is not None:
+            ids_B = jax.lax.with_sharding_constraint(ids_B, everywhere)
+        return ids_B, Carry(cache, seen_BV)
 
     @jax.jit
     def first(params, tokens_BT, pad_B, draw_B, knobs):

@@ -71,7 +71,10 @@ class HostState:
     run: str  # an id that all tags of a run share, through every resume
     fingerprint: list[dict[str, Any]]  # of the training shards
     best_val_loss: float | None = None
+    best_val_step: int | None = None
+    evaluations_since_best: int = 0
     wandb_run_id: str | None = None
+    trackio_run: str | None = None  # its name
     evaluation_due: bool = False  # after this step: a signal or a failing log stopped one
 
 

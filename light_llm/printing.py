@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
-from typing import TextIO
+from typing import IO, TextIO
 
 # C0 and C1 controls but newline and tab, DEL, marks that reorder a line, half surrogates.
 _UNSEEN = re.compile(
@@ -37,8 +39,44 @@ def say(text: str = "") -> None:
 
 
 def tell(text: str) -> None:
-    """Print a message, a warning or a note on standard error."""
-    print(message(text), file=sys.stderr, flush=True)
+    """Print a message, a warning or a note on standard error; a terminal gets it between words."""
+    text = message(text)
+    if sys.stderr is not None and sys.stderr.isatty():
+        text = wrapped(text, columns(sys.stderr))
+    print(text, file=sys.stderr, flush=True)
+
+
+def columns(terminal: IO[str]) -> int:
+    """Columns that a line may have without wrapping; a terminal that does not tell has 80."""
+    try:
+        width = os.get_terminal_size(terminal.fileno()).columns
+    except (OSError, ValueError):
+        width = 0
+    return max(20, (width or 80) - 1)
+
+
+def wrapped(text: str, width: int) -> str:
+    """`text` with line breaks between words. What follows stands below the text after the label
+    (`model       25.2 M …`), if the line has one; a word that is too long stays whole."""
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    label = re.match(r" *\S+( \S+)? {2,}", line)
+    indent = len(label[0]) if label is not None and len(label[0]) <= width // 3 else 2
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            expand_tabs=False,
+            replace_whitespace=False,
+        )
+    )
 
 
 @contextlib.contextmanager

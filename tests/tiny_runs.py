@@ -132,6 +132,7 @@ def metrics(folder: Path, *, timeless: bool = False) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; without what depends on the clock if `timeless`."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     of_speed = {"time", "train/tokens_per_second", "train/mfu", "train/mfu_masked"}
+    of_speed |= {"perf/step_seconds", "perf/data_wait", "perf/memory_bytes"}
     clock = of_speed if timeless else set()
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 

@@ -80,6 +80,12 @@ def load_host_state(path: Path) -> HostState:
             raise ValueError("its fingerprint does not list shards")
         if not isinstance(host.run, str) or not isinstance(host.wandb_run_id, str | None):
             raise ValueError("its run or wandb_run_id is not a text")
+        if not isinstance(host.trackio_run, str | None):
+            raise ValueError("its trackio_run is not a text")
+        if type(host.evaluations_since_best) is not int or not isinstance(
+            host.best_val_step, int | None
+        ):
+            raise ValueError("its best_val_step or evaluations_since_best is not a number")
         if not isinstance(host.best_val_loss, int | float | None):
             raise ValueError(f"best_val_loss={host.best_val_loss!r} is not a number")
     return host

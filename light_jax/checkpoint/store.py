@@ -191,7 +191,8 @@ def check_resumable(
         )
     check_weights(tag.checkpoint.files.weights, cfg.model)
     if {"val_data", "eval_steps", "checkpoint_dir"} & changes.keys():
-        host.best_val_loss = None  # it was for other tokens, or another directory
+        # it was for other tokens, or another directory
+        host.best_val_loss, host.best_val_step, host.evaluations_since_best = None, None, 0
     return host, list(changes.values())
 
 

@@ -1,11 +1,13 @@
-"""Each step's metrics: read a step late, written to the console, metrics.jsonl and W&B."""
+"""Each step's metrics: read a step late, written to the console, metrics.jsonl and the trackers."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,12 +16,20 @@ import jax
 
 from light_jax.parallel.hosts import is_main
 from light_jax.reporting.console import Reporter
+from light_jax.reporting.display import Numbers
 from light_jax.reporting.flops import peak_flops, utilisation
-from light_jax.reporting.metrics import MetricsFile
+from light_jax.reporting.meter import Meter, memory_bytes
+from light_jax.reporting.metrics import SAMPLES, MetricsFile
+from light_jax.reporting.trackers import TRACKERS
+from light_jax.reporting.tracking import Sample, Tracker
 from light_jax.reporting.units import count, duration
-from light_jax.reporting.wandb_run import WandbRun
 from light_jax.state import Run, StepMetrics
 from light_llm.errors import NonFinite, UserError
+
+SMOOTHING = 0.8
+"""How much of the loss that is shown comes from the lines before."""
+COURSE = 24
+"""Lines whose losses the display draws."""
 
 
 class Log:
@@ -29,22 +39,25 @@ class Log:
         self.run, self.reporter = run, reporter
         self.failure: UserError | None = None
         """Why the first failing line could not be written. The run ends after its step."""
-        self._sinks: list[MetricsFile | WandbRun] = []
+        self._samples: MetricsFile | None = None
+        self._sinks: list[MetricsFile | Tracker] = []
+        step, redo = int(run.state.step), run.host.evaluation_due
         if is_main():
-            file = MetricsFile(directory, int(run.state.step), redo=run.host.evaluation_due)
-            self._sinks.append(file)
-            if run.cfg.use_wandb:
-                wandb_run = WandbRun(run.cfg, run.host.wandb_run_id)
-                run.host.wandb_run_id = wandb_run.id
-                self._sinks.append(wandb_run)
-        self._failed: set[MetricsFile | WandbRun] = set()
+            self._sinks.append(MetricsFile(directory, step, redo=redo))
+            if run.cfg.sample_prompts or (directory / SAMPLES).exists():
+                self._samples = MetricsFile(directory, step, redo=redo, name=SAMPLES)
+            self._sinks += [TRACKERS[name](run, directory) for name in run.cfg.trackers]
+        self._failed: set[MetricsFile | Tracker] = set()
         self._pending: tuple[int, float, StepMetrics] | None = None
-        self._logged_step, self._logged_time = int(run.state.step), time.perf_counter()
-        self._tokens_per_second = 0.0
+        self.meter = Meter(step)
         peak = peak_flops(run.mesh.devices.flat[0])
         self._utilisation = utilisation(
             run.cfg.model, run.num_params, run.cfg.seq_len, peak and peak * run.mesh.size
         )
+        self._losses: deque[float] = deque(maxlen=COURSE)
+        self.numbers = Numbers(step, run.cfg.num_steps)
+        """What the display shows, as of the last line."""
+        self._note_best()
 
     def __enter__(self) -> Log:
         return self
@@ -53,7 +66,7 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         failures = []
-        for sink in self._sinks:
+        for sink in [*self._sinks, *([self._samples] if self._samples else [])]:
             try:
                 sink.close()
             except UserError as failure:
@@ -63,23 +76,30 @@ class Log:
         for also in failures:
             self.reporter.line(f"warning: {also}")
 
+    def _send(self, sink: MetricsFile | Tracker, send: Callable[[], None]) -> None:
+        """Write to a file or a tracker, if it did not fail before."""
+        if sink in self._failed:
+            return
+        try:
+            send()
+        except UserError as failure:
+            self._failed.add(sink)
+            self.failure = self.failure or failure
+
     def _write(self, line: dict[str, Any]) -> None:
         for sink in self._sinks:
-            if sink in self._failed:
-                continue
-            try:
-                sink.write(line)
-            except UserError as failure:
-                self._failed.add(sink)
-                self.failure = self.failure or failure
+            self._send(sink, lambda sink=sink: sink.write(line))  # type: ignore[misc]
 
     def step(self, step: int, rate: float, metrics: StepMetrics) -> None:
         """Take the learning rate and the metrics of `step`, write those of the step before."""
         self.flush()
         self._pending = (step, rate, metrics)
 
-    def flush(self) -> None:
+    def flush(self, *, show: bool = False) -> None:
         """Write the metrics that are still on the device.
+
+        Args:
+            show: the display gets them whenever it had the last ones.
 
         Raises:
             NonFinite: the step was not finite; the weights are those before it.
@@ -92,22 +112,23 @@ class Log:
             raise NonFinite(f"step {bad + 1} is not finite", bad, jax.device_get(metrics))
         if step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps:
             self._line(step, rate, jax.device_get(metrics))
-        if self.reporter.has_bar:
-            self.reporter.progress(step, self._text(step, rate, float(metrics.loss)))
+        elif self.reporter.shows(at_once=show):
+            self._show(step, rate, jax.device_get(metrics))
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Write all steps so far; the time inside does not count as training time."""
-        self.flush()
-        start = time.perf_counter()
-        yield
-        self._logged_time += time.perf_counter() - start
+    def paused(self, doing: str | None = None) -> Iterator[None]:
+        """Write all steps so far; the time inside does not count as training time.
+
+        Args:
+            doing: what the display says meanwhile.
+        """
+        self.flush(show=True)
+        with self.meter.paused(), self.reporter.doing(doing):
+            yield
 
     def _line(self, step: int, rate: float, values: StepMetrics) -> None:
-        cfg, now = self.run.cfg, time.perf_counter()
-        tokens = (step - self._logged_step) * cfg.tokens_per_step
-        self._tokens_per_second = tokens / (now - self._logged_time)
-        self._logged_step, self._logged_time = step, now
+        cfg, speed = self.run.cfg, self.meter.read(step)
+        tokens_per_second = speed.steps * cfg.tokens_per_step / speed.seconds
         line: dict[str, Any] = {
             "step": step,
             "time": time.time(),
@@ -115,17 +136,73 @@ class Log:
             "train/loss": float(values.mean_loss),
             "train/lr": rate,
             "train/grad_norm": float(values.grad_norm),
-            "train/tokens_per_second": self._tokens_per_second,
+            "train/tokens_per_second": tokens_per_second,
         }
         for name, per_token in self._utilisation.items():
-            line[f"train/{name}"] = self._tokens_per_second * per_token
+            line[f"train/{name}"] = tokens_per_second * per_token
         if cfg.dtype == "float16":
             line["train/loss_scale"] = float(values.loss_scale)
+        line["perf/step_seconds"] = speed.step_seconds
+        line["perf/data_wait"] = speed.data_wait
+        line["perf/memory_bytes"] = memory_bytes(self.run.mesh.local_devices)
         self._write(line)
-        if not self.reporter.has_bar:
-            self.reporter.line(
-                f"step {step}/{cfg.num_steps}  " + self._text(step, rate, float(values.mean_loss))
-            )
+        self._losses.append(line["train/loss"])
+        shown, loss = self.numbers.loss, line["train/loss"]
+        if shown is not None and math.isfinite(loss):
+            loss = SMOOTHING * shown + (1 - SMOOTHING) * loss
+        self.numbers = dataclasses.replace(
+            self.numbers,
+            loss=loss,
+            losses=tuple(self._losses),
+            tokens_per_second=tokens_per_second,
+            mfu=line.get("train/mfu"),
+            step_seconds=speed.step_seconds,
+            data_wait=speed.data_wait,
+            memory=line["perf/memory_bytes"],
+        )
+        self._show(step, rate, values)
+        self._say(step, self._parts(step, line))
+
+    def _show(self, step: int, rate: float, values: StepMetrics) -> None:
+        """Bring the numbers of the display to this step."""
+        cfg, left = self.run.cfg, None
+        if self.numbers.step_seconds is not None:
+            left = self.meter.left(step, cfg.num_steps, self.numbers.step_seconds)
+        ends_in = cfg.num_steps - step
+        evaluation = min(ends_in, cfg.eval_every - step % cfg.eval_every)
+        self.numbers = dataclasses.replace(
+            self.numbers,
+            step=step,
+            loss=float(values.mean_loss) if self.numbers.loss is None else self.numbers.loss,
+            loss_now=float(values.loss),
+            rate=rate,
+            grad_norm=float(values.grad_norm),
+            seconds_left=left,
+            evaluation_in=None if self.run.val_stream is None else evaluation,
+            save_in=min(ends_in, cfg.save_every - step % cfg.save_every),
+        )
+        self.reporter.show(self.numbers)
+
+    def _say(self, step: int, parts: list[str]) -> None:
+        """Print a line; on a terminal only the parts that fit, since the display has the rest."""
+        text, width = f"step {step}/{self.run.cfg.num_steps}", self.reporter.width
+        for part in parts:
+            if width is not None and len(text) + 2 + len(part) > width:
+                break
+            text += f"  {part}"
+        self.reporter.line(text)
+
+    def _parts(self, step: int, line: dict[str, Any]) -> list[str]:
+        parts = [
+            f"loss {line['train/loss']:.4f}",
+            f"lr {line['train/lr']:.2e}",
+            f"grad norm {line['train/grad_norm']:.3g}",
+            f"{count(line['train/tokens_per_second'])} tokens/s",
+        ]
+        if "train/mfu" in line:
+            parts.append(f"MFU {line['train/mfu']:.1%}")
+        left = self.meter.left(step, self.run.cfg.num_steps, line["perf/step_seconds"])
+        return [*parts, f"ETA {duration(left)}"]
 
     def validation(self, step: int, loss: float, best: bool) -> None:
         perplexity = math.inf if loss > 700 else math.exp(loss)
@@ -134,19 +211,28 @@ class Log:
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
             f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"
         )
+        self.numbers = dataclasses.replace(self.numbers, val_loss=loss)
+        self._note_best()
+
+    def _note_best(self) -> None:
+        host = self.run.host
+        self.numbers = dataclasses.replace(
+            self.numbers, best=host.best_val_loss, best_step=host.best_val_step
+        )
+        self.reporter.show(self.numbers)
+
+    def samples(self, step: int, samples: list[Sample]) -> None:
+        """Print texts that the model wrote after `step`, and keep them."""
+        for sample in samples:
+            self.reporter.line(f"sample      {sample.prompt}{sample.text}")
+            if (file := self._samples) is not None:
+                line = {"step": step, "time": time.time(), **dataclasses.asdict(sample)}
+                self._send(file, lambda file=file, line=line: file.write(line))  # type: ignore[misc]
+        for sink in self._sinks:
+            if not isinstance(sink, MetricsFile):
+                self._send(sink, lambda sink=sink: sink.show(step, samples))  # type: ignore[misc]
 
     def message(self, text: str) -> None:
         """Print a line, after the numbers of the last step."""
         self.flush()
         self.reporter.line(text)
-
-    def _text(self, step: int, rate: float, loss: float) -> str:
-        cfg, speed = self.run.cfg, self._tokens_per_second
-        text = f"loss {loss:.4f}  lr {rate:.2e}"
-        if speed:
-            left = (cfg.num_steps - step) * cfg.tokens_per_step / speed
-            text += f"  {count(speed)} tokens/s"
-            if self._utilisation:
-                text += f"  MFU {speed * self._utilisation['mfu']:.1%}"
-            text += f"  ETA {duration(left)}"
-        return text

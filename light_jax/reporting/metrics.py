@@ -1,4 +1,4 @@
-"""Logged numbers: metrics.jsonl, one strict JSON object a line, and the same names to W&B."""
+"""What a run keeps of itself: metrics.jsonl and samples.jsonl, one strict JSON object a line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from light_llm.files import given
 from light_llm.files.disk import write_atomically
 
 NAME = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+REDONE = {NAME: "val/loss", SAMPLES: "text"}
+"""The name that tells the lines of an evaluation."""
 LONGEST_LINE = 2**20  # bytes
 
 
@@ -21,12 +24,15 @@ class MetricsFile:
     """Appends to DIR/metrics.jsonl; on resume, lines after the resumed step are dropped first.
 
     Args:
-        redo: that step is evaluated again, so its validation line is dropped too.
+        redo: that step is evaluated again, so the lines of its evaluation are dropped too.
+        name: NAME or SAMPLES.
     """
 
-    def __init__(self, directory: Path, resumed_step: int, *, redo: bool = False) -> None:
-        path = directory / NAME
-        kept = _lines_up_to(path, resumed_step, redo=redo) if resumed_step else b""
+    def __init__(
+        self, directory: Path, resumed_step: int, *, redo: bool = False, name: str = NAME
+    ) -> None:
+        path, again = directory / name, REDONE[name] if redo else None
+        kept = _lines_up_to(path, resumed_step, again) if resumed_step else b""
         write_atomically(path, kept)
         # unbuffered: what a full disk did not take is not tried again at the end
         self._file = path.open("ab", buffering=0)
@@ -68,11 +74,11 @@ class MetricsFile:
         )
 
 
-def _lines_up_to(path: Path, step: int, *, redo: bool) -> bytes:
+def _lines_up_to(path: Path, step: int, again: str | None) -> bytes:
     """The whole lines of steps 1 to `step`; a line that a crash cut short is dropped.
 
     Args:
-        redo: the validation of `step` is dropped too.
+        again: lines of `step` that have this name are dropped too.
     """
     if not os.path.lexists(path):
         return b""
@@ -81,8 +87,8 @@ def _lines_up_to(path: Path, step: int, *, redo: bool) -> bytes:
         while line := file.readline(LONGEST_LINE):
             try:
                 values = given.parse_json(line, path)
-                again = redo and values["step"] == step and "val/loss" in values
-                if line.endswith(b"\n") and values["step"] <= step and not again:
+                redone = values["step"] == step and again in values
+                if line.endswith(b"\n") and values["step"] <= step and not redone:
                     kept.append(line)
             except (UserError, KeyError, TypeError):
                 continue

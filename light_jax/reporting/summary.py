@@ -8,7 +8,7 @@ import jax
 
 from light_jax.parallel.sharding import MESH_AXES
 from light_jax.reporting.attention import attention_of
-from light_jax.reporting.units import count, size
+from light_jax.reporting.units import count, counted, size
 from light_jax.state import Run, bytes_per_device
 
 
@@ -18,28 +18,31 @@ def describe(run: Run) -> list[str]:
     stream, per_step = run.train_stream, cfg.tokens_per_step
     epochs = cfg.num_windows / len(stream)
     device = run.mesh.devices.flat[0]
+    micro_batches = counted(cfg.gradient_accumulation_steps, "micro-batch", "micro-batches")
     mesh = " · ".join(f"{axis} {run.mesh.shape[axis]}" for axis in MESH_AXES)
     lines = [
         f"model       {count(run.num_params)} parameters ({run.num_params:,}): {model.num_layers} "
         f"layers, d_model {model.d_model}, {att.variant} {att.num_heads}/{att.num_kv_heads} heads "
         f"of {att.head_dim}, {model.ffn.variant} {model.ffn_dim}, vocabulary {model.vocab_size}",
-        f"steps       {cfg.num_steps:,} of {per_step:,} tokens ({cfg.batch_size} sequences × "
-        f"{cfg.gradient_accumulation_steps} micro-batches × {cfg.seq_len}), {epochs:.2f} epochs",
-        f"train data  {stream.num_tokens:,} tokens in {len(stream.shards)} "
-        f"shard{'' if len(stream.shards) == 1 else 's'}",
+        f"steps       {cfg.num_steps:,} of {per_step:,} tokens "
+        f"({counted(cfg.batch_size, 'sequence')} × "
+        f"{micro_batches} × {cfg.seq_len}), "
+        f"{epochs:.2f} epochs",
+        f"train data  {stream.num_tokens:,} tokens in {counted(len(stream.shards), 'shard')}",
     ]
     if run.val_stream is not None:
         windows = min(cfg.eval_steps * cfg.batch_size, len(run.val_stream))
         lines.append(
             f"val data    {run.val_stream.num_tokens:,} tokens, {windows * cfg.seq_len:,} of them "
-            f"every {cfg.eval_every} steps"
+            f"every {counted(cfg.eval_every, 'step').removeprefix('1 ')}"
         )
     if cfg.seq_len < model.max_seq_len and model.positional.encoding != "learned":
         lines.append(
             f"positions   {cfg.seq_len} are trained (seq_len), of {model.max_seq_len} (max_seq_len)"
         )
     lines += [
-        f"devices     {run.mesh.size} × {device.device_kind} in {jax.process_count()} process(es), "
+        f"devices     {run.mesh.size} × {device.device_kind} in "
+        f"{counted(jax.process_count(), 'process', 'processes')}, "
         f"mesh {mesh}",
         f"precision   {cfg.dtype} matmuls, float32 weights"
         + (" (bfloat16 in the step)" if cfg.bf16_model_weights else ""),

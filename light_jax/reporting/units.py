@@ -13,6 +13,11 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def counted(number: int, noun: str, many: str | None = None) -> str:
+    """`1 shard`, `2 shards`; `many` is a plural that is not made by an s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
 def size(num_bytes: float) -> str:
     """In GiB, MiB or KiB."""
     for bound, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):

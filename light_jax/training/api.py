@@ -6,6 +6,7 @@ JAX and what needs it are imported once the config is found to be right.
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,7 @@ def train(config: str | Path, resume: str | None = None) -> Result:
         NonFinite: the loss or the gradients stopped being finite; the last checkpoint is intact.
     """
     # One of several joins the others first: they would wait for it if it ended before.
+    started = time.monotonic()
     cfg = None if one_of_several() else load_config(config)
     with waiting("starting…"):
         with importing():
@@ -104,5 +106,5 @@ def train(config: str | Path, resume: str | None = None) -> Result:
             initialize()  # before anything touches a device
     keep_compiled()
     cfg = load_config(config) if cfg is None else cfg
-    code = run_config(config, resume, cfg)
+    code = run_config(config, resume, cfg, started)
     return Result(cfg, code - 128 if code else None)

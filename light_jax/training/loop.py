@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
 import jax
@@ -14,9 +13,9 @@ from light_jax.checkpoint.ownership import step_tag
 from light_jax.checkpoint.place import continues_here
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
-from light_jax.data.loader import BatchLoader, validation_batches
+from light_jax.data.loader import BatchLoader
 from light_jax.parallel.devices import out_of_memory, return_freed_memory
-from light_jax.parallel.hosts import Left, together
+from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import to_global
 from light_jax.reporting.console import Reporter
 from light_jax.reporting.log import Log
@@ -24,34 +23,42 @@ from light_jax.reporting.summary import describe
 from light_jax.state import Run
 from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
+from light_jax.training.ending import nothing_to_do, tell_end
 from light_jax.training.optimizer import learning_rate
 from light_jax.training.profile import Profile
 from light_jax.training.run import batches, fill, prepare
+from light_jax.training.sampling import Sampler
 from light_jax.training.signals import Stopper
+from light_jax.training.validation import Evaluation, evaluate_if_due, owes_evaluation, stops_early
 from light_llm.errors import NonFinite, UserError, with_earlier
 
 
 def run_config(
-    config_path: str | Path, resume: str | None = None, cfg: TrainingConfig | None = None
+    config_path: str | Path,
+    resume: str | None = None,
+    cfg: TrainingConfig | None = None,
+    started: float | None = None,
 ) -> int:
     """Do what `llm-train CONFIG [--resume …]` does. Returns the exit code.
 
     Args:
         cfg: what was read from the config file, if it was.
+        started: the time.monotonic() from which max_time counts; None is now.
 
     Raises:
         UserError: the config, its data or the checkpoint cannot be used, and nothing was written;
             or a shard or the disk fails during the run.
         NonFinite: training stopped on a non-finite step.
     """
+    started = time.monotonic() if started is None else started
     with Stopper() as stopper:
         run = prepare(load_config(config_path) if cfg is None else cfg, resume)
         with Reporter() as reporter:
             for line in describe(run):
                 reporter.line(line)
-            done, wanted = run.steps_done, run.cfg.num_steps
-            if done > wanted or (done == wanted and not _owes_evaluation(run)):
-                reporter.line(f"nothing to do: num_steps={wanted}, and step {done} is done")
+            stopper.end_at(started + (run.cfg.max_time or math.inf))
+            if (reason := nothing_to_do(run)) is not None:
+                reporter.line(f"nothing to do: {reason}")
                 return finish(run, Path(config_path))
             with reporter.compiling():
                 steps = compile_steps(run)
@@ -82,13 +89,14 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
         batches(run, first_step, cfg.num_steps) as loader,
         Profile(run, saver.directory, log) as profile,
     ):
-        reporter.start(first_step, cfg.num_steps)
+        sampler = together(lambda: Sampler(run))
         try:
-            with out_of_memory("training"):
-                return _loop(run, steps, loader, log, saver, stopper, profile)
+            with reporter.showing(log.numbers), out_of_memory("training"):
+                _loop(run, steps, loader, log, saver, stopper, profile, sampler)
         except NonFinite as bad:
             saver.wait()
             raise explained(run, bad, config_path, saver.check) from None
+        return tell_end(run, log, saver, stopper, config_path)
 
 
 def _loop(
@@ -99,10 +107,13 @@ def _loop(
     saver: Saver,
     stopper: Stopper,
     profile: Profile,
-) -> int:
+    sampler: Sampler,
+) -> None:
     cfg, step = run.cfg, int(run.state.step)
     stopper.training_begins()
-    ends = _owes_evaluation(run) and _after(step, run, steps, log, saver, stopper, trained=False)
+    ends = owes_evaluation(run) and _after(
+        step, run, steps, log, saver, stopper, sampler, trained=False
+    )
     while not ends:
         with profile.step(step + 1):
             local_tokens = _next(loader, step, run, log, saver)
@@ -111,12 +122,7 @@ def _loop(
             step += 1
             run.leaves, metrics = steps.train(run.leaves, tokens, np.float32(rate))
             log.step(step, rate, metrics)
-        ends = _after(step, run, steps, log, saver, stopper)
-    if step < cfg.num_steps or _owes_evaluation(run):
-        log.message(f"stopped by a signal; continue with --resume auto ({step=})")
-        return stopper.exit_code
-    log.message(f"done        the model is {saver.directory / 'final.safetensors'}")
-    return 0
+        ends = _after(step, run, steps, log, saver, stopper, sampler)
 
 
 def _next(loader: BatchLoader, step: int, run: Run, log: Log, saver: Saver) -> np.ndarray:
@@ -127,7 +133,10 @@ def _next(loader: BatchLoader, step: int, run: Run, log: Log, saver: Saver) -> n
             waiting in the next step already, and could not take part in a save.
     """
     try:
-        return next(loader)
+        began = time.perf_counter()
+        batch = next(loader)
+        log.meter.waited(time.perf_counter() - began)
+        return batch
     except UserError as error:
         made_here = run.resumed is None or step > run.resumed.step
         if step > 0 and made_here and jax.process_count() == 1:
@@ -144,6 +153,7 @@ def _after(
     log: Log,
     saver: Saver,
     stopper: Stopper,
+    sampler: Sampler,
     *,
     trained: bool = True,
 ) -> bool:
@@ -158,20 +168,23 @@ def _after(
         UserError: a validation shard or the disk of a log is bad. The step is committed first, if
             it can be: raised at once, the error would cost the steps since the last save.
     """
-    evaluation = _evaluation_due(run, steps, step, log, stopper, trained=trained)
+    evaluation = evaluate_if_due(run, steps, step, log, stopper, trained=trained)
+    if not evaluation.owed:
+        sampler.show(step, log)
     failure = evaluation.error or log.failure
     if failure is not None or saver.failed:
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
-    tags = _tags_due(run.cfg, step, evaluation, trained=trained, cut_short=cut_short)
-    if not tags and not cut_short and step < run.cfg.num_steps:
+    tags = _tags_due(run, step, evaluation, trained=trained, cut_short=cut_short)
+    last = step == run.cfg.num_steps or (evaluation.made and stops_early(run))
+    if not tags and not cut_short and not last:
         return False  # the metrics stay on the device: reading them would wait for the step
-    with log.paused(), with_earlier(failure):
+    with log.paused("saving"), with_earlier(failure):
         if tags:
             saver.save(tags, run.state, run.host)
             if step_tag(step) in tags:  # a signal meanwhile finds its step saved
                 cut_short = cut_short or stopper.requested(step)
-        ends = cut_short or step == run.cfg.num_steps
+        ends = cut_short or last
         if ends:
             saver.wait()
     if ends:
@@ -179,21 +192,8 @@ def _after(
     return ends
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The outcome of a step's evaluation, if one was due."""
-
-    improved: bool = False  # the loss is the best so far
-    owed: bool = False  # it was stopped: the resume begins with it
-    error: UserError | None = None
-
-
-def _owes_evaluation(run: Run) -> bool:
-    return run.host.evaluation_due and run.val_stream is not None
-
-
 def _tags_due(
-    cfg: TrainingConfig, step: int, evaluation: Evaluation, *, trained: bool, cut_short: bool
+    run: Run, step: int, evaluation: Evaluation, *, trained: bool, cut_short: bool
 ) -> list[str]:
     """The tags of a step, in the order in which they are committed.
 
@@ -203,63 +203,11 @@ def _tags_due(
     """
     due = {
         "best": evaluation.improved,
-        step_tag(step): trained and (cut_short or step % cfg.save_every == 0),
-        "final": step == cfg.num_steps and not evaluation.owed,
+        step_tag(step): trained and (cut_short or step % run.cfg.save_every == 0),
+        "final": not evaluation.owed
+        and (step == run.cfg.num_steps or (evaluation.made and stops_early(run))),
     }
     return [tag for tag, is_due in due.items() if is_due]
-
-
-def _evaluation_due(
-    run: Run, steps: Steps, step: int, log: Log, stopper: Stopper, *, trained: bool
-) -> Evaluation:
-    """Evaluate, if it is due after this step or owed."""
-    on_time = step == run.cfg.num_steps or step % run.cfg.eval_every == 0
-    run.host.evaluation_due = run.val_stream is not None and (on_time or not trained)
-    if not run.host.evaluation_due:
-        return Evaluation()
-    with log.paused():
-        try:
-            with out_of_memory("evaluation"):
-                improved = _evaluate(run, steps, step, log, stopper)
-        except Left:
-            return Evaluation(owed=True)
-        except UserError as error:
-            return Evaluation(owed=True, error=error)
-    run.host.evaluation_due = log.failure is not None  # then its line is owed
-    return Evaluation(improved=improved)
-
-
-def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> bool:
-    """Log the mean loss over the validation tokens; True if it is the best so far.
-
-    Raises:
-        Left: a signal came between two batches.
-    """
-    assert run.val_stream is not None
-    assert steps.evaluate is not None
-    total, tokens = 0.0, 0.0
-    validation = validation_batches(
-        run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
-    )
-
-    def next_batch() -> tuple[np.ndarray, np.ndarray] | None:
-        if stopper.asked:
-            raise Left
-        return next(validation, None)
-
-    params = run.state.params
-    with contextlib.closing(validation):
-        while (batch := together(next_batch)) is not None:
-            shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
-            loss_sum, num_tokens = steps.evaluate(params, *shared)
-            total, tokens = total + float(loss_sum), tokens + float(num_tokens)
-    loss = total / tokens
-    so_far = run.host.best_val_loss
-    best = math.isfinite(loss) and (so_far is None or loss < so_far)
-    if best:
-        run.host.best_val_loss = loss
-    log.validation(step, loss, best)
-    return best
 
 
 def _raise(error: UserError | None) -> None:

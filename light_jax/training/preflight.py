@@ -24,8 +24,9 @@ from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream, warn_of_overlap
 from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, make_mesh
-from light_jax.reporting.wandb_run import check_wandb
+from light_jax.reporting.trackers import check_tracker, key_of
 from light_jax.state import HostState, Tag
+from light_jax.training.sampling import prompts_of
 from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.folder import check_like_folder
 from light_llm.checkpoint.hub import starting_weights
@@ -82,14 +83,16 @@ def inspect(
         with under("batch_size"):
             check_batch(cfg.batch_size, found.mesh)
     if is_main():
-        with under("use_wandb"):
-            if cfg.use_wandb:
-                check_wandb()
+        for name in cfg.trackers:
+            with under(key_of(name, cfg)):
+                check_tracker(name, cfg)
         with under("hf_export"):
             if cfg.hf_export:
                 check_hf_export()
         with under("checkpoint_dir"):
             place.check_writable(cfg, tag, probe=probe)
+    with under("sample_prompts"):
+        prompts_of(cfg)
     _inspect_data(cfg, found, under)
     if is_main():
         with under("scheduler.warmup_steps"):

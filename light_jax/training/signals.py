@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed session: what was trained is committed, and the process ends.
+"""SIGTERM, Ctrl-C, a closed session, max_time: what was trained is committed, and the process ends.
 
 Before the first step nothing was trained, so the first signal ends the process at once. Afterwards
 the first one ends the run after its step, the second one at once.
@@ -7,13 +7,17 @@ the first one ends the run after its step, the second one at once.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 import jax
 from jax.experimental import multihost_utils
+
+from light_jax.parallel.hosts import is_main
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -33,6 +37,9 @@ class Stopper:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.out_of_time = False
+        """Whether max_time is over, and no signal came before."""
+        self._deadline = math.inf
         self._asked = False
         self._training = False
         self._lock = threading.Lock()  # of _training: whether to exit or let the step end
@@ -70,6 +77,11 @@ class Stopper:
         with self._lock:
             self._training = True
 
+    def end_at(self, deadline: float) -> None:
+        """Stop as at a signal at that time of `time.monotonic()`; process 0's clock decides."""
+        if is_main():
+            self._deadline = deadline
+
     def ask(self) -> None:
         """Stop as at a signal, for a reason that this process alone may know."""
         if not self._asked:
@@ -79,17 +91,21 @@ class Stopper:
     @property
     def asked(self) -> bool:
         """Whether this process is to stop; the others may not know it yet."""
+        if time.monotonic() >= self._deadline and not (self._asked or self.signal):
+            self.out_of_time = True
+            self.ask()
         return self._asked or self.signal is not None
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step` updates; the same answer on every host."""
+        asked = self.asked
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self.asked
+        return asked
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a run that a signal ended, here or on another host."""
+        """The exit code of a run that a signal ended, here or on another host, or max_time."""
         return 128 + (self.signal or signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import assert_same_weights, metrics, start_processes, write_config
 from watched_runs import both, ended_promptly, started, until
 
-from light_jax.training import loop
+from light_jax.training import loop, validation
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import layout
 
@@ -96,7 +96,7 @@ def test_a_run_with_interrupted_evaluations_has_the_results_of_one_without(
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run_config(write_config(tmp_path / "w.yaml", checkpoint_dir=str(whole))) == 0
     config = write_config(tmp_path / "c.yaml", checkpoint_dir=str(out))
-    real, calls = loop.validation_batches, []
+    real, calls = validation.validation_batches, []
 
     def interrupted(*args):
         calls.append(args)
@@ -104,7 +104,7 @@ def test_a_run_with_interrupted_evaluations_has_the_results_of_one_without(
             os.kill(os.getpid(), TERM)
         return real(*args)
 
-    monkeypatch.setattr(loop, "validation_batches", interrupted)
+    monkeypatch.setattr(validation, "validation_batches", interrupted)
     assert run_config(config) == 143
     assert f"step{at:07d}" in layout.tags(out)
     assert "final" not in layout.tags(out)

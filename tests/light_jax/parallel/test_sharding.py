@@ -107,7 +107,7 @@ def test_two_processes_train_save_and_resume(tmp_path):
     changes = {"scheduler": rate, "window_order": "shuffled"}
     whole = write_config(tmp_path / "whole/c.yaml", keep_last_n=9, mesh=mesh, **changes)
     stderr = finish(start_processes(whole))
-    assert "2 × cpu in 2 process(es)" in stderr[0]
+    assert "2 × cpu in 2 processes" in stderr[0]
     assert "step 6/6" in stderr[0]
     assert "step 6/6" not in stderr[1]
     halves = write_config(tmp_path / "halves/c.yaml", mesh=mesh, **changes)

@@ -17,7 +17,7 @@ from tiny_runs import assert_same_weights, column, metrics, start_processes, wri
 from light_jax.checkpoint.saver import Saver
 from light_jax.data.loader import BatchLoader
 from light_jax.training import loop as trainer
-from light_jax.training import signals
+from light_jax.training import signals, validation
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import digests, layout
 
@@ -39,7 +39,7 @@ MOMENTS = {
     "the first step": (trainer, "to_global", 1, TERM, 1),
     "waiting for data": (BatchLoader, "__next__", 2, INT, 2),
     "a step": (trainer, "to_global", 2, TERM, 2),
-    "evaluation": (trainer, "validation_batches", 1, INT, 3),
+    "evaluation": (validation, "validation_batches", 1, INT, 3),
     "saving": (Saver, "save", 1, TERM, 4),  # of `best` at step 3: that is done, then one more step
 }
 

@@ -1,0 +1,105 @@
+"""The evaluations of a run: when one is due, what it finds, and when enough of them found nothing
+better."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from light_jax.data.loader import validation_batches
+from light_jax.parallel.devices import out_of_memory
+from light_jax.parallel.hosts import Left, together
+from light_jax.parallel.sharding import to_global
+from light_jax.reporting.log import Log
+from light_jax.reporting.units import counted
+from light_jax.state import Run
+from light_jax.training.compiled import Steps
+from light_jax.training.signals import Stopper
+from light_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of a step's evaluation, if one was due."""
+
+    made: bool = False
+    improved: bool = False  # the loss is the best so far
+    owed: bool = False  # it was stopped: the resume begins with it
+    error: UserError | None = None
+
+
+def owes_evaluation(run: Run) -> bool:
+    return run.host.evaluation_due and run.val_stream is not None
+
+
+def stops_early(run: Run) -> bool:
+    """Whether as many evaluations in a row as early_stopping_patience gave no better loss."""
+    patience = run.cfg.early_stopping_patience
+    return patience is not None and run.host.evaluations_since_best >= patience
+
+
+def patience_is_over(run: Run) -> str:
+    since, best = run.host.evaluations_since_best, run.host.best_val_step
+    at = "" if best is None else f" of step {best}"
+    return (
+        f"no better val loss than that{at} in {counted(since, 'evaluation')} "
+        f"(early_stopping_patience={run.cfg.early_stopping_patience})"
+    )
+
+
+def evaluate_if_due(
+    run: Run, steps: Steps, step: int, log: Log, stopper: Stopper, *, trained: bool
+) -> Evaluation:
+    """Evaluate, if it is due after this step or owed."""
+    on_time = step == run.cfg.num_steps or step % run.cfg.eval_every == 0
+    run.host.evaluation_due = run.val_stream is not None and (on_time or not trained)
+    if not run.host.evaluation_due:
+        return Evaluation()
+    with log.paused("evaluating"):
+        try:
+            with out_of_memory("evaluation"):
+                improved = _evaluate(run, steps, step, log, stopper)
+        except Left:
+            return Evaluation(owed=True)
+        except UserError as error:
+            return Evaluation(owed=True, error=error)
+    run.host.evaluation_due = log.failure is not None  # then its line is owed
+    return Evaluation(made=True, improved=improved)
+
+
+def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> bool:
+    """Log the mean loss over the validation tokens; True if it is the best so far.
+
+    Raises:
+        Left: a signal came between two batches.
+    """
+    assert run.val_stream is not None
+    assert steps.evaluate is not None
+    total, tokens = 0.0, 0.0
+    validation = validation_batches(
+        run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
+    )
+
+    def next_batch() -> tuple[np.ndarray, np.ndarray] | None:
+        if stopper.asked:
+            raise Left
+        return next(validation, None)
+
+    params = run.state.params
+    with contextlib.closing(validation):
+        while (batch := together(next_batch)) is not None:
+            shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
+            loss_sum, num_tokens = steps.evaluate(params, *shared)
+            total, tokens = total + float(loss_sum), tokens + float(num_tokens)
+    loss = total / tokens
+    so_far = run.host.best_val_loss
+    best = math.isfinite(loss) and (so_far is None or loss < so_far)
+    run.host.evaluations_since_best += 1
+    if best:
+        run.host.best_val_loss, run.host.best_val_step = loss, step
+        run.host.evaluations_since_best = 0
+    log.validation(step, loss, best)
+    return best
