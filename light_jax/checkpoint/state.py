@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from light_jax.checkpoint.ownership import NOTE
 from light_jax.parallel.sharding import copies, path_names
 from light_jax.state import HostState, TrainState
 from light_llm.errors import UserError, one_line
@@ -32,7 +33,6 @@ from light_llm.files import given
 
 Result = TypeVar("Result")
 
-_NOTE = "_CHECKPOINT_METADATA"  # orbax's file, with the host's part in it
 _SUCCESS = "commit_success.txt"
 _ARRAYS = "state"  # the folder, in the state's own, that holds a tensorstore database
 
@@ -205,18 +205,6 @@ def is_mine(name: str) -> bool:
     return owner == jax.process_index()
 
 
-def run_of_state(path: Path) -> str | None:
-    """The run that wrote the folder; None if it is not a state, or does not name its run."""
-    if path.is_symlink():
-        return None
-    try:
-        note = given.read_json(path / _NOTE)
-        run = note["custom_metadata"]["run"]
-    except (UserError, KeyError, TypeError):
-        return None
-    return run if isinstance(run, str) else None
-
-
 def load_host_state(path: Path) -> HostState:
     """The host's part, to be compared with the config before anything large is read.
 
@@ -225,7 +213,7 @@ def load_host_state(path: Path) -> HostState:
     """
     _check_entries(path)
     with given.foreign(lambda reason: _unreadable(path, reason)):
-        note = given.read_json(path / _NOTE)["custom_metadata"]
+        note = given.read_json(path / NOTE)["custom_metadata"]
         host = HostState(**note)
         shards = [(shard["name"], shard["rows"], shard["tokens"]) for shard in host.fingerprint]
         if not all(

@@ -68,7 +68,7 @@ def finish(run: Run, config_path: Path) -> int:
     if continues_here(saver.directory, run.resumed) and not saver.has_final():
         fill(run)
         with saver.open(config_path):
-            saver.save(["final"], run.state, run.host)
+            saver.save(["final"], run.state, run.host, run.resumed and run.resumed.record.val_loss)
             saver.wait()
     return 0
 
@@ -168,7 +168,7 @@ def _after(
         return False  # the metrics stay on the device: reading them would wait for the step
     with log.paused(), with_earlier(failure):
         if tags:
-            saver.save(tags, run.state, run.host)
+            saver.save(tags, run.state, run.host, evaluation.loss)
             if step_tag(step) in tags:  # a signal meanwhile finds its step saved
                 cut_short = cut_short or stopper.requested(step)
         ends = cut_short or step == run.cfg.num_steps
@@ -183,6 +183,7 @@ def _after(
 class Evaluation:
     """The outcome of a step's evaluation, if one was due."""
 
+    loss: float | None = None
     improved: bool = False  # the loss is the best so far
     owed: bool = False  # it was stopped: the resume begins with it
     error: UserError | None = None
@@ -220,17 +221,17 @@ def _evaluation_due(
     with log.paused():
         try:
             with out_of_memory("evaluation"):
-                improved = _evaluate(run, steps, step, log, stopper)
+                loss, improved = _evaluate(run, steps, step, log, stopper)
         except Left:
             return Evaluation(owed=True)
         except UserError as error:
             return Evaluation(owed=True, error=error)
     run.host.evaluation_due = log.failure is not None  # then its line is owed
-    return Evaluation(improved=improved)
+    return Evaluation(loss, improved)
 
 
-def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> bool:
-    """Log the mean loss over the validation tokens; True if it is the best so far.
+def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> tuple[float, bool]:
+    """Log the mean loss over the validation tokens; (it, whether it is the best so far).
 
     Raises:
         Left: a signal came between two batches.
@@ -259,7 +260,7 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
     if best:
         run.host.best_val_loss = loss
     log.validation(step, loss, best)
-    return best
+    return loss, best
 
 
 def _raise(error: UserError | None) -> None:
