@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ class Log:
         self.run, self.reporter = run, reporter
         self.failure: UserError | None = None
         """Why the first failing line could not be written. The run ends after its step."""
+        self.evaluated: Callable[[], None] = _nothing  # called after each evaluation
         self._sinks: list[MetricsFile | WandbRun] = []
         if is_main():
             file = MetricsFile(directory, int(run.state.step), redo=run.host.evaluation_due)
@@ -130,6 +131,7 @@ class Log:
     def validation(self, step: int, loss: float, best: bool) -> None:
         perplexity = math.inf if loss > 700 else math.exp(loss)
         self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
+        self.evaluated()
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
             f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"
@@ -150,3 +152,7 @@ class Log:
                 text += f"  MFU {speed * self._utilisation['mfu']:.1%}"
             text += f"  ETA {duration(left)}"
         return text
+
+
+def _nothing() -> None:
+    """What is done after an evaluation where nobody asked for more."""

@@ -21,6 +21,7 @@ from light_jax.parallel.sharding import to_global
 from light_jax.reporting.console import Reporter
 from light_jax.reporting.log import Log
 from light_jax.reporting.summary import describe
+from light_jax.runs.live import Page
 from light_jax.state import Run
 from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
@@ -68,7 +69,8 @@ def finish(run: Run, config_path: Path) -> int:
     if continues_here(saver.directory, run.resumed) and not saver.has_final():
         fill(run)
         with saver.open(config_path):
-            saver.save(["final"], run.state, run.host, run.resumed and run.resumed.record.val_loss)
+            known = None if run.resumed is None else run.resumed.record.val_loss
+            saver.save(["final"], run.state, run.host, known)
             saver.wait()
     return 0
 
@@ -81,6 +83,7 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
         together(lambda: Log(run, saver.directory, reporter)) as log,
         batches(run, first_step, cfg.num_steps) as loader,
         Profile(run, saver.directory, log) as profile,
+        Page(run, saver, log, reporter),
     ):
         reporter.start(first_step, cfg.num_steps)
         try:
