@@ -12,7 +12,7 @@ from light_jax.runs import html
 from light_jax.runs.draw import Line, Points, chart, reduced, smoothed
 from light_jax.runs.facts import flat
 from light_jax.runs.listing import RunListing
-from light_jax.runs.report import number, perplexity, plain, short
+from light_jax.runs.report import loss_form, number, perplexity, plain, short
 from light_jax.runs.terminal import print_plot, print_table
 from light_llm.files.disk import write_atomically
 from light_llm.printing import say
@@ -61,7 +61,8 @@ def summary(runs: Sequence[RunListing]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for run, name in zip(runs, names_of(runs), strict=True):
         loss = run.history.curve("train/loss")
-        last = (smoothed(loss) or [(0, loss.last)])[-1][1]
+        means = smoothed(loss)
+        last = means[-1][1] if means else loss.last
         rows.append(
             (
                 name,
@@ -114,11 +115,18 @@ def page(runs: Sequence[RunListing]) -> str:
         lines = lines_of(runs, curve, smooth="smoothed" in title)
         lines = [_recoloured(line) for line in lines]
         form = short if "Tokens" in title else number
-        charts.append(
-            chart(
-                title, lines, form=form, x_form=short, x_name=x_name, log=log, tall="loss" in title
-            )
+        is_loss = "loss" in title
+        drawn = chart(
+            title,
+            lines,
+            form=form,
+            x_form=short,
+            last_form=loss_form if is_loss else None,
+            x_name=x_name,
+            log=log,
+            tall=is_loss,
         )
+        charts.append(drawn)
     rows = [
         (
             f'<i class="key c{_colour(i)}"></i>{html.text(row[0])}',
@@ -133,7 +141,7 @@ def page(runs: Sequence[RunListing]) -> str:
         (f"<code>{html.text(key)}</code>", *(f"<code>{html.text(_told(v))}</code>" for v in values))
         for key, values in differences(runs)
     ]
-    told = html.table(("setting", *names), settings) if settings else "<p>None.</p>"
+    told = html.table(("setting", *names), settings, wrap=True) if settings else "<p>None.</p>"
     body = (
         f"<header><h1>{len(runs)} runs compared</h1></header><br>"
         + html.card(html.table(head, rows, " nnnnnn"))

@@ -50,7 +50,7 @@ class Axis:
             low, high = self.low, self.high
         return (value - low) / (high - low)
 
-    def ticks(self, count: int = 4) -> list[float]:
+    def ticks(self, count: int = 5) -> list[float]:
         """Round values inside the axis, about `count` of them."""
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
@@ -133,6 +133,7 @@ def chart(
     *,
     form: Callable[[float], str],
     x_form: Callable[[float], str],
+    last_form: Callable[[float], str] | None = None,
     x_name: str = "step",
     log: bool | None = False,
     tall: bool = False,
@@ -141,7 +142,8 @@ def chart(
     """A figure of HTML; an empty text where no line has a point.
 
     Args:
-        form: writes a value of the y axis and of the legend, `x_form` one of the x axis.
+        form: writes a value of the y axis, `x_form` one of the x axis, `last_form` the last values
+            of the legend, which are written as `form` does where it is None.
         floor: the y axis reaches down to this at least.
     """
     lines = [line for line in lines if line.points]
@@ -161,7 +163,7 @@ def chart(
         if 0.02 < xs(tick) < 0.98
     ]
     told = [line for line in lines if not line.faint]
-    legend = "".join(_legend(line, form, named=len(lines) > 1) for line in told)
+    legend = "".join(_legend(line, last_form or form, named=len(lines) > 1) for line in told)
     scale = f"{xs.low!r} {xs.high!r} {ys.low!r} {ys.high!r} {int(ys.log)}"
     return (
         f'<figure class="chart{" tall" if tall else ""}">'

@@ -69,11 +69,10 @@ line-height:1.45;background:var(--text);color:var(--card);pointer-events:none;wh
 table{border-collapse:collapse;width:100%;font-size:14px}
 th{color:var(--dim);font-weight:500;font-size:13px;text-align:left}
 th,td{padding:6px 24px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
-td{overflow-wrap:anywhere}
+.fixed td,td:first-child{white-space:nowrap}.wrap td+td{overflow-wrap:anywhere;min-width:6em}
 tr:last-child td{border-bottom:0}.n{text-align:right;white-space:nowrap}
 th:last-child,td:last-child{padding-right:0}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-code{overflow-wrap:anywhere}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 14px}pre:last-child{margin:0}
 pre b{color:var(--accent);font-weight:600}
 details{margin-top:10px}summary{cursor:pointer;color:var(--dim);font-size:14px}
@@ -149,12 +148,16 @@ def tile(name: str, value: str, below: str = "", *, key: str = "", number: objec
     return f'<div class="card"><span>{text(name)}</span><b{data}>{text(value)}</b>{under}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "") -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "", *, wrap: bool = False
+) -> str:
     """A table of cells that are HTML already.
 
     Args:
         head: column titles; none where they are empty.
         numbers: a letter a column, `n` where it holds numbers.
+        wrap: long cells, but not the first of a row, go on in further lines; otherwise a table
+            that is too wide for the screen scrolls.
     """
     kinds = [' class="n"' if kind == "n" else "" for kind in numbers.ljust(100)]
 
@@ -164,7 +167,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "")
 
     top = f"<thead>{row([text(name) for name in head], 'th')}</thead>" if any(head) else ""
     body = "".join(row(cells, "td") for cells in rows)
-    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+    kind = "wrap" if wrap else "fixed"
+    return f'<div class="scroll"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
 
 
 def card(content: str) -> str:

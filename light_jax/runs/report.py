@@ -118,6 +118,10 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def loss_form(value: float) -> str:
+    return f"{value:.4f}"
+
+
 def short(value: float) -> str:
     """A count without a zero behind its point: `300 k`."""
     return count(value).replace(".0 ", " ")
@@ -131,7 +135,7 @@ def _charts(history: History) -> Iterable[str]:
         Line("train, smoothed", means, 1),
         Line("validation", reduced(val), 2, dots=len(val) <= 60),
     ]
-    yield chart("Loss", lines, form=lambda y: f"{y:.4g}", x_form=short, log=None, tall=True)
+    yield chart("Loss", lines, form=number, x_form=short, last_form=loss_form, log=None, tall=True)
     for title, name, form, log in (
         ("Learning rate", "train/lr", number, False),
         ("Gradient norm", "train/grad_norm", number, None),
@@ -211,8 +215,9 @@ def _configuration(settings: Sequence[Setting]) -> str:
     same = [
         (_key(s), f"<code>{html.text(plain(s.value))}</code>") for s in settings if not s.changed
     ]
-    first = html.table(("differs from the default", "value", "default"), changed) if changed else ""
-    rest = html.table(("as by default", "value"), same)
+    head = ("differs from the default", "value", "default")
+    first = html.table(head, changed, wrap=True) if changed else ""
+    rest = html.table(("as by default", "value"), same, wrap=True)
     return html.card(first + html.details(f"{len(same)} settings as by default", rest))
 
 
@@ -267,7 +272,7 @@ def _data(facts: Facts, history: History) -> str:
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     rows = [(f'<span class="dim">{html.text(a)}</span>', html.text(b)) for a, b in pairs]
-    return html.table(("", ""), rows)
+    return html.table(("", ""), rows, wrap=True)
 
 
 def _starts(starts: Sequence[Mapping[str, Any]]) -> str:
