@@ -45,6 +45,7 @@ class Page:
         self.directory = saver.directory
         self._wanted, self._state = threading.Event(), "running"
         self._warned: set[str] = set()
+        self._facts: Facts | None = None  # made by the thread
         self._thread: threading.Thread | None = None
         if is_main():
             log.evaluated = saver.committed = self._wanted.set
@@ -83,19 +84,19 @@ class Page:
         notes.add_start(self.directory, start, again=again)
 
     def _work(self) -> None:
-        facts = facts_of(self._run)
         while True:
             self._wanted.wait()
             self._wanted.clear()
             state = self._state
-            self._try(NAME, lambda state=state: self._write(facts, state))  # type: ignore[misc]
+            self._try(NAME, lambda state=state: self._write(state))  # type: ignore[misc]
             if state != "running":
                 return
 
-    def _write(self, facts: Facts, state: str) -> None:
+    def _write(self, state: str) -> None:
+        self._facts = self._facts or facts_of(self._run)
         html.check_ours(self.directory / NAME)
         self._history.update()
-        text = render(self.directory, facts, self._history, Now(state, time.time()))
+        text = render(self.directory, self._facts, self._history, Now(state, time.time()))
         self._saver.check()
         write_atomically(self.directory / NAME, text.encode("utf-8", "replace"))
 
