@@ -42,7 +42,7 @@ class Saver:
     def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
         self.cfg, self.directory = cfg, Path(cfg.checkpoint_dir)
         self.resumed = resumed
-        self.committed: Callable[[], None] = _nothing  # called after each commit, by process 0
+        self.committed: Callable[[], None] = lambda: None  # called after each commit, by process 0
         self.generation = 1  # known to process 0 once the directory is open
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="light-save")
         self._saving: Future[None] | None = None
@@ -258,10 +258,6 @@ class Saver:
         """Whether the resumed step's `final` tag is there."""
         finals = [tag for tag in store.own_tags(self.directory) if tag.prefix.name == "final"]
         return self.resumed is not None and any(tag.step == self.resumed.step for tag in finals)
-
-
-def _nothing() -> None:
-    """What is done where nobody asked for more."""
 
 
 def write_config(

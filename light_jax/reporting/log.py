@@ -29,7 +29,7 @@ class Log:
         self.run, self.reporter = run, reporter
         self.failure: UserError | None = None
         """Why the first failing line could not be written. The run ends after its step."""
-        self.evaluated: Callable[[], None] = _nothing  # called after each evaluation
+        self.evaluated: Callable[[], None] = lambda: None  # called after each evaluation
         self._sinks: list[MetricsFile | WandbRun] = []
         if is_main():
             file = MetricsFile(directory, int(run.state.step), redo=run.host.evaluation_due)
@@ -152,7 +152,3 @@ class Log:
                 text += f"  MFU {speed * self._utilisation['mfu']:.1%}"
             text += f"  ETA {duration(left)}"
         return text
-
-
-def _nothing() -> None:
-    """What is done after an evaluation where nobody asked for more."""
