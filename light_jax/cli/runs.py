@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from light_llm.cli import runner
-from light_llm.printing import say, tell
+from light_llm.printing import say, shown, tell
 
 app = runner.new_app()
 
@@ -41,7 +41,7 @@ def list_runs(
 
     runs = [listing(path) for path in find_runs(directory)]
     if as_json:
-        print(json.dumps([entry(run) for run in runs], indent=2))
+        print(shown(json.dumps([entry(run) for run in runs], indent=2)))
     else:
         print_listing(runs)
 

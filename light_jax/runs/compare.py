@@ -83,7 +83,7 @@ def print_comparison(runs: Sequence[RunListing]) -> None:
     names = names_of(runs)
     print_table(HEAD, summary(runs), " nnnnn")
     rows = [(key, *map(_told, values)) for key, values in differences(runs)]
-    print()
+    say()
     if rows:
         print_table(("differing settings", *names), rows)
     else:
@@ -92,7 +92,7 @@ def print_comparison(runs: Sequence[RunListing]) -> None:
     for title, curve in (("validation loss", "val/loss"), ("train loss, smoothed", "train/loss")):
         lines = lines_of(runs, curve, smooth=curve == "train/loss")
         if any(line.points for line in lines):
-            print()
+            say()
             print_plot(f"{title} over {what}", lines, number, short)
 
 

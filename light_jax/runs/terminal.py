@@ -6,12 +6,12 @@ import string
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from light_jax.reporting.units import count, size
 from light_jax.runs.draw import Axis, Line, axis
 from light_jax.runs.listing import RunListing
-from light_llm.printing import printable
+from light_llm.printing import printable, say
 
 COLOURS = (34, 33, 32, 35, 31, 36, 37)
 """Of ANSI, one a run."""
@@ -29,7 +29,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: str
             cell.rjust(width) if kind == "n" else cell.ljust(width)
             for cell, width, kind in zip(row, widths, kinds, strict=False)
         )
-        print("  ".join(line).rstrip())
+        say("  ".join(line).rstrip())
 
 
 def print_listing(runs: Sequence[RunListing]) -> None:
@@ -37,8 +37,8 @@ def print_listing(runs: Sequence[RunListing]) -> None:
     now = time.time()
     for number, run in enumerate(runs):
         if number:
-            print()
-        print(printable(f"{run.path}  {_told(run, now)}"))
+            say()
+        say(f"{run.path}  {_told(run, now)}")
         rows = [
             (
                 f"  {tag.name}",
@@ -105,34 +105,27 @@ def print_plot(
     lines: Sequence[Line],
     form: Callable[[float], str],
     x_form: Callable[[float], str],
-    stream: TextIO | None = None,
 ) -> None:
     """The lines over each other: braille in their colours on a terminal, letters elsewhere."""
     lines = [line for line in lines if line.points]
     if not lines:
         return
-    stream = sys.stdout if stream is None else stream
-    coloured = stream.isatty()
+    coloured = sys.stdout.isatty()
     xs = axis([x for line in lines for x, _ in line.points], pad=0.0)
     ys = axis([y for line in lines for _, y in line.points], log=None)
     cells = _cells(lines, xs, ys)
     ticks = {_row(ys(tick)): form(tick) for tick in ys.ticks()}
     margin = max(map(len, ticks.values()), default=0)
-    print(printable(title), file=stream)
+    say(title)
     for row in range(HEIGHT):
         drawn = "".join(_cell(cells.get((column, row)), lines, coloured) for column in range(WIDTH))
-        print(f"{ticks.get(row, ''):>{margin}} │{drawn}".rstrip(), file=stream)
+        print(f"{ticks.get(row, ''):>{margin}} │{drawn.rstrip()}")
     first, last = x_form(xs.low), x_form(xs.high)
-    print(f"{'':{margin}} └{'─' * WIDTH}", file=stream)
-    print(f"{'':{margin}}  {first}{last:>{WIDTH - len(first)}}", file=stream)
+    say(f"{'':{margin}} └{'─' * WIDTH}")
+    say(f"{'':{margin}}  {first}{last:>{WIDTH - len(first)}}")
     for line in lines:
-        print(printable_key(line, coloured), file=stream)
-
-
-def printable_key(line: Line, coloured: bool) -> str:
-    """How the legend names a line: its letter or its colour, its name, its last value."""
-    mark = _colour(line, "━━") if coloured else f" {_letter(line)}"
-    return f"{mark} {printable(line.name)}  {line.points[-1][1]:.4f}"
+        print(_colour(line, "━━") if coloured else f" {_letter(line)}", end=" ")
+        say(f"{line.name}  {line.points[-1][1]:.4f}")
 
 
 def _letter(line: Line) -> str:
