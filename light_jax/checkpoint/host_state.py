@@ -1,4 +1,4 @@
-"""The folder of a state without orbax: which run wrote it, and the host's part of the state."""
+"""The folder of a state without orbax: its files, and the host's part of the state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import jax
 
+from light_jax.checkpoint.ownership import NOTE
 from light_jax.state import HostState
 from light_llm.errors import UserError
 from light_llm.files import given
-
-NOTE = "_CHECKPOINT_METADATA"
-"""orbax's file, with the host's part in it."""
 
 
 def entries(folder: Path) -> Iterator[Path]:
@@ -48,18 +46,6 @@ def is_mine(name: str) -> bool:
     writer = writer.partition("/")[0]
     owner = int(writer) % jax.process_count() if writer.isdigit() else 0
     return owner == jax.process_index()
-
-
-def run_of_state(path: Path) -> str | None:
-    """The run that wrote the folder; None if it is not a state, or does not name its run."""
-    if path.is_symlink():
-        return None
-    try:
-        note = given.read_json(path / NOTE)
-        run = note["custom_metadata"]["run"]
-    except (UserError, KeyError, TypeError):
-        return None
-    return run if isinstance(run, str) else None
 
 
 def load_host_state(path: Path) -> HostState:

@@ -1,4 +1,4 @@
-"""Which run wrote something in a checkpoint folder: nothing else is deleted or replaced.
+"""Which run wrote something in a checkpoint folder: nothing else is deleted or replaced. No JAX.
 
 A staging folder names its run in its MARK. A tag names it in its config.json, in the .TAG.deleting
 that this file becomes, and in its state's metadata.
@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from light_jax.checkpoint.host_state import run_of_state
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir, locate, tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
 from light_llm.errors import UserError
@@ -21,6 +20,8 @@ STEP_TAG = re.compile(r"step(\d{7,})")
 NONFINITE = re.compile(r"nonfinite-step\d+")
 MARK = ".light-llm.json"
 """A file in each folder that a run makes to write in: it names the run."""
+NOTE = "_CHECKPOINT_METADATA"
+"""orbax's file in a state, with the host's part of the run in it."""
 
 
 def step_tag(step: int) -> str:
@@ -62,6 +63,18 @@ def run_of_config(path: Path) -> str | None:
     except UserError:
         return None
     return _text(record.get("checkpoint"), "run") if isinstance(record, dict) else None
+
+
+def run_of_state(path: Path) -> str | None:
+    """The run that wrote the folder; None if it is not a state, or does not name its run."""
+    if path.is_symlink():
+        return None
+    try:
+        note = given.read_json(path / NOTE)
+        run = note["custom_metadata"]["run"]
+    except (UserError, KeyError, TypeError):
+        return None
+    return run if isinstance(run, str) else None
 
 
 def _text(value: Any, key: str) -> str | None:

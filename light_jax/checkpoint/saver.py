@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,7 @@ class Saver:
     def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
         self.cfg, self.directory = cfg, Path(cfg.checkpoint_dir)
         self.resumed = resumed
+        self.committed: Callable[[], None] = lambda: None  # called after each commit, by process 0
         self.generation = 1  # known to process 0 once the directory is open
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="light-save")
         self._saving: Future[None] | None = None
@@ -106,10 +108,19 @@ class Saver:
         if self._lock is not None:
             protocol.check_lock(self.directory, self._lock)
 
-    def save(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
+    def save(
+        self,
+        tags: Sequence[str],
+        state: TrainState,
+        host: HostState,
+        val_loss: float | None = None,
+    ) -> None:
         """Commit the state under each of these tags, in this order; every process calls it.
 
         Returns when the state is copied to the host, so the next step may donate it.
+
+        Args:
+            val_loss: the validation loss of this state, for the record of each tag.
 
         Raises:
             UserError: the previous save failed, or this one cannot begin. Earlier tags are intact.
@@ -117,7 +128,7 @@ class Saver:
         """
         earlier = self._failure()
         with with_earlier(earlier):
-            self._begin(tags, state, host)
+            self._begin(tags, state, host, val_loss)
             if earlier is not None:
                 self.wait()
         if earlier is not None:
@@ -137,7 +148,9 @@ class Saver:
             return error
         return None
 
-    def _begin(self, tags: Sequence[str], state: TrainState, host: HostState) -> None:
+    def _begin(
+        self, tags: Sequence[str], state: TrainState, host: HostState, val_loss: float | None
+    ) -> None:
         self._saves += 1
         name, step = f"save{self._saves}", int(state.step)
         staging = protocol.writing_dir(self.directory, tags[0])
@@ -146,7 +159,8 @@ class Saver:
             weights = gather_weights(state.weights, self.cfg.model)
             path = staging / f"{tags[0]}{layout.STATE}"
             begin = together(lambda: start_saving(path, state, host))
-        record = layout.Record(run=host.run, generation=self.generation, step=step)
+        known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        record = layout.Record(run=host.run, generation=self.generation, step=step, val_loss=known)
 
         def finish() -> None:
             if is_main():
@@ -226,6 +240,7 @@ class Saver:
         self._retain(record.run)
         if self._exports is not None:
             self._exports.add(tags)
+        self.committed()
 
     def _retain(self, run: str) -> None:
         """Delete step tags that the resume left behind, and all but the newest keep_last_n.

@@ -42,6 +42,7 @@ class Log:
         self._samples: MetricsFile | None = None
         self._sinks: list[MetricsFile | Tracker] = []
         step, redo = int(run.state.step), run.host.evaluation_due
+        self.evaluated: Callable[[], None] = lambda: None  # called after each evaluation
         if is_main():
             self._sinks.append(MetricsFile(directory, step, redo=redo))
             if run.cfg.sample_prompts or (directory / SAMPLES).exists():
@@ -207,6 +208,7 @@ class Log:
     def validation(self, step: int, loss: float, best: bool) -> None:
         perplexity = math.inf if loss > 700 else math.exp(loss)
         self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
+        self.evaluated()
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
             f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"

@@ -20,6 +20,7 @@ from light_jax.parallel.sharding import to_global
 from light_jax.reporting.console import Reporter
 from light_jax.reporting.log import Log
 from light_jax.reporting.summary import describe
+from light_jax.runs.live import Page
 from light_jax.state import Run
 from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
@@ -75,7 +76,8 @@ def finish(run: Run, config_path: Path) -> int:
     if continues_here(saver.directory, run.resumed) and not saver.has_final():
         fill(run)
         with saver.open(config_path):
-            saver.save(["final"], run.state, run.host)
+            known = None if run.resumed is None else run.resumed.record.val_loss
+            saver.save(["final"], run.state, run.host, known)
             saver.wait()
     return 0
 
@@ -88,6 +90,7 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
         together(lambda: Log(run, saver.directory, reporter)) as log,
         batches(run, first_step, cfg.num_steps) as loader,
         Profile(run, saver.directory, log) as profile,
+        Page(run, saver, log, reporter),
     ):
         sampler = together(lambda: Sampler(run))
         try:
@@ -176,12 +179,12 @@ def _after(
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
     tags = _tags_due(run, step, evaluation, trained=trained, cut_short=cut_short)
-    last = step == run.cfg.num_steps or (evaluation.made and stops_early(run))
+    last = step == run.cfg.num_steps or (evaluation.loss is not None and stops_early(run))
     if not tags and not cut_short and not last:
         return False  # the metrics stay on the device: reading them would wait for the step
     with log.paused("saving"), with_earlier(failure):
         if tags:
-            saver.save(tags, run.state, run.host)
+            saver.save(tags, run.state, run.host, evaluation.loss)
             if step_tag(step) in tags:  # a signal meanwhile finds its step saved
                 cut_short = cut_short or stopper.requested(step)
         ends = cut_short or last
@@ -205,7 +208,7 @@ def _tags_due(
         "best": evaluation.improved,
         step_tag(step): trained and (cut_short or step % run.cfg.save_every == 0),
         "final": not evaluation.owed
-        and (step == run.cfg.num_steps or (evaluation.made and stops_early(run))),
+        and (step == run.cfg.num_steps or (evaluation.loss is not None and stops_early(run))),
     }
     return [tag for tag, is_due in due.items() if is_due]
 

@@ -25,7 +25,7 @@ from light_llm.errors import UserError
 class Evaluation:
     """The outcome of a step's evaluation, if one was due."""
 
-    made: bool = False
+    loss: float | None = None
     improved: bool = False  # the loss is the best so far
     owed: bool = False  # it was stopped: the resume begins with it
     error: UserError | None = None
@@ -61,17 +61,17 @@ def evaluate_if_due(
     with log.paused("evaluating"):
         try:
             with out_of_memory("evaluation"):
-                improved = _evaluate(run, steps, step, log, stopper)
+                loss, improved = _evaluate(run, steps, step, log, stopper)
         except Left:
             return Evaluation(owed=True)
         except UserError as error:
             return Evaluation(owed=True, error=error)
     run.host.evaluation_due = log.failure is not None  # then its line is owed
-    return Evaluation(made=True, improved=improved)
+    return Evaluation(loss, improved)
 
 
-def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> bool:
-    """Log the mean loss over the validation tokens; True if it is the best so far.
+def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> tuple[float, bool]:
+    """Log the mean loss over the validation tokens; (it, whether it is the best so far).
 
     Raises:
         Left: a signal came between two batches.
@@ -102,4 +102,4 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
         run.host.best_val_loss, run.host.best_val_step = loss, step
         run.host.evaluations_since_best = 0
     log.validation(step, loss, best)
-    return best
+    return loss, best

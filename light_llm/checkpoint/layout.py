@@ -54,6 +54,8 @@ class Record(Config):
     generation: Annotated[int, Field(ge=0, lt=MOST_STARTS)] = 0
     """Counts the starts of the run: 1, then one more with each resume."""
     step: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    val_loss: float | None = None
+    """Mean loss over the validation tokens after `step`; None where that was not evaluated."""
     files: dict[str, Member] = Field(default_factory=dict)  # by name relative to the tag
 
 

@@ -10,6 +10,7 @@ MAINS = {
     "llm-preprocess": "light_llm.cli.preprocess",
     "llm-data": "light_jax.cli.data",
     "llm-eval": "light_jax.cli.eval",
+    "llm-runs": "light_jax.cli.runs",
     "llm-parity": "light_jax.cli.parity",
     "llm-convert": "light_jax.cli.convert",
 }
@@ -71,6 +72,8 @@ COMMANDS = {
         codes=(0, 2, 3),
         tag="out/best",
     ),
+    "runs": Command(("llm-runs", "."), tag="out/best"),
+    "runs, clean": Command(("llm-runs", "clean", "out", "--keep", "1"), tag="out/final"),
     "to-torch": Command(
         ("llm-convert", "state", "to-torch", "out/final"), ("out/final.state.pt",), tag="out/final"
     ),

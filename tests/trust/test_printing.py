@@ -69,6 +69,9 @@ NUMBERS = {
     "print(f' (seq_len {seq_len}, seed {seed})')",
     "print()",
     "print(*tokens)",
+    # of llm-runs: a row of a plot, with colours, and the colour or letter of a line of it
+    "print(f\"{ticks.get(row, ''):>{margin}} │{drawn.rstrip()}\")",
+    "print(_colour(line, '━━') if coloured else f' {_letter(line)}', end=' ')",
 }
 
 

@@ -17,7 +17,7 @@ import light_llm
 BIN = Path(sys.executable).parent
 COMMANDS = [
     *("llm-train", "llm-data", "llm-parity", "llm-convert", "llm-run", "llm-preprocess"),
-    "llm-eval",
+    *("llm-eval", "llm-runs"),
 ]
 
 # A command whose body is `body`; the process prints on stdout when it has begun.
