@@ -21,8 +21,6 @@ from light_jax.training import signals, validation
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import digests, layout
 
-pytestmark = pytest.mark.compiled_fast
-
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
