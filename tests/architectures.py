@@ -50,7 +50,7 @@ def lively_params(cfg: TransformerConfig, seed: int = 0) -> nnx.State:
     for entry in table(cfg):
         normal = rng.standard_normal(entry.jax_shape)
         value = 1 + 0.3 * normal if "norm" in entry.key else 0.3 * normal
-        tree[entry.path] = nnx.Param(jax.numpy.asarray(value, jax.numpy.float32))
+        tree[entry.path] = nnx.Param(jax.numpy.asarray(value.astype(np.float32)))
     return nnx.from_flat_state(tree.items())
 
 

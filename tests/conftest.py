@@ -14,25 +14,29 @@ CACHE = Path(__file__).parents[1] / ".pytest_cache/jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Compiling takes most of the time, and most laws hold however well XLA optimizes.
+FAST = "jax_disable_most_optimizations"
+os.environ.setdefault(FAST.upper(), "1")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compilers_effort(request):
-    """A module marked `compiled_fast`, and every process that it starts, compiles with little
-    optimization: for laws of files, messages and exit codes, where compiling takes most of the
-    time. What compares bits, numbers of another trainer, memory or speed is not marked."""
-    if request.node.get_closest_marker("compiled_fast") is None:
+    """A module marked `compiled_fully`, and every process that it starts, compiles as a user does:
+    for what compares bits, numbers of another trainer, memory or speed, and for what is read of a
+    compiled program. The others compile with little optimization."""
+    if request.node.get_closest_marker("compiled_fully") is None:
         yield
         return
     import jax
 
-    name = "jax_disable_most_optimizations"
+    before = os.environ[FAST.upper()] != "0"  # 0: the whole suite as a user compiles
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(name.upper(), "1")
-        jax.config.update(name, True)
+        patch.setenv(FAST.upper(), "0")
+        jax.config.update(FAST, False)
+        jax.clear_caches()  # they do not tell the two kinds apart
         yield
-    jax.config.update(name, False)
-    jax.clear_caches()  # the next module compiles as a user does
+    jax.config.update(FAST, before)
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The house: what imports what, what imports nothing heavy, which files and folders there are."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -49,6 +50,7 @@ ORDER = [
 EAGER = ("light_llm.models.transformer", "light_llm.hf")
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     found = {}
     for package in PACKAGES:

@@ -14,6 +14,8 @@ from light_jax.reporting.log import Log
 from light_jax.training import loop as trainer
 from light_jax.training.loop import run_config
 
+pytestmark = pytest.mark.compiled_fully
+
 STEPS = 12
 CHANGES = {
     "train_data": f"{TINY['train_data']}/shard_00000.parquet",

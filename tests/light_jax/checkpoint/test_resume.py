@@ -4,7 +4,15 @@ import json
 import shutil
 
 import pytest
-from tiny_runs import TINY, assert_same_weights, command, metrics, train_command, write_config
+from tiny_runs import (
+    TINY,
+    assert_same_weights,
+    command,
+    merged,
+    metrics,
+    train_command,
+    write_config,
+)
 
 from light_jax.training.loop import run_config
 from light_llm.errors import UserError
@@ -37,8 +45,9 @@ def test_resume_prefix_in_a_new_process_equals_uninterrupted(tmp_path):
 )
 def test_stopped_between_two_log_lines(tmp_path, monkeypatch, options):
     """Steps 4 to 7 are after the tag: 4 and 5 belong to a log line that began before it."""
-    changes = {"num_steps": 7, "save_every": 3, "log_every": 5, "eval_every": 7, **options}
-    write_config(tmp_path / "whole/c.yaml", **changes)
+    changes = {"num_steps": 7, "save_every": 3, "log_every": 5, "eval_every": 7}
+    changes["model"] = {"num_layers": 1}
+    write_config(tmp_path / "whole/c.yaml", **merged(changes, options))
     monkeypatch.chdir(tmp_path / "whole")
     assert run_config("c.yaml") == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")

@@ -21,6 +21,7 @@ from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n"
+SMALL = {"num_layers": 1}
 NO_DEVICE = "v0-1"
 """Devices that nobody knows: one finding more, and nothing is compiled."""
 KEYS = {
@@ -308,7 +309,7 @@ def test_a_tokenizer_larger_than_the_model(corpus):
 
 
 def test_a_run_that_would_run_is_one_json_object_and_nothing_is_written(here):
-    config = write_config(here / "run/c.yaml")
+    config = write_config(here / "run/c.yaml", model=SMALL)
     before = standing(here)
     done = command("llm-train", config, "--check", "--json", cwd=here / "run")
     assert done.returncode == 0, done.stderr
@@ -330,7 +331,9 @@ def test_a_run_that_would_run_is_one_json_object_and_nothing_is_written(here):
 
 def test_a_run_that_would_not_is_told_in_one_go(here):
     """On four devices of a CPU; data that are missing do not keep the step from being compiled."""
-    config = write_config(here / "c.yaml", train_data="none", init_from="none", save_every=9)
+    config = write_config(
+        here / "c.yaml", train_data="none", init_from="none", save_every=9, model=SMALL
+    )
     before = standing(here)
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = command("llm-train", config, "--check", cwd=here, env=env)

@@ -41,7 +41,7 @@ def influence(cfg: TransformerConfig, length: int) -> np.ndarray:
         hidden_TD = build(cfg, nnx.from_flat_state(whole.items())).hidden(tokens)[0]
         return hidden_TD @ jnp.arange(1.0, 1 + cfg.d_model)
 
-    jacobian_TVD = jax.jacrev(mixed_T)(embedding_VD)
+    jacobian_TVD = jax.jit(jax.jacrev(mixed_T))(embedding_VD)
     return np.asarray(jnp.any(jacobian_TVD[:, :length] != 0, axis=-1))
 
 
@@ -168,7 +168,7 @@ def test_the_window_is_exact_across_blocks(window):
             0, :, 0, 0
         ]
 
-    seen_TS = jax.jacrev(out_T)(v[0, :, 0, 0]) != 0
+    seen_TS = jax.jit(jax.jacrev(out_T))(v[0, :, 0, 0]) != 0
     for t in (0, 126, 127, 128, 129, 255, 256, 299):
         first = max(0, t - window)
         np.testing.assert_array_equal(np.flatnonzero(seen_TS[t]), np.arange(first, t + 1))
@@ -236,9 +236,8 @@ def test_alibi_slopes_by_hand():
 def test_parallel_layers_leave_post_norms_unused():
     cfg = tiny(parallel_layers=True, norm={"placement": "sandwich"})
     tokens = tokens_for(cfg, 2, 9)
-    gradients = jax.grad(lambda params: jnp.sum(build(cfg, params)(tokens) ** 2))(
-        lively_params(cfg)
-    )
+    grad = jax.jit(jax.grad(lambda params: jnp.sum(build(cfg, params)(tokens) ** 2)))
+    gradients = grad(lively_params(cfg))
     for layer in gradients["layers"].values():
         for norm in ("post_norm1", "post_norm2"):
             assert not layer[norm]["weight"].get_value().any()
@@ -246,9 +245,8 @@ def test_parallel_layers_leave_post_norms_unused():
             assert layer[norm]["weight"].get_value().all()
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("encoding", ["rope", "alibi"])
-def test_gradient_checkpointing_changes_nothing(rate, encoding):
+@pytest.mark.parametrize("encoding, rate", [("rope", 0.3), ("alibi", 0.0)])
+def test_gradient_checkpointing_changes_nothing(encoding, rate):
     rates = {"dropout": rate, "attention": {"dropout": rate}, "ffn": {"dropout": rate}}
     results = []
     for kind, scanned in ((False, False), (True, False), (False, True), (True, True)):
@@ -279,24 +277,6 @@ def test_a_loop_over_layers_keeps_matmuls_or_nothing():
     # drops the last, whose result no gradient needs.
     names = ("q", "k", "v", "out", "gate", "up", "down")
     assert matmuls(True) - matmuls(False) == len(names)
-
-
-def test_gradients_take_the_place_of_the_weights_in_a_loop():
-    """A further layer adds less to the temporaries than its weights and its gradients.
-
-    On a CPU it is 1.6 times its weights, and 2.1 times where autodiff makes the backward pass.
-    """
-
-    def sizes(num_layers):
-        cfg = tiny(gradient_checkpointing=True, d_model=128, num_layers=num_layers)
-        tokens, params = tokens_for(cfg, 1, 4), lively_params(cfg)
-        model = functools.partial(build, cfg, placement=Placement(scanned=True))
-        grad = jax.jit(jax.grad(lambda params: jnp.sum(model(params).hidden(tokens))))
-        temporaries = grad.lower(params).compile().memory_analysis().temp_size_in_bytes
-        return temporaries, sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
-
-    (two, weights_of_two), (four, weights_of_four) = sizes(2), sizes(4)
-    assert four - two < 1.8 * (weights_of_four - weights_of_two)
 
 
 def test_gradient_checkpointing_recomputes_layers():

@@ -24,6 +24,8 @@ from light_jax.models.transformer.positional import alibi_slopes
 from light_jax.parallel import targets
 from light_llm.models.transformer.mask import Span
 
+pytestmark = pytest.mark.compiled_fully
+
 SCRIPT = ROOT / "tests/attention_cases.py"
 HAS_CUDA = any(importlib.util.find_spec(name) for name in targets._cuda_plugins())
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed")

@@ -17,6 +17,8 @@ from light_jax.parallel import targets
 from light_jax.parallel.cuda import memory_fraction
 from light_llm.errors import UserError
 
+pytestmark = pytest.mark.compiled_fully
+
 CACHE_ALL = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -20,6 +20,8 @@ from light_jax.parallel.targets import compiling_for, target
 from light_jax.reporting import program
 from light_jax.reporting.program import read
 
+pytestmark = pytest.mark.compiled_fully
+
 HERE_8 = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 HAS_CUDA = any(importlib.util.find_spec(name) for name in targets._cuda_plugins())
 SHARD = ROWS * COLUMNS * 4  # bytes on a device

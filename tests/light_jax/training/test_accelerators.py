@@ -1,5 +1,6 @@
 """The step as a TPU's compiler makes it, held to recorded facts: no TPU is needed."""
 
+import pytest
 from tiny_runs import write_config
 
 from light_jax.config import load_config
@@ -7,6 +8,8 @@ from light_jax.parallel.sharding import make_mesh
 from light_jax.parallel.targets import compiling_for, target
 from light_jax.reporting.program import Program
 from light_jax.training.fit import measure
+
+pytestmark = pytest.mark.compiled_fully
 
 TARGET = "v5e-4"
 STEP = {

@@ -16,8 +16,6 @@ from light_jax.training.loop import run_config
 from light_jax.training.replay import replay
 from light_llm.errors import NonFinite, UserError
 
-pytestmark = pytest.mark.compiled_fast
-
 
 def shard(folder, name="s.parquet", column="tokens", ids=(1, 2, 3) * 40):
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from light_jax.training.fit import Fit, _largest, measure
 from light_jax.training.memory import Room, StepMemory, check_step
 from light_llm.errors import UserError
 
+pytestmark = pytest.mark.compiled_fully
+
 GiB = 2**30
 LIMIT = 4 * 2**20
 SMALL = {"num_layers": 1}
@@ -135,3 +137,15 @@ def test_a_batch_that_does_not_suit_is_refused(tmp_path):
 
 def test_without_a_limit_no_largest_batch_is_sought(tmp_path):
     assert measure_here(config(tmp_path, model=SMALL), None).largest_batch_size is None
+
+
+def test_gradient_checkpointing_lowers_the_steps_memory(tmp_path):
+    without, with_it = (
+        measure_here(
+            config(tmp_path, model={"num_layers": 6, "gradient_checkpointing": checkpointing}),
+            None,
+            largest=False,
+        )
+        for checkpointing in (False, True)
+    )
+    assert with_it.memory.temporaries < 0.6 * without.memory.temporaries

@@ -6,6 +6,8 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_runs import assert_same_weights, column, keep_the_first_windows, train_command
 
+pytestmark = pytest.mark.compiled_fully
+
 CASES = ["adamw-cosine", "sgd-constant", "adamw-bf16", "adam-biases-epochs"]
 
 

@@ -13,8 +13,6 @@ from light_llm.checkpoint import load_transformer
 from light_llm.checkpoint.layout import model_config, read_checkpoint
 from light_llm.models.transformer import Transformer
 
-pytestmark = pytest.mark.compiled_fast
-
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 SMALLER = {

@@ -21,8 +21,6 @@ from light_jax.training import signals
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import layout
 
-pytestmark = pytest.mark.compiled_fast
-
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
