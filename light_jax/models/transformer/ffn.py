@@ -38,15 +38,15 @@ class GatedFFN(nnx.Module):
         self.dropout = cfg.ffn.dropout
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        weights = (self.down_proj, self.up_proj(x_BTD))
-        return computed_again(self._down, self.platform)(weights, self.gate_proj(x_BTD), key)
+        def down(
+            params: tuple[Linear, jax.Array], gate_BTF: jax.Array, key: jax.Array | None
+        ) -> jax.Array:
+            down_proj, up_BTF = params
+            hidden_BTF = ACTIVATION[self.activation](gate_BTF) * up_BTF
+            return down_proj(dropout(hidden_BTF, self.dropout, key))
 
-    def _down(
-        self, weights: tuple[Linear, jax.Array], gate_BTF: jax.Array, key: jax.Array | None
-    ) -> jax.Array:
-        down_proj, up_BTF = weights
-        hidden_BTF = ACTIVATION[self.activation](gate_BTF) * up_BTF
-        return down_proj(dropout(hidden_BTF, self.dropout, key))
+        params = (self.down_proj, self.up_proj(x_BTD))
+        return computed_again(down, self.platform)(params, self.gate_proj(x_BTD), key)
 
 
 class MLP(nnx.Module):
@@ -63,10 +63,10 @@ class MLP(nnx.Module):
         self.dropout = cfg.ffn.dropout
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return computed_again(self._down, self.platform)(self.fc2, self.fc1(x_BTD), key)
+        def down(fc2: Linear, x_BTF: jax.Array, key: jax.Array | None) -> jax.Array:
+            return fc2(dropout(ACTIVATION[self.activation](x_BTF), self.dropout, key))
 
-    def _down(self, fc2: Linear, x_BTF: jax.Array, key: jax.Array | None) -> jax.Array:
-        return fc2(dropout(ACTIVATION[self.activation](x_BTF), self.dropout, key))
+        return computed_again(down, self.platform)(self.fc2, self.fc1(x_BTD), key)
 
 
 FFN = {"swiglu": GatedFFN, "geglu": GatedFFN, "mlp": MLP}
