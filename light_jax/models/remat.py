@@ -18,15 +18,17 @@ def rematerialized(
     return _after_its_gradient(layer) if platform in (None, "cpu") else jax.checkpoint(layer)
 
 
-def elementwise_again(
-    function: Callable[[Any, jax.Array], jax.Array], platform: str | None
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """An elementwise `function(a, x) -> y`, of which a CPU keeps a and x for the backward pass.
+def computed_again(
+    function: Callable[..., jax.Array], platform: str | None
+) -> Callable[..., jax.Array]:
+    """`function(params, x, *constants) -> y`, of which a CPU keeps its arguments alone.
 
-    Autodiff keeps what lies between as well: for silu(x) · a its sigmoid and silu (43 of a small
-    model's 292 MiB, at the same speed). The compilers of GPUs and TPUs compute it again themselves.
+    Autodiff keeps what lies between as well: for silu(x) · a its sigmoid, its silu and the product.
+    With norms and ffns so, a small model's step keeps 90 of 292 MiB less, at the same speed. The
+    compilers of GPUs and TPUs compute such things again themselves; a model that is bound to no
+    device stays open for `nnx.capture`.
     """
-    return _after_its_gradient(function) if platform in (None, "cpu") else function
+    return _after_its_gradient(function) if platform == "cpu" else function
 
 
 def _after_its_gradient(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -47,9 +49,15 @@ def _after_its_gradient(layer: Callable[..., jax.Array]) -> Callable[..., jax.Ar
 
     def backward(residuals: Any, grad_y: jax.Array) -> tuple[Any, ...]:
         params, x, constants = residuals
-        x = x + (0 * grad_y).astype(x.dtype)
+        x = after(x, grad_y)
         _, pull_back = jax.vjp(lambda params, x: layer(params, x, *constants), params, x)
         return (*pull_back(grad_y), *(None for _ in constants))
 
     run.defvjp(forward, backward)
     return run
+
+
+def after(x: jax.Array, grad_y: jax.Array) -> jax.Array:
+    """x in a backward pass: nothing can be computed from it before `grad_y` is there."""
+    zero = grad_y if grad_y.shape == x.shape else grad_y[(0,) * grad_y.ndim]
+    return x + (0 * zero).astype(x.dtype)

@@ -6,6 +6,8 @@ X queries of all heads that share a kv head.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from light_jax.models.kernels import flash
 from light_jax.models.layers import dropout, einsum_float32, matmul_precision
 from light_jax.models.placement import ANYWHERE, Placement
+from light_jax.models.remat import after
 from light_llm.models.transformer.mask import Span
 
 # Queries are taken in blocks. Few, since each is compiled separately; and none so small that its
@@ -62,6 +65,7 @@ def attend(
         pad_B=pad_B,
         dropout_rate=dropout_rate,
         key=key,
+        waits=placement.platform == "cpu",
     )
 
 
@@ -121,36 +125,87 @@ def _scores_backward(
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
-@jax.custom_vjp
-def _average(scores_BKXS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A block of queries: which keys each of them sees, and how its scores are scaled."""
+
+    queries: range
+    keys: range
+    span: Span
+    scale: float
+    waits: bool
+    """On a CPU XLA would else keep the scores: those of both passes are one expression to it."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _average(
+    block: _Block,
+    q_BKXH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    slopes_N: jax.Array | None,
+    pad_B: jax.Array | None,
+) -> jax.Array:
     """softmax(scores) · v in v's dtype; scores and softmax are float32.
 
-    The sum of the weights divides the result and not each weight: that saves two passes over
-    arrays [B, K, X, S] forward and two backward, and one such array that is kept.
+    The backward pass computes the scores again and keeps only the result and a number for each
+    query (Dao et al. 2022, FlashAttention): kept scores would be most of a long context's memory.
     """
-    return _average_forward(scores_BKXS, v_BKSH)[0]
+    return _average_forward(block, q_BKXH, k_BKSH, v_BKSH, slopes_N, pad_B)[0]
 
 
-def _average_forward(scores_BKXS: jax.Array, v_BKSH: jax.Array) -> tuple[jax.Array, Any]:
-    weights_BKXS = jnp.exp(scores_BKXS - jnp.max(scores_BKXS, axis=-1, keepdims=True))
+def _average_forward(
+    block: _Block,
+    q_BKXH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    slopes_N: jax.Array | None,
+    pad_B: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    scores_BKXS = _block_scores(block, q_BKXH, k_BKSH, slopes_N, pad_B)
+    max_BKX1 = jnp.max(scores_BKXS, axis=-1, keepdims=True)
+    weights_BKXS = jnp.exp(scores_BKXS - max_BKX1)
     sum_BKX1 = jnp.sum(weights_BKXS, axis=-1, keepdims=True)
-    weights_BKXS = weights_BKXS.astype(v_BKSH.dtype)
-    out_BKXH = einsum_float32("bkxs,bksh->bkxh", weights_BKXS, v_BKSH) / sum_BKX1
-    return out_BKXH.astype(v_BKSH.dtype), (weights_BKXS, sum_BKX1, out_BKXH, v_BKSH)
+    # The sum divides the result and not each weight: two passes over [B, K, X, S] less.
+    out_BKXH = einsum_float32("bkxs,bksh->bkxh", weights_BKXS.astype(v_BKSH.dtype), v_BKSH)
+    out_BKXH = (out_BKXH / sum_BKX1).astype(v_BKSH.dtype)
+    kept = (q_BKXH, k_BKSH, v_BKSH, slopes_N, pad_B, out_BKXH, max_BKX1 + jnp.log(sum_BKX1))
+    return out_BKXH, kept
 
 
-def _average_backward(kept: Any, grad_BKXH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weights_BKXS, sum_BKX1, out_BKXH, v_BKSH = kept
-    grad_BKXH = grad_BKXH.astype(jnp.float32) / sum_BKX1
-    mean_BKX1 = jnp.sum(grad_BKXH * out_BKXH, axis=-1, keepdims=True)
-    grad_BKXH = grad_BKXH.astype(v_BKSH.dtype)
+def _average_backward(block: _Block, kept: Any, grad_BKXH: jax.Array) -> tuple[Any, ...]:
+    q_BKXH, k_BKSH, v_BKSH, slopes_N, pad_B, out_BKXH, log_sum_BKX1 = kept
+    if block.waits:
+        q_BKXH = after(q_BKXH, grad_BKXH)
+    scores_BKXS, pull_back = jax.vjp(
+        lambda q, k: _block_scores(block, q, k, slopes_N, pad_B), q_BKXH, k_BKSH
+    )
+    weights_BKXS = jnp.exp(scores_BKXS - log_sum_BKX1)
+    products_BKXH = grad_BKXH.astype(jnp.float32) * out_BKXH.astype(jnp.float32)
+    mean_BKX1 = jnp.sum(products_BKXH, axis=-1, keepdims=True)
     grad_weights_BKXS = einsum_float32("bkxh,bksh->bkxs", grad_BKXH, v_BKSH)
-    grad_scores_BKXS = weights_BKXS.astype(jnp.float32) * (grad_weights_BKXS - mean_BKX1)
-    grad_v_BKSH = einsum_float32("bkxs,bkxh->bksh", weights_BKXS, grad_BKXH)
-    return grad_scores_BKXS, grad_v_BKSH.astype(v_BKSH.dtype)
+    grad_q_BKXH, grad_k_BKSH = pull_back(weights_BKXS * (grad_weights_BKXS - mean_BKX1))
+    grad_v_BKSH = einsum_float32("bkxs,bkxh->bksh", weights_BKXS.astype(v_BKSH.dtype), grad_BKXH)
+    return grad_q_BKXH, grad_k_BKSH, grad_v_BKSH.astype(v_BKSH.dtype), None, None
 
 
 _average.defvjp(_average_forward, _average_backward)
+
+
+def _block_scores(
+    block: _Block,
+    q_BKXH: jax.Array,
+    k_BKSH: jax.Array,
+    slopes_N: jax.Array | None,
+    pad_B: jax.Array | None,
+) -> jax.Array:
+    """The scaled scores [B, K, X, S] of a block with alibi's bias, -inf where a key is not seen."""
+    scores_BKXS = _scores(q_BKXH, k_BKSH) * block.scale
+    B, K, X, S = scores_BKXS.shape
+    T = len(block.queries)
+    scores_BKGTS = scores_BKXS.reshape(B, K, X // T, T, S)
+    scores_BKGTS = _masked(scores_BKGTS, block.queries, block.keys, block.span, slopes_N, pad_B)
+    return scores_BKGTS.reshape(B, K, X, S)
 
 
 def _attend_in_blocks(
@@ -164,6 +219,7 @@ def _attend_in_blocks(
     pad_B: jax.Array | None,
     dropout_rate: float,
     key: jax.Array | None,
+    waits: bool,
 ) -> jax.Array:
     """`attend` in blocks of queries, each against the keys that any of them may see.
 
@@ -184,15 +240,12 @@ def _attend_in_blocks(
         first = 0 if span.left is None else max(0, start - span.left)
         last = T if span.right is None else min(T, stop + span.right)
         q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * (stop - start), H)
-        scores_BKXS = _scores(q_BKXH, k_BKSH[:, :, first:last])
-        scores_BKGTS = scores_BKXS.reshape(B, K, G, stop - start, last - first) * scale
-        scores_BKXS = _masked(
-            scores_BKGTS, range(start, stop), range(first, last), span, slopes_N, pad_B
-        ).reshape(scores_BKXS.shape)
-        v_visible = v_BKSH[:, :, first:last]
+        k_visible, v_visible = k_BKSH[:, :, first:last], v_BKSH[:, :, first:last]
+        queries = _Block(range(start, stop), range(first, last), span, scale, waits)
         if key is None or dropout_rate == 0.0:
-            out_BKXH = _average(scores_BKXS, v_visible)
+            out_BKXH = _average(queries, q_BKXH, k_visible, v_visible, slopes_N, pad_B)
         else:
+            scores_BKXS = _block_scores(queries, q_BKXH, k_visible, slopes_N, pad_B)
             probs_BKXS = jax.nn.softmax(scores_BKXS, axis=-1).astype(v_BSKH.dtype)
             # with one key for all, blocks of one shape would drop the same elements
             probs_BKXS = dropout(probs_BKXS, dropout_rate, jax.random.fold_in(key, start))

@@ -38,8 +38,9 @@ class Attention(nnx.Module):
         self.k_proj = linear(cfg.d_model, kv_dim, bias=qkv_bias, std=cfg.init_std)
         self.v_proj = linear(cfg.d_model, kv_dim, bias=qkv_bias, std=cfg.init_std)
         self.out_proj = linear(q_dim, cfg.d_model, bias=att.bias, std=cfg.residual_init_std)
-        self.q_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
-        self.k_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
+        norm = functools.partial(RMSNorm, att.head_dim, cfg.norm.eps, placement.platform)
+        self.q_norm = norm() if att.qk_norm else None
+        self.k_norm = norm() if att.qk_norm else None
         self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
         self.placement = placement
 

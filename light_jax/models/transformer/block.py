@@ -5,6 +5,7 @@ Letters: B batch, T position, D model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -43,16 +44,16 @@ class Block(nnx.Module):
     def __init__(
         self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
     ) -> None:
-        norm = NORM[cfg.norm.type]
+        norm = functools.partial(NORM[cfg.norm.type], cfg.d_model, cfg.norm.eps, placement.platform)
         self.attn = ATTENTION[cfg.attention.variant](
             cfg, dtype=dtype, placement=placement, rngs=rngs
         )
         self.ffn = FFN[cfg.ffn.variant](cfg, dtype=dtype, placement=placement, rngs=rngs)
-        self.norm1 = norm(cfg.d_model, cfg.norm.eps)
-        self.norm2 = norm(cfg.d_model, cfg.norm.eps)
+        self.norm1 = norm()
+        self.norm2 = norm()
         sandwiched = cfg.norm.placement == "sandwich"
-        self.post_norm1 = norm(cfg.d_model, cfg.norm.eps) if sandwiched else None
-        self.post_norm2 = norm(cfg.d_model, cfg.norm.eps) if sandwiched else None
+        self.post_norm1 = norm() if sandwiched else None
+        self.post_norm2 = norm() if sandwiched else None
         self.placement, self.parallel = cfg.norm.placement, cfg.parallel_layers
         self.dropout = cfg.dropout
 

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from light_jax.models.layers import Linear, dropout
 from light_jax.models.placement import Placement
-from light_jax.models.remat import elementwise_again
+from light_jax.models.remat import computed_again
 from light_llm.models.transformer.config import TransformerConfig
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -38,10 +38,15 @@ class GatedFFN(nnx.Module):
         self.dropout = cfg.ffn.dropout
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        activation = ACTIVATION[self.activation]
-        gated = elementwise_again(lambda up, gate: activation(gate) * up, self.platform)
-        hidden_BTF = gated(self.up_proj(x_BTD), self.gate_proj(x_BTD))
-        return self.down_proj(dropout(hidden_BTF, self.dropout, key))
+        def down(
+            params: tuple[Linear, jax.Array], gate_BTF: jax.Array, key: jax.Array | None
+        ) -> jax.Array:
+            down_proj, up_BTF = params
+            hidden_BTF = ACTIVATION[self.activation](gate_BTF) * up_BTF
+            return down_proj(dropout(hidden_BTF, self.dropout, key))
+
+        params = (self.down_proj, self.up_proj(x_BTD))
+        return computed_again(down, self.platform)(params, self.gate_proj(x_BTD), key)
 
 
 class MLP(nnx.Module):
@@ -54,11 +59,14 @@ class MLP(nnx.Module):
         self.fc1 = linear(cfg.d_model, cfg.ffn_dim, std=cfg.init_std)
         self.fc2 = linear(cfg.ffn_dim, cfg.d_model, std=cfg.residual_init_std)
         self.activation = cfg.ffn.activation
+        self.platform = placement.platform
         self.dropout = cfg.ffn.dropout
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        hidden_BTF = ACTIVATION[self.activation](self.fc1(x_BTD))
-        return self.fc2(dropout(hidden_BTF, self.dropout, key))
+        def down(fc2: Linear, x_BTF: jax.Array, key: jax.Array | None) -> jax.Array:
+            return fc2(dropout(ACTIVATION[self.activation](x_BTF), self.dropout, key))
+
+        return computed_again(down, self.platform)(self.fc2, self.fc1(x_BTD), key)
 
 
 FFN = {"swiglu": GatedFFN, "geglu": GatedFFN, "mlp": MLP}

@@ -47,7 +47,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.List(
             [Block(cfg, dtype=dtype, placement=placement, rngs=rngs) for _ in range(cfg.num_layers)]
         )
-        self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps)
+        self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps, placement.platform)
         self.lm_head = (
             None
             if cfg.tie_embeddings

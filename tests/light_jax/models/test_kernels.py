@@ -30,8 +30,9 @@ SCRIPT = ROOT / "tests/attention_cases.py"
 HAS_CUDA = any(importlib.util.find_spec(name) for name in targets._cuda_plugins())
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed")
 # Of a kernel's error to that of blocks: over all positions, and at the worst. The kernels take the
-# gradient of softmax from a result in bfloat16; and q is rounded once more where head_dim is 128.
-ALLOWED = np.array([[1.25], [2.0]])
+# gradient of softmax from weights in bfloat16, which blocks keep in float32; and q is rounded once
+# more where head_dim is 128.
+ALLOWED = np.array([[1.75], [2.0]])
 
 
 def errors(got, exact):
