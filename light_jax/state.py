@@ -139,6 +139,12 @@ class Run:
         """Steps made before this start."""
         return 0 if self.resumed is None else self.resumed.step
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether as many evaluations in a row as early_stopping_patience gave no better loss."""
+        patience = self.cfg.early_stopping_patience
+        return patience is not None and self.host.evaluations_since_best >= patience
+
 
 def params_of(cfg: TrainingConfig, weights: Params) -> tuple[Params, Params | None]:
     """(what the model computes with, the float32 master copy if that is not the same)."""

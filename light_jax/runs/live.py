@@ -26,7 +26,6 @@ from light_jax.runs.history import History
 from light_jax.runs.report import NAME, Now, render
 from light_jax.runs.source import commit
 from light_jax.state import Run
-from light_jax.training.validation import stops_early
 from light_llm import __version__
 from light_llm.errors import one_line
 from light_llm.files.disk import write_atomically
@@ -70,7 +69,7 @@ class Page:
             self._thread.join()
 
     def _finished(self) -> bool:
-        return int(self._run.state.step) >= self._run.cfg.num_steps or stops_early(self._run)
+        return int(self._run.state.step) >= self._run.cfg.num_steps or self._run.stops_early
 
     def _note_start(self) -> None:
         run, resumed = self._run, self._run.resumed

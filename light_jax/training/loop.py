@@ -30,7 +30,7 @@ from light_jax.training.profile import Profile
 from light_jax.training.run import batches, fill, prepare
 from light_jax.training.sampling import Sampler
 from light_jax.training.signals import Stopper
-from light_jax.training.validation import Evaluation, evaluate_if_due, owes_evaluation, stops_early
+from light_jax.training.validation import Evaluation, evaluate_if_due, owes_evaluation
 from light_llm.errors import NonFinite, UserError, with_earlier
 
 
@@ -179,7 +179,7 @@ def _after(
         stopper.ask()
     cut_short = stopper.requested(step) or evaluation.owed
     tags = _tags_due(run, step, evaluation, trained=trained, cut_short=cut_short)
-    last = step == run.cfg.num_steps or (evaluation.loss is not None and stops_early(run))
+    last = step == run.cfg.num_steps or (evaluation.loss is not None and run.stops_early)
     if not tags and not cut_short and not last:
         return False  # the metrics stay on the device: reading them would wait for the step
     with log.paused("saving"), with_earlier(failure):
@@ -208,7 +208,7 @@ def _tags_due(
         "best": evaluation.improved,
         step_tag(step): trained and (cut_short or step % run.cfg.save_every == 0),
         "final": not evaluation.owed
-        and (step == run.cfg.num_steps or (evaluation.loss is not None and stops_early(run))),
+        and (step == run.cfg.num_steps or (evaluation.loss is not None and run.stops_early)),
     }
     return [tag for tag, is_due in due.items() if is_due]
 

@@ -35,12 +35,6 @@ def owes_evaluation(run: Run) -> bool:
     return run.host.evaluation_due and run.val_stream is not None
 
 
-def stops_early(run: Run) -> bool:
-    """Whether as many evaluations in a row as early_stopping_patience gave no better loss."""
-    patience = run.cfg.early_stopping_patience
-    return patience is not None and run.host.evaluations_since_best >= patience
-
-
 def patience_is_over(run: Run) -> str:
     since, best = run.host.evaluations_since_best, run.host.best_val_step
     at = "" if best is None else f" of step {best}"

@@ -14,8 +14,6 @@ from light_llm.configsource import read_source
 from light_llm.configtext import dump, parse_mapping
 from light_llm.errors import UserError
 
-pytestmark = pytest.mark.compiled_fast
-
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> Path:

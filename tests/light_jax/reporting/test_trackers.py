@@ -10,8 +10,6 @@ from tiny_runs import command, metrics, write_config
 from light_jax.config import TrainingConfig
 from light_jax.training.loop import run_config
 
-pytestmark = pytest.mark.compiled_fast
-
 
 @pytest.mark.parametrize(
     "given, expected",

@@ -11,7 +11,6 @@ from tiny_runs import column, command, metrics, start_processes, write_config
 from light_jax.training.loop import run_config
 from light_llm.checkpoint.layout import tags
 
-pytestmark = pytest.mark.compiled_fast
 LONG = {"num_steps": 1_000_000, "log_every": 1000, "eval_every": 1000, "save_every": 1_000_000}
 
 

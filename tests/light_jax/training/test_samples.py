@@ -10,7 +10,6 @@ from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 from light_llm.tokenizer import train_char
 
-pytestmark = pytest.mark.compiled_fast
 PROMPTS = ["the cat", "a"]
 
 
