@@ -192,7 +192,9 @@ def tutorial():
     blocks = re.findall(
         r"^```(\w*)\n(.*?)^```$", (ROOT / "docs/continue.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    commands = [line for language, text in blocks if language == "bash" for line in text.splitlines()]
+    commands = [
+        line for language, text in blocks if language == "bash" for line in text.splitlines()
+    ]
     (config,) = (yaml.safe_load(text) for language, text in blocks if language == "yaml")
     return commands, config
 
