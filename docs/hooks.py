@@ -48,7 +48,7 @@ def for_the_site(text: str, page: str, repository: str) -> str:
     """The text of a page of the site, from what stands in the repository."""
     parts, end = [], 0
     for fence in FENCE.finditer(text):
-        parts += [prose(text[end : fence.start()], page, repository), indented(fence.group())]
+        parts += [prose(text[end : fence.start()], page, repository), block(fence)]
         end = fence.end()
     return "".join([*parts, prose(text[end:], page, repository)])
 
@@ -56,6 +56,12 @@ def for_the_site(text: str, page: str, repository: str) -> str:
 def prose(text: str, page: str, repository: str) -> str:
     text = LINK.sub(lambda match: link(match.group(), page, repository), indented(text))
     return REFERENCE.sub(r"\1", text)
+
+
+def block(fence: re.Match[str]) -> str:
+    """A block of code; one that stands inside an item moves as a whole."""
+    more = " " * (4 - len(fence[1])) if fence[1] else ""
+    return re.sub("^(?=.)", more, fence.group(), flags=re.MULTILINE)
 
 
 def indented(text: str) -> str:

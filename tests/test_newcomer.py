@@ -21,7 +21,8 @@ import pytest
 import typer
 import yaml
 from in_process import call
-from tiny_runs import BIN, REFERENCE, ROOT, column, merged
+from pages import ROOT, blocks, fences, name_of, prose
+from tiny_runs import BIN, REFERENCE, column, merged
 
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
@@ -30,21 +31,15 @@ from light_jax.parallel.targets import device_of
 from light_jax.reporting.flops import flops_per_token
 from light_llm.configfile import Config
 
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = ("bash", "yaml", "python")
+TUTORIAL, CONTINUE, FAQ, MIGRATING = (
+    ROOT / f"docs/{name}.md" for name in ("tutorial", "continue", "faq", "migrating")
+)
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 
-def page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text()
-
-
-def blocks(name: str, language: str) -> list[str]:
-    return [text for _, found, text in FENCE.findall(page(name)) if found == language]
-
-
-def commands(name: str) -> list[str]:
-    return [line.strip() for text in blocks(name, "bash") for line in text.splitlines()]
+def commands(page: Path) -> list[str]:
+    return [line.strip() for text in blocks(page, "bash") for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -87,26 +82,38 @@ def test_the_tutorial(here, capsys):
         for path in Path("my-text").iterdir():
             path.unlink()
         draw = np.random.default_rng(0)
-        words = "def read(self, size=-1): import return self lamp stone wind keeper value".split()
+        words = [
+            "def",
+            "read(self,",
+            "size=-1):",
+            "import",
+            "return",
+            "self",
+            "lamp",
+            "stone",
+            "wind",
+            "keeper",
+            "value",
+        ]
         for number in range(100):
             text = " ".join(draw.choice(words, 120))
             Path(f"my-text/{number}.py").write_text(text)
 
     def a_smaller_model() -> None:
         path = Path("my-text.yaml")
-        (shown,) = blocks("tutorial.md", "yaml")
+        (shown,) = blocks(TUTORIAL, "yaml")
         assert shown in path.read_text()
         model = {"d_model": 48, "num_layers": 1}
         small = {"num_steps": 20, "eval_every": 10, "eval_steps": 1, "seq_len": 32, "model": model}
         path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), small)))
 
-    said = follow(commands("tutorial.md"), {"cp ": less_text, "llm-train init": a_smaller_model})
+    said = follow(commands(TUTORIAL), {"cp ": less_text, "llm-train init": a_smaller_model})
     last = [text for line, text in said.items() if line.startswith("llm-train my-text")]
     assert ["would run   yes" in last[0], "nothing to do" in last[2]] == [True, True]
     assert Path("checkpoints/my-text/report.html").is_file()
     losses = column(Path("checkpoints/my-text"), "train/loss")
     assert losses[-1] < losses[0]
-    (load,) = blocks("tutorial.md", "python")
+    (load,) = blocks(TUTORIAL, "python")
     capsys.readouterr()
     exec(load, {})
     assert capsys.readouterr().out.startswith("def read(self")
@@ -127,7 +134,7 @@ def test_a_run_of_the_pytorch_trainer_goes_on(here):
     Path("checkpoints/my-run").mkdir(parents=True)
     for path in recorded.glob("step0000020.*"):
         (Path("checkpoints/my-run") / path.name).write_bytes(path.read_bytes())
-    lines = [line.replace("step0005000", "step0000020") for line in commands("migrating.md")]
+    lines = [line.replace("step0005000", "step0000020") for line in commands(MIGRATING)]
     assert len(lines) == 7
     follow(lines, {})
     expected = json.loads((recorded / "expected.json").read_text())["steps"]
@@ -149,9 +156,9 @@ def keys(config: type[Config], path: str = "") -> dict[str, typing.Any]:
 KEYS = keys(TrainingConfig)
 
 
-def rows(name: str, heading: str) -> list[list[str]]:
+def rows(page: Path, heading: str) -> list[list[str]]:
     """The cells of the tables below a heading, without the heads of the tables."""
-    text = page(name).partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    text = page.read_text().partition(f"\n{heading}\n")[2].partition("\n#")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return cells[2:]
@@ -168,7 +175,7 @@ def test_the_keys_that_the_pytorch_trainer_does_not_know_are_listed():
 
     for path in REFERENCE.glob("training/*/step*.config.json"):
         walk(json.loads(path.read_text()), "")
-    told = [key for row in rows("migrating.md", "### Keys that are new") for key in names(row[0])]
+    told = [key for row in rows(MIGRATING, "### Keys that are new") for key in names(row[0])]
     assert sorted(told) == sorted(KEYS.keys() - theirs - {"mesh"})
 
 
@@ -177,7 +184,7 @@ def names(cell: str) -> list[str]:
 
 
 def test_the_table_of_other_trainers_names_is_the_one_that_messages_use():
-    table = rows("migrating.md", "## From nanoGPT and LitGPT")
+    table = rows(MIGRATING, "## From nanoGPT and LitGPT")
     assert len(table) > 20
     for *theirs, ours in table:
         assert names(ours)[0] in KEYS, ours
@@ -190,7 +197,7 @@ def test_token_files_of_nanogpt_become_shards(here):
     tokens = np.random.default_rng(0).integers(0, 50257, 2_500_001, dtype=np.uint16)
     for part, size in (("train", len(tokens)), ("val", 400)):
         tokens[:size].tofile(f"data/openwebtext/{part}.bin")
-    (script,) = blocks("migrating.md", "python")
+    (script,) = blocks(MIGRATING, "python")
     exec(script.replace("50_000_000", "2_000_000"), {})  # so that there are two shards
     read = TokenStream("data/shards/train", seq_len=1000, seed=0)
     order = [int(path.path[-12:-8]) for path in read.shards]
@@ -202,7 +209,7 @@ def test_token_files_of_nanogpt_become_shards(here):
 # Questions
 
 
-@pytest.mark.parametrize("line", commands("faq.md"))
+@pytest.mark.parametrize("line", commands(FAQ))
 def test_a_command_of_the_questions_is_understood(line):
     """Parsed as the command line would be, up to the files that it names."""
     words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
@@ -214,9 +221,9 @@ def test_a_command_of_the_questions_is_understood(line):
         command.make_context(words[0], args)
 
 
-@pytest.mark.parametrize("name", ["faq.md", "migrating.md", "tutorial.md", "continue.md"])
-def test_keys_and_settings_in_the_text_exist(name, tmp_path):
-    text = FENCE.sub("", page(name))
+@pytest.mark.parametrize("page", [FAQ, MIGRATING, TUTORIAL, CONTINUE], ids=name_of)
+def test_keys_and_settings_in_the_text_exist(page, tmp_path):
+    text = prose(page)
     for key in re.findall(r"`((?:model|optimizer|scheduler|mesh)\.[\w.]+)`", text):
         assert key in KEYS, key
     for key, value in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*): ([^`]+)`", text):
@@ -234,15 +241,15 @@ def test_the_arithmetic_of_the_questions():
     cfg = load_config(ROOT / "configs/medium.yaml")
     flop = flops_per_token(cfg.model, 122_300_000, cfg.seq_len)
     flop *= cfg.tokens_per_step * cfg.num_steps
-    assert "2.1 · 10¹⁸ FLOP" in page("faq.md")
-    assert "needs 1.5 hours" in page("faq.md").replace("\n", " ")
+    assert "2.1 · 10¹⁸ FLOP" in FAQ.read_text()
+    assert "needs 1.5 hours" in FAQ.read_text().replace("\n", " ")
     assert flop == pytest.approx(2.1e18, rel=0.02)
     assert flop / (0.4 * device_of("NVIDIA H100").peak_flops) / 3600 == pytest.approx(1.5, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["faq.md", "migrating.md", "tutorial.md", "continue.md"])
-def test_no_command_stands_where_it_is_not_run(name):
+@pytest.mark.parametrize("page", [FAQ, MIGRATING, TUTORIAL, CONTINUE], ids=name_of)
+def test_no_command_stands_where_it_is_not_run(page):
     """A block that is not marked bash is what a command prints, or how to install."""
-    for text in (text for _, language, text in FENCE.findall(page(name)) if not language):
+    for text in (text for language, text in fences(page) if not language):
         assert "pip install" in text or not re.search(r"^llm-", text, re.MULTILINE), text
-    assert {language for _, language, _ in FENCE.findall(page(name))} <= {"", *LANGUAGES}
+    assert {language for language, _ in fences(page)} <= {"", *LANGUAGES}
