@@ -85,7 +85,7 @@ def link(target: str, page: str, repository: str) -> str:
     else:
         path = posixpath.normpath(posixpath.join("" if page in TOP else "docs", path))
     pages = {source: name for name, source in TOP.items()}
-    if path in pages or path.startswith("docs/"):
+    if path in pages or (path.startswith("docs/") and not path.endswith(".py")):
         path = pages.get(path, path.removeprefix("docs/"))
     else:
         path = f"{repository}/blob/main/{path}"
