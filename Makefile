@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CUDA := .venv-cuda
+DOCS := .venv-docs
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
 
-.PHONY: install quickstart test check accelerators clean
+.PHONY: install quickstart test check accelerators docs clean
 
 install: $(INSTALLED)
 
@@ -48,5 +49,14 @@ $(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml
 	$(CUDA)/bin/pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $(CUDA)/.installed
 
+# The docs as a site, in build/site, from an environment of its own; a broken link is an error.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/.installed: requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --disable-pip-version-check --progress-bar off -q -r requirements-docs.txt
+	@touch $(DOCS)/.installed
+
 clean:
-	rm -rf data/quickstart checkpoints/quickstart .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build/site data/quickstart checkpoints/quickstart .pytest_cache .ruff_cache .mypy_cache .hypothesis

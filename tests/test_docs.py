@@ -16,6 +16,7 @@ import pytest
 import torch
 import typer
 import yaml
+from pages import PAGES, REPOSITORY, ROOT, blocks, links, name_of, prose
 from tiny_runs import write_config
 
 from conversion.mapping import table
@@ -26,24 +27,7 @@ from light_jax.training.loop import run_config
 from light_llm.configfile import Config
 from light_llm.tokenizer import train_char
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
-
-
-def prose(page: Path) -> str:
-    """The page without its blocks."""
-    return FENCE.sub("", page.read_text())
 
 
 # Links
@@ -56,11 +40,16 @@ def slugs(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_relative_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    for link in (link for link in links if "://" not in link):
+def test_links_into_the_repository_lead_somewhere(page):
+    for link in links(page):
         path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
+        if ours := re.fullmatch(re.escape(REPOSITORY) + r"/(?:blob|raw)/main/(.+)", path):
+            target = ROOT / ours[1]
+        elif "://" in link:
+            assert not link.startswith(REPOSITORY), link
+            continue
+        else:
+            target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in slugs(target), link
 

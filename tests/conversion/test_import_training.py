@@ -190,9 +190,11 @@ def test_a_name_of_the_hub_is_found_in_its_cache_without_a_connection(qwen2, her
 def tutorial():
     """(its commands, its config)."""
     blocks = re.findall(
-        r"^```(\w*)\n(.*?)^```$", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```(\w*)\n(.*?)^```$", (ROOT / "docs/continue.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    commands = [line for language, text in blocks if not language for line in text.splitlines()]
+    commands = [
+        line for language, text in blocks if language == "bash" for line in text.splitlines()
+    ]
     (config,) = (yaml.safe_load(text) for language, text in blocks if language == "yaml")
     return commands, config
 
@@ -225,12 +227,12 @@ def test_the_tutorial_works_as_it_stands(here):
             printed = done.stdout[done.stdout.index("model:") :]
             small = {"seq_len": 32, "num_steps": 40, "dtype": "float32", "save_every": 40}
             config |= small | yaml.safe_load(printed) | {"eval_every": 40, "eval_steps": 2}
-            (here / "my-text.yaml").write_text(yaml.safe_dump(config))
+            (here / "smollm2-text.yaml").write_text(yaml.safe_dump(config))
         if args[0] == "llm-run":
             written.append(done.stdout)
     assert len(written) == 2
     assert all(text.startswith("The lighthouse keeper") for text in written)
-    losses = column(here / "checkpoints/my-text", "train/loss")
+    losses = column(here / "checkpoints/smollm2-text", "train/loss")
     assert losses[-1] < losses[0] - 0.1
     # the folder itself, in the other framework
     sampling = Sampling(max_tokens=12, temperature=0.0)
