@@ -32,7 +32,7 @@ app = runner.new_app()
 FLAGS = {
     "input": (
         "PATH",
-        "Text, .jsonl[.gz|.zst] or .parquet file, folder (deep) or glob. Repeatable.",
+        "Text or .jsonl file, also .gz or .zst, .parquet file, folder (deep) or glob. Repeatable.",
     ),
     "hf_dataset": (
         "NAME",

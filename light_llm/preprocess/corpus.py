@@ -20,7 +20,13 @@ from typing import Any, Protocol
 from light_llm.errors import UserError
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.sources import Document, NotText, printable, read_file
+from light_llm.preprocess.sources import (
+    Document,
+    NotText,
+    is_compressed,
+    printable,
+    read_file,
+)
 
 CHUNK_DOCUMENTS = 1024
 CHUNK_CHARACTERS = 1_000_000
@@ -210,7 +216,7 @@ class FileCorpus:
 
 def _weight(path: Path) -> int:
     """About how many characters a file has."""
-    packed = path.name.lower().endswith((".gz", ".zst", ".parquet"))
+    packed = is_compressed(path) or path.name.lower().endswith(".parquet")
     return path.stat().st_size * (COMPRESSED if packed else 1)
 
 

@@ -1,7 +1,12 @@
-"""Files of text, JSON lines and parquet, each as a stream of documents."""
+"""Files of text, JSON lines and parquet, each as a stream of documents.
+
+Text and JSON lines may be compressed: `.gz` and `.zst` are taken off, and the ending before says
+what the file is. No more of a file is decompressed at a time than of a plain one is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -18,7 +23,8 @@ from light_llm.files import given
 from light_llm.files.parquet import opened
 from light_llm.preprocess.rows import RowText, bounded
 
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+JSON_LINES = ".jsonl"
+COMPRESSIONS = (".gz", ".zst")
 PIECE_CHARS = 2**20
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
@@ -42,7 +48,17 @@ def printable(path: Path) -> str:
 
 def has_rows(path: Path) -> bool:
     """Whether `read_file` reads it as rows with columns."""
-    return path.name.lower().endswith((*JSON_LINES, ".parquet"))
+    return _uncompressed(path).endswith((JSON_LINES, ".parquet"))
+
+
+def is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(COMPRESSIONS)
+
+
+def _uncompressed(path: Path) -> str:
+    """The name in lower case, without the ending of a compression."""
+    name = path.name.lower()
+    return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
 
 
 def read_file(path: Path, rows: RowText) -> Iterator[Document]:
@@ -52,11 +68,16 @@ def read_file(path: Path, rows: RowText) -> Iterator[Document]:
         NotText: a text file holds something else; raised before its first document.
         UserError: it cannot be read, or does not match its ending; names the line or row.
     """
-    name = path.name.lower()
+    name = _uncompressed(path)
     try:
         if name.endswith(JSON_LINES):
             yield from read_json_lines(path, rows)
         elif name.endswith(".parquet"):
+            if is_compressed(path):
+                raise UserError(
+                    f"{path}: a parquet file cannot be read while it is compressed as a whole; "
+                    "decompress it, or leave it out with --exclude"
+                )
             yield from read_parquet(path, rows)
         else:
             yield from read_text(path)
@@ -69,15 +90,17 @@ class NotText(Exception):
 
 
 def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
-    """One document; a file beyond `piece_chars` comes in pieces of about that, cut at line ends.
+    """One document; a file beyond `piece_chars` bytes, decompressed, comes in pieces of about that
+    many characters, cut at line ends.
 
     This saves memory: a working tokenizer holds 400 bytes per token of a document.
 
     Raises:
         NotText: raised before the first document, even if the reason is at the file's end.
+        UserError: it cannot be decompressed to its end; likewise before the first document.
     """
     source = printable(path)
-    if path.stat().st_size <= piece_chars:
+    if _is_short(path, piece_chars):
         yield Document(source, "".join(_pieces(path, piece_chars)))
         return
     for _ in _pieces(path, piece_chars):
@@ -86,11 +109,23 @@ def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
         yield Document(f"{source}:{number}", text)
 
 
+def _is_short(path: Path, limit: int) -> bool:
+    """Whether the file, decompressed, has at most `limit` bytes."""
+    if not is_compressed(path):
+        return path.stat().st_size <= limit
+    with _decompressing(path), _open(path) as stream:
+        return len(stream.read(limit + 1)) <= limit
+
+
 def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
     try:
         # line ends stay as they are
-        with io.TextIOWrapper(given.open_regular(path), "utf-8-sig", newline="") as stream:
-            while piece := stream.read(piece_chars) + stream.readline(piece_chars):
+        with io.TextIOWrapper(_open(path), "utf-8-sig", newline="") as stream:
+            while True:
+                with _decompressing(path):
+                    piece = stream.read(piece_chars) + stream.readline(piece_chars)
+                if not piece:
+                    return
                 if "\0" in piece:
                     raise NotText("it holds a zero byte")
                 yield piece
@@ -101,12 +136,10 @@ def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
 def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
-    with _open_lines(path) as stream:
+    with _open(path) as stream:
         for number in itertools.count(1):
-            try:
+            with _decompressing(path):
                 line = stream.readline(LONGEST_LINE + 1)
-            except (EOFError, zlib.error, OSError) as error:
-                raise UserError(f"{source}: cannot be decompressed: {error}") from None
             if not line:
                 return
             where = f"{source}:{number}"
@@ -119,16 +152,36 @@ def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
                 yield Document(where, rows.text(_row(line, where), where))
 
 
-def _open_lines(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.name.lower().endswith(".gz"):
-        return gzip.GzipFile(fileobj=given.open_regular(path), mode="rb")
-    if path.name.lower().endswith(".zst"):
+def _open(path: Path) -> IO[bytes]:
+    """The bytes of the file, decompressed as they are read."""
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=given.open_regular(path), mode="rb"))
+    if name.endswith(".zst"):
         import pyarrow as pa
 
         if not pa.Codec.is_available("zstd"):
             raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
         return io.BufferedReader(pa.input_stream(given.open_regular(path), compression="zstd"))
     return given.open_regular(path)
+
+
+@contextlib.contextmanager
+def _decompressing(path: Path) -> Iterator[None]:
+    """Around each reading of a file that may be compressed.
+
+    Raises:
+        UserError: its bytes are not what its ending says, are damaged, or end too soon.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, OSError) as error:
+        if not is_compressed(path):
+            raise
+        raise UserError(
+            f"{printable(path)}: cannot be decompressed: {error}; get a whole copy of it, or leave "
+            "it out"
+        ) from None
 
 
 def _row(line: bytes, where: str) -> dict:
