@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -61,8 +61,11 @@ def _uncompressed(path: Path) -> str:
     return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
 
 
-def read_file(path: Path, rows: RowText) -> Iterator[Document]:
+def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
     """The documents of a file, read by its ending.
+
+    Args:
+        reading: is told the place in the file.
 
     Raises:
         NotText: a text file holds something else; raised before its first document.
@@ -71,25 +74,48 @@ def read_file(path: Path, rows: RowText) -> Iterator[Document]:
     name = _uncompressed(path)
     try:
         if name.endswith(JSON_LINES):
-            yield from read_json_lines(path, rows)
+            yield from read_json_lines(path, rows, reading)
         elif name.endswith(".parquet"):
             if is_compressed(path):
                 raise UserError(
                     f"{path}: a parquet file cannot be read while it is compressed as a whole; "
                     "decompress it, or leave it out with --exclude"
                 )
-            yield from read_parquet(path, rows)
+            yield from read_parquet(path, rows, reading)
         else:
-            yield from read_text(path)
+            yield from read_text(path, reading=reading)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+@dataclass
+class Reading:
+    """How far files of `total` bytes are read."""
+
+    total: int
+    finished: int = 0
+    """Bytes of the files that are done."""
+    place: Callable[[], int] = int
+    """Bytes of the present one that were read."""
+
+    def share(self) -> float | None:
+        """0 to 1, if there is anything to read."""
+        done = self.finished + self.place()
+        return min(1.0, done / self.total) if self.total else None
+
+    def end(self, size: int) -> None:
+        """The present file, of `size` bytes, is done."""
+        self.place = int
+        self.finished += size
 
 
 class NotText(Exception):
     """A file that does not hold UTF-8 text."""
 
 
-def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
+def read_text(
+    path: Path, piece_chars: int = PIECE_CHARS, reading: Reading | None = None
+) -> Iterator[Document]:
     """One document; a file beyond `piece_chars` bytes, decompressed, comes in pieces of about that
     many characters, cut at line ends.
 
@@ -105,7 +131,7 @@ def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
         return
     for _ in _pieces(path, piece_chars):
         pass
-    for number, text in enumerate(_pieces(path, piece_chars)):
+    for number, text in enumerate(_pieces(path, piece_chars, reading)):
         yield Document(f"{source}:{number}", text)
 
 
@@ -117,10 +143,10 @@ def _is_short(path: Path, limit: int) -> bool:
         return len(stream.read(limit + 1)) <= limit
 
 
-def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
+def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
     try:
         # line ends stay as they are
-        with io.TextIOWrapper(_open(path), "utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(_open(path, reading), "utf-8-sig", newline="") as stream:
             while True:
                 with _decompressing(path):
                     piece = stream.read(piece_chars) + stream.readline(piece_chars)
@@ -133,10 +159,12 @@ def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
         raise NotText(f"byte 0x{error.object[error.start]:02x}: {error.reason}") from None
 
 
-def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
+def read_json_lines(
+    path: Path, rows: RowText, reading: Reading | None = None
+) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
-    with _open(path) as stream:
+    with _open(path, reading) as stream:
         for number in itertools.count(1):
             with _decompressing(path):
                 line = stream.readline(LONGEST_LINE + 1)
@@ -152,18 +180,21 @@ def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
                 yield Document(where, rows.text(_row(line, where), where))
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path, reading: Reading | None = None) -> IO[bytes]:
     """The bytes of the file, decompressed as they are read."""
     name = path.name.lower()
+    raw = given.open_regular(path)
+    if reading is not None:
+        reading.place = raw.tell
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=given.open_regular(path), mode="rb"))
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw, mode="rb"))  # type: ignore[arg-type]
     if name.endswith(".zst"):
         import pyarrow as pa
 
         if not pa.Codec.is_available("zstd"):
             raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
-        return io.BufferedReader(pa.input_stream(given.open_regular(path), compression="zstd"))
-    return given.open_regular(path)
+        return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
+    return raw
 
 
 @contextlib.contextmanager
@@ -197,7 +228,7 @@ def _row(line: bytes, where: str) -> dict:
     return row
 
 
-def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
+def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
     """A document per row; null counts as an empty one."""
     import pyarrow as pa
 
@@ -216,6 +247,9 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
             row = 0
+            if reading is not None:
+                number, length = parquet.file.metadata.num_rows, path.stat().st_size
+                reading.place = lambda: length * row // max(1, number)
             size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
             for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
                 values = batch.to_pylist() if column is None else batch.column(0).to_pylist()
