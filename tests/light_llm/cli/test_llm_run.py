@@ -101,19 +101,6 @@ def test_jax_writes_the_same_text(checkpoint):
     assert "tokens/s" in in_jax.stderr
 
 
-def test_interactive_continues_each_line_and_survives_a_bad_one(checkpoint):
-    lines = f"the cat\n\n{'the' * 17}\nthe dog\n"
-    flags = ["--checkpoint", str(checkpoint), "--interactive", "--seed", "3", "--max-tokens", "5"]
-    done = llm_run(*flags, input=lines)
-    assert done.exit_code == 0, done.stderr
-    alone = [
-        llm_run(*flags[:2], *flags[3:], "--prompt", prompt).stdout
-        for prompt in ("the cat", "the dog")
-    ]
-    assert done.stdout == "".join(alone) + "\n"
-    assert "51 tokens leave no room" in done.stderr
-
-
 def test_it_stops_at_max_seq_len_and_says_so(tmp_path):
     prefix = save_checkpoint(tmp_path, model={"vocab_size": 40, "max_seq_len": 12})
     done = llm_run("--checkpoint", prefix, "--prompt", "the cat", "--temperature", 0)
@@ -252,17 +239,27 @@ def test_a_conversation_in_a_terminal(endless):
     )
     os.close(theirs)
 
-    def read_until(wanted: bytes) -> None:
-        text = b""
-        while wanted not in text:
+    text = b""
+
+    def read_until(wanted: bytes) -> bytes:
+        """What comes up to `wanted`, or the next piece."""
+        nonlocal text
+        while wanted not in text or not text:
             ready, _, _ = select.select([ours], [], [], 60)
             assert ready, text
             text += os.read(ours, 4096)
+        before, _, text = text.partition(wanted) if wanted else (text, b"", b"")
+        return before
 
+    banner = read_until(b"Ctrl-D all.").decode()
+    assert re.search(r"checkpoint  \S+/best\r\nmodel {7}[\d,]+ parameters, 2 layers, ", banner)
+    assert "/reset forgets" in banner
     for prompt in (b"the cat", b"the dog"):
         read_until(b"> ")
         os.write(ours, prompt + b"\n")
-        read_until(prompt + b"\r\n" + prompt)  # the terminal's echo, then what is written
+        read_until(prompt + b"\r\n")  # the terminal's echo
+        answer = read_until(b"")
+        assert not answer.startswith(prompt[:3])
         os.write(ours, b"\x03")
     read_until(b"> ")
     os.write(ours, b"\x04")
