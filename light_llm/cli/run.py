@@ -61,32 +61,42 @@ def run(
             help="Continue each line that is typed, after all before it; Ctrl-D ends.",
         ),
     ] = False,
-    max_tokens: Annotated[int, typer.Option(help="Write at most this many tokens.")] = 128,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Write at most this many tokens.")
+    ] = 128,
     temperature: Annotated[
-        float, typer.Option(help="0 always takes the most probable token.")
+        float, typer.Option(metavar="X", help="0 always takes the most probable token.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among this many of the most probable tokens.")
+        int | None,
+        typer.Option(metavar="N", help="Choose among this many of the most probable tokens."),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Choose among the fewest tokens that have this probability together."),
+        typer.Option(
+            metavar="X", help="Choose among the fewest tokens that have this probability together."
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Over 1, tokens that occurred become less probable.")
+        float, typer.Option(metavar="X", help="Over 1, tokens that occurred become less probable.")
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="The same seed writes the same text.")
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help=f"Prompts at a time.  [default: all, but at most {BATCH}]"),
+        typer.Option(metavar="N", help=f"Prompts at a time.  [default: all, but at most {BATCH}]"),
     ] = None,
-    backend: Annotated[str, typer.Option(help="torch or jax.")] = "torch",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="torch or jax.")] = "torch",
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, mps or tpu, also as cuda:1; the fastest by default."),
+        typer.Option(
+            metavar="NAME", help="cpu, cuda, mps or tpu, also as cuda:1.  [default: the fastest]"
+        ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16, of weights and matmuls.")
+        str,
+        typer.Option(metavar="NAME", help="float32, bfloat16 or float16, of weights and matmuls."),
     ] = "float32",
     tokenizer: Annotated[
         str | None,

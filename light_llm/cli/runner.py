@@ -33,7 +33,6 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 
 Misplaced = Callable[[str | None, list[str]], str | None]
 
-BUGS = "SECURITY.md says where, if it is about safety; else an issue of the project"
 DEVICES = "import jax; all = jax.devices(); print(len(all), all[0].device_kind)"
 DEVICES_TIMEOUT = 20  # seconds: an accelerator that others hold may never answer
 
@@ -46,9 +45,11 @@ class Stopped(BaseException):
         self.number = number
 
 
-def new_app() -> typer.Typer:
-    """An app with the common look: plain help, and shell completion."""
-    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+def new_app(*, completion: bool = True) -> typer.Typer:
+    """An app with the common look: plain help, and for a command of its own, shell completion."""
+    return typer.Typer(
+        add_completion=completion, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
 
 
 def version_option(*, devices: bool = False) -> Any:
@@ -191,10 +192,20 @@ def _report_bug(name: str, error: Exception) -> int:
         print(printable(trace), end="", file=sys.stderr)
         tell(
             f"{name}: this is a bug: {type(error).__name__}: {one_line(error, 200)}\n"
-            f"Please report it, with the lines above and what `{name.split()[0]} --version` says: "
-            f"{BUGS}"
+            f"Please report it, with the lines above and what `{name.split()[0]} --version` "
+            f"prints: {_where_to_report()}"
         )
     return 1
+
+
+def _where_to_report() -> str:
+    """The page of issues that the package names, or where else to look."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for line in metadata.metadata("light-llm-jax").get_all("Project-URL") or ():
+            label, _, url = line.partition(", ")
+            if "issue" in label.lower() or "bug" in label.lower():
+                return url
+    return "an issue of the repository that light-llm-jax was installed from"
 
 
 def _report(name: str, message: object, code: int) -> int:
