@@ -13,22 +13,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from in_process import Ended, call
-from safetensors.torch import save_file
+from run_cases import TEXT, save_checkpoint
 from torch_cases import lively, tiny
 
 from light_llm.cli import writing
 from light_llm.cli.run import main
 from light_llm.generate import generate
 from light_llm.sampling import Sampling
-from light_llm.tokenizer import load_tokenizer, train_bpe, train_char
+from light_llm.tokenizer import load_tokenizer, train_bpe
 
 SCRIPT = shutil.which("llm-run", path=Path(sys.executable).parent)
-TEXT = "the cat sat on the mat and the dog sat on the log, größer 🙂 than before. "
 
 
 def console_script(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -41,20 +39,6 @@ def console_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 def llm_run(*arguments: object, input: str = "") -> Ended:
     """The same command line in this process."""
     return call(main, *arguments, input=input)
-
-
-def save_checkpoint(folder: Path, **config: Any) -> Path:
-    """Random weights of the `model` section, and a char tokenizer by default."""
-    folder.mkdir(exist_ok=True)
-    if "tokenizer_path" not in config:
-        train_char([TEXT]).save(folder / "tokenizer")
-        config["tokenizer_path"] = str(folder / "tokenizer")
-    model = lively(tiny(**config["model"]))
-    state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(state, folder / "best.safetensors")
-    config["model"] = model.cfg.model_dump()
-    (folder / "best.config.json").write_text(json.dumps(config))
-    return folder / "best"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from in_process import Ended, call
-from test_llm_run import save_checkpoint
+from run_cases import save_checkpoint
 
 from light_llm.cli.run import main
 
