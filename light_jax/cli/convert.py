@@ -16,12 +16,20 @@ from light_llm.lazy import importing
 from light_llm.printing import say
 
 app = runner.new_app()
-state = runner.new_app()
+state = runner.new_app(completion=False)
 app.add_typer(
     state, name="state", help="The optimizer state of a checkpoint, between PyTorch and JAX."
 )
 
 Prefix = Annotated[
+    str,
+    typer.Argument(
+        metavar="PREFIX",
+        help="checkpoints/my-run/best, or a run's folder.",
+        callback=runner.user_path,
+    ),
+]
+Tag = Annotated[
     str,
     typer.Argument(
         metavar="PREFIX", help="checkpoints/my-run/step0005000", callback=runner.user_path
@@ -36,7 +44,7 @@ def llm_convert(version: Annotated[bool, runner.version_option()] = False) -> No
 
 
 @state.command("from-torch")
-def import_state(prefix: Prefix) -> None:
+def import_state(prefix: Tag) -> None:
     """Make a checkpoint of the PyTorch trainer (PREFIX.state.pt) one that llm-train resumes."""
     _use_the_cpu()
     from light_jax.torch_runs.bridge import import_tag
@@ -45,7 +53,7 @@ def import_state(prefix: Prefix) -> None:
 
 
 @state.command("to-torch")
-def export_state(prefix: Prefix) -> None:
+def export_state(prefix: Tag) -> None:
     """Write PREFIX.state.pt, from which the PyTorch trainer resumes a checkpoint of llm-train."""
     _use_the_cpu()
     from light_jax.torch_runs.bridge import export_tag
@@ -63,7 +71,7 @@ def export_to_transformers(
         ),
     ],
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16, of the weights.")
+        str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16, of the weights.")
     ] = "float32",
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Of one weights file at most.")
@@ -94,7 +102,7 @@ def export_to_transformers(
                 raise
             raise UserError(str(error)) from None
     lines = export(
-        prefix,
+        _tag(prefix),
         out,
         dtype=dtype,
         max_shard_size=max_shard_size,
@@ -135,9 +143,12 @@ def import_hf(
 @app.command("gguf")
 def write_gguf(
     prefix: Prefix,
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", callback=runner.user_path)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.gguf", help="A new file.", callback=runner.user_path)
+    ],
     dtype: Annotated[
-        str, typer.Option(help="float32, float16 or q8_0 (8 bits), of the matrices.")
+        str,
+        typer.Option(metavar="NAME", help="float32, float16 or q8_0 (8 bits), of the matrices."),
     ] = "float16",
     tokenizer: Annotated[
         str | None,
@@ -156,7 +167,7 @@ def write_gguf(
     from light_llm.formats.gguf import write_gguf
 
     for line in write_gguf(
-        prefix, out, dtype, tokenizer, with_tokenizer=not no_tokenizer, overwrite=overwrite
+        _tag(prefix), out, dtype, tokenizer, with_tokenizer=not no_tokenizer, overwrite=overwrite
     ):
         say(line)
 
@@ -164,14 +175,23 @@ def write_gguf(
 @app.command("onnx")
 def write_onnx(
     prefix: Prefix,
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", callback=runner.user_path)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.onnx", help="A new file.", callback=runner.user_path)
+    ],
     overwrite: Overwrite = False,
 ) -> None:
     """Write a checkpoint for onnxruntime, and compare the logits."""
     from light_llm.formats.onnx import write_onnx
 
-    for line in write_onnx(prefix, out, overwrite=overwrite):
+    for line in write_onnx(_tag(prefix), out, overwrite=overwrite):
         say(line)
+
+
+def _tag(prefix: str) -> str:
+    """The checkpoint that is meant, if PREFIX is a run's folder."""
+    from light_llm.checkpoint.layout import tag_of
+
+    return str(tag_of(prefix))
 
 
 def _use_the_cpu() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from light_llm.cli import runner
+from light_llm.errors import UserError
 from light_llm.printing import say, shown
 
 if TYPE_CHECKING:
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
     from light_llm.tokenizer import Tokenizer
 
 app = runner.new_app()
+PNG = Path("data-stats.png")
 
 PATH = Annotated[
     list[str],
     typer.Argument(
-        metavar="PATH...",
+        metavar="PATH",
         help="Folders, files or globs, as in train_data.",
         callback=runner.user_path,
     ),
@@ -53,24 +56,49 @@ def llm_data(version: Annotated[bool, runner.version_option()] = False) -> None:
 def stats(
     path: PATH,
     tokenizer: TOKENIZER = None,
-    top: Annotated[int, typer.Option(min=0, help="How many of the most common tokens.")] = 20,
+    top: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many of the most common tokens.")
+    ] = 20,
     png: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where the picture goes; it is replaced.",
+            help=f"Where the picture goes; it is replaced.  [default: {PNG}]",
             callback=runner.user_path,
         ),
-    ] = Path("data-stats.png"),
+    ] = None,
     no_png: Annotated[bool, typer.Option("--no-png", help="Draw nothing.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; draw only with --png.")
+    ] = False,
 ) -> None:
     """Count documents, tokens and lengths, and draw them. Reads every token once."""
+    from light_jax.data.stats import as_json as in_json
     from light_jax.data.stats import count, draw, require_matplotlib
 
-    if not no_png:
+    if png is not None and no_png:
+        raise UserError("--png and --no-png exclude each other; use one")
+    picture = None if no_png or (as_json and png is None) else png or PNG
+    if picture is not None:
         require_matplotlib()  # before minutes of counting
     known, note = find_tokenizer(path, tokenizer)
     counted = count(path, "PATH")
+    if as_json:
+
+        def text_of(id: int) -> str | None:
+            return None if known is None else known.decode([id], False)
+
+        report = in_json(counted, top, text_of)
+        print(json.dumps(report | {"tokenizer": None if known is None else note}))
+    else:
+        _print(counted, known, note, top)
+    if picture is not None:
+        draw(counted, " ".join(path), picture)
+        if not as_json:
+            say(f"\ndrawn in {picture}")
+
+
+def _print(counted: Stats, known: Tokenizer | None, note: str, top: int) -> None:
     for name, value in describe(counted):
         say(f"{name:<12} {value}")
     say(f"{'tokenizer':<12} {note}")
@@ -80,9 +108,6 @@ def stats(
         for token, times in counted.most_common(top):
             text = "" if known is None else f"  {known.decode([token], False)!r}"
             say(f"{token:>12} {times:>16,} {times / counted.tokens:8.3%}{text}")
-    if not no_png:
-        draw(counted, " ".join(path), png)
-        say(f"\ndrawn in {png}")
 
 
 @app.command()
@@ -91,8 +116,8 @@ def show(
     window: Annotated[
         int, typer.Option(min=0, max=2**62, metavar="G", help="Of the endless stream.")
     ] = 0,
-    seq_len: Annotated[int, typer.Option(min=1, help="The config's seq_len.")] = 1024,
-    seed: Annotated[int, typer.Option(help="The config's seed.")] = 42,
+    seq_len: Annotated[int, typer.Option(min=1, metavar="T", help="The config's seq_len.")] = 1024,
+    seed: Annotated[int, typer.Option(metavar="N", help="The config's seed.")] = 42,
     window_order: Annotated[
         WindowOrder, typer.Option(help="The config's window_order.")
     ] = WindowOrder.sequential,
@@ -131,8 +156,7 @@ def describe(counted: Stats) -> list[tuple[str, str]]:
     """The lines that `stats` prints, name and value."""
     shards = counted.shards
     groups = sum(len(shard.rows) for shard in shards)
-    values, counts = counted.lengths
-    empty = int(counts[0]) if values[0] == 0 else 0
+    values, empty = counted.lengths[0], counted.empty
     mean = counted.tokens / counted.documents
     marks = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
     quantiles = ", ".join(f"{name} {counted.length_at(at):,}" for name, at in marks.items())

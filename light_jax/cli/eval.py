@@ -28,7 +28,7 @@ def command(
         str,
         typer.Argument(
             metavar="PREFIX",
-            help="checkpoints/my-run/best, or the folder of a run.",
+            help="checkpoints/my-run/best, or a run's folder.",
             callback=runner.user_path,
         ),
     ],
@@ -59,7 +59,7 @@ def command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    backend: Annotated[str, typer.Option(help="jax or torch.")] = "jax",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="jax or torch.")] = "jax",
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Windows at a time.  [default: the config's]")
     ] = None,
@@ -68,7 +68,10 @@ def command(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16, of matmuls.  [default: the config's]"),
+        typer.Option(
+            metavar="NAME",
+            help="float32, bfloat16 or float16, of matmuls.  [default: the config's]",
+        ),
     ] = None,
     version: Annotated[bool, runner.version_option(devices=True)] = False,
 ) -> int:

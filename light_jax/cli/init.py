@@ -13,7 +13,7 @@ from light_llm.cli import runner
 from light_llm.errors import UserError
 from light_llm.printing import shown, tell
 
-app = runner.new_app()
+app = runner.new_app(completion=False)
 
 # The names that a user types, and the files of configs/, which a wheel has in the package.
 SHIPPED = {
@@ -27,7 +27,7 @@ SHIPPED = {
 @app.command()
 def init(
     name: Annotated[
-        str, typer.Argument(metavar=f"[{'|'.join(SHIPPED)}]", help="The model to start from.")
+        str, typer.Argument(metavar="|".join(SHIPPED), help="The model to start from.")
     ] = "quickstart",
     version: Annotated[bool, runner.version_option()] = False,
 ) -> None:

@@ -29,7 +29,7 @@ def command(
         str,
         typer.Argument(
             metavar="PREFIX|CONFIG",
-            help="A checkpoint (checkpoints/my-run/best), or with --steps a config file.",
+            help="checkpoints/my-run/best, or with --steps a config file.",
             callback=runner.user_path,
         ),
     ],
@@ -37,16 +37,24 @@ def command(
         int | None, typer.Option(metavar="N", help="Train the first N steps of CONFIG in both.")
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest relative difference, instead of the dtype's own.")
+        float | None,
+        typer.Option(metavar="X", help="Largest relative difference.  [default: the dtype's own]"),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="PREFIX: of the matmuls; float32 by default.")
+        str | None,
+        typer.Option(metavar="NAME", help="PREFIX: of the matmuls.  [default: float32]"),
     ] = None,
-    sequences: Annotated[int | None, typer.Option(help="PREFIX: how many; 2 by default.")] = None,
-    length: Annotated[
+    sequences: Annotated[
+        int | None, typer.Option(metavar="N", help="PREFIX: how many.  [default: 2]")
+    ] = None,
+    seq_len: Annotated[
         int | None,
-        typer.Option(help="PREFIX: tokens of each; the config's seq_len, at most 512, by default."),
+        typer.Option(
+            metavar="T",
+            help="PREFIX: tokens of each.  [default: the config's seq_len, at most 512]",
+        ),
     ] = None,
+    length: Annotated[int | None, typer.Option(hidden=True)] = None,
     random: Annotated[
         bool, typer.Option("--random", help="PREFIX: on random tokens, not on val_data.")
     ] = False,
@@ -56,7 +64,9 @@ def command(
     png: Annotated[
         Path | None,
         typer.Option(
-            help=f"CONFIG: where to draw it; {PNG} by default.", callback=runner.user_path
+            metavar="FILE",
+            help=f"CONFIG: where to draw it.  [default: {PNG}]",
+            callback=runner.user_path,
         ),
     ] = None,
     no_png: Annotated[bool, typer.Option("--no-png", help="CONFIG: do not draw it.")] = False,
@@ -66,10 +76,11 @@ def command(
 
     Exits with 0 if they are the same within a tolerance that is printed, with 1 if not.
     """
+    seq_len = length if seq_len is None else seq_len  # --length is what it was called before
     of_prefix = {
         "--dtype": dtype,
         "--sequences": sequences,
-        "--length": length,
+        "--seq-len": seq_len,
         "--random": random,
         "--all": everything,
     }
@@ -81,7 +92,7 @@ def command(
     if steps is not None:
         return _compare_training(target, steps, tolerance, None if no_png else png or PNG)
     same = _compare_checkpoint(
-        target, dtype or "float32", sequences, length, random, everything, tolerance
+        target, dtype or "float32", sequences, seq_len, random, everything, tolerance
     )
     return 0 if same else 1
 
@@ -131,7 +142,7 @@ def _compare_checkpoint(
     prefix: str,
     dtype: str,
     sequences: int | None,
-    length: int | None,
+    seq_len: int | None,
     random: bool,
     everything: bool,
     tolerance: float | None,
@@ -145,9 +156,11 @@ def _compare_checkpoint(
         unequal_weights,
     )
     from light_jax.parity.report import stage_table, stage_verdict
+    from light_llm.checkpoint.layout import tag_of
 
+    prefix = str(tag_of(prefix))
     cfg = read_training_config(prefix)
-    tokens_BT, source = sample_tokens(cfg, 2 if sequences is None else sequences, length, random)
+    tokens_BT, source = sample_tokens(cfg, 2 if sequences is None else sequences, seq_len, random)
     params, torch_model = load_pair(prefix)
     bound = TOLERANCE[dtype] if tolerance is None else tolerance
     unequal = unequal_weights(params, torch_model)

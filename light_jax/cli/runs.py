@@ -17,7 +17,12 @@ app = runner.new_app()
 
 COMMANDS = ("list", "compare", "clean")
 FOLDER = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run's checkpoint_dir, or a folder of some.")
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        help="A run's checkpoint_dir, or a folder of some.",
+        callback=runner.user_path,
+    ),
 ]
 
 
@@ -31,7 +36,7 @@ def llm_runs(version: Annotated[bool, runner.version_option()] = False) -> None:
 @app.command("list")
 def list_runs(
     directory: FOLDER = Path("checkpoints"),
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the runs and their tags: step, validation loss, age, size, complete or not."""
     from light_jax.runs.folder import find_runs
@@ -49,10 +54,18 @@ def list_runs(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, two or more.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of runs, two or more.",
+            callback=runner.user_path,
+        ),
     ],
     html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Also write a page of HTML there.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a page of HTML there.", callback=runner.user_path
+        ),
     ] = None,
 ) -> None:
     """Show the settings that differ and the curves over each other."""

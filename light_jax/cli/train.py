@@ -33,13 +33,15 @@ def command(
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint prefix (checkpoints/my-run/step0005000), or 'auto'.",
+            metavar="PREFIX",
+            help="A checkpoint (checkpoints/my-run/step0005000), or auto: the newest.",
             callback=runner.user_path,
         ),
     ] = None,
     replay: Annotated[
         Path | None,
         typer.Option(
+            metavar="DIR",
             help="Run the step of a folder nonfinite-stepN once more; train nothing.",
             callback=runner.user_path,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,12 @@ class Stats:
         return int(self.ids[1].sum())
 
     @property
+    def empty(self) -> int:
+        """Documents without a token."""
+        values, counts = self.lengths
+        return int(counts[0]) if values[0] == 0 else 0
+
+    @property
     def entropy(self) -> float:
         """Entropy of single tokens, in nats: the loss of a model that knows only frequencies."""
         return entropy(self.ids[1])
@@ -55,6 +62,40 @@ class Stats:
         values, counts = self.ids
         order = np.lexsort((values, -counts))[:number]
         return list(zip(values[order].tolist(), counts[order].tolist(), strict=True))
+
+
+def as_json(stats: Stats, top: int, text_of: Callable[[int], str | None]) -> dict[str, Any]:
+    """The counts as JSON; docs/data.md explains the keys.
+
+    Args:
+        top: how many of the most common ids.
+        text_of: an id's text, None without a tokenizer.
+    """
+    lengths, ids = stats.lengths[0], stats.ids[0]
+    return {
+        "shards": len(stats.shards),
+        "bytes": sum(shard.size for shard in stats.shards),
+        "row_groups": sum(len(shard.rows) for shard in stats.shards),
+        "documents": stats.documents,
+        "empty_documents": stats.empty,
+        "tokens": stats.tokens,
+        "lengths": {
+            "mean": stats.tokens / stats.documents,
+            "least": int(lengths[0]),
+            "median": stats.length_at(0.5),
+            "p90": stats.length_at(0.9),
+            "p99": stats.length_at(0.99),
+            "greatest": int(lengths[-1]),
+        },
+        "ids": {"count": len(ids), "least": int(ids[0]), "greatest": int(ids[-1])}
+        if stats.tokens
+        else None,
+        "entropy": stats.entropy if stats.tokens else None,
+        "most_common": [
+            {"id": id, "count": number, "share": number / stats.tokens, "text": text_of(id)}
+            for id, number in stats.most_common(top)
+        ],
+    }
 
 
 def count(paths: Paths, field: str) -> Stats:
@@ -115,14 +156,16 @@ def require_matplotlib() -> Any:
 
 
 def draw(stats: Stats, title: str, path: Path) -> None:
-    """A PNG: lengths of documents, how common the ids are by rank, tokens of each shard.
+    """A PNG: lengths of documents, how common ids are by rank, tokens of each of several shards.
 
     Raises:
         UserError: without matplotlib, or `path` cannot be written.
     """
-    figure = require_matplotlib()(figsize=(12, 3.6), layout="constrained")
+    several = len(stats.shards) > 1
+    panels = 3 if several else 2
+    figure = require_matplotlib()(figsize=(4 * panels, 3.6), layout="constrained")
     figure.suptitle(printable(title), parse_math=False)
-    by_length, by_rank, by_shard = figure.subplots(1, 3)
+    by_length, by_rank, *by_shard = figure.subplots(1, panels)
 
     values, counts = stats.lengths
     edges = np.unique(np.geomspace(1, max(2, values[-1] + 1), 60).astype(np.int64))
@@ -135,11 +178,12 @@ def draw(stats: Stats, title: str, path: Path) -> None:
     by_rank.set(xlabel="rank of an id", ylabel="times it occurs")
     by_rank.set_title(f"{len(stats.ids[0]):,} ids, {stats.entropy:.2f} nats a token")
 
-    per_shard = [int(shard.tokens.sum()) for shard in stats.shards]
-    by_shard.bar(np.arange(len(per_shard)), per_shard, width=1)
-    by_shard.xaxis.get_major_locator().set_params(integer=True)
-    by_shard.set(xlabel="shard", ylabel="tokens")
-    by_shard.set_title(f"{stats.tokens:,} tokens")
+    for axes in by_shard:
+        per_shard = [int(shard.tokens.sum()) for shard in stats.shards]
+        axes.bar(np.arange(len(per_shard)), per_shard, width=1)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="shard", ylabel="tokens")
+        axes.set_title(f"{stats.tokens:,} tokens")
     try:
         if path.is_symlink() and (path.is_file() or not path.exists()):
             path.unlink()  # replace a link itself, but write to a device such as /dev/stdout

@@ -17,7 +17,7 @@ from light_llm.errors import UserError
 if TYPE_CHECKING:
     from light_llm.models.transformer import Transformer as TorchTransformer
 
-LENGTH = 512  # tokens of a sequence, if --length is not given
+LENGTH = 512  # tokens of a sequence, if --seq-len is not given
 
 
 def read_training_config(prefix: str | Path) -> TrainingConfig:
@@ -67,7 +67,7 @@ def sample_tokens(
         length = min(cfg.seq_len, LENGTH)
     if not 1 <= length <= cfg.model.max_seq_len:
         raise UserError(
-            f"--length={length} must be from 1 to model.max_seq_len={cfg.model.max_seq_len}"
+            f"--seq-len={length} must be from 1 to model.max_seq_len={cfg.model.max_seq_len}"
         )
     size = f"{sequences} sequences of {length}"
     if random or cfg.val_data is None:

@@ -32,7 +32,7 @@ app = runner.new_app()
 FLAGS = {
     "input": (
         "PATH",
-        "Text, .jsonl[.gz|.zst] or .parquet file, folder (deep) or glob. Repeatable.",
+        "Text or .jsonl file, also .gz or .zst, .parquet file, folder (deep) or glob. Repeatable.",
     ),
     "hf_dataset": (
         "NAME",
@@ -102,7 +102,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     help = "YAML or JSON file whose keys are the flags, with underscores. Flags override it."
-    path = typer.Argument(metavar="[CONFIG]", help=help)
+    path = typer.Argument(metavar="CONFIG", help=help)
     yield inspect.Parameter("config", keyword, default=None, annotation=Annotated[str | None, path])
     for name, field in PreprocessConfig.model_fields.items():
         metavar, help = FLAGS[name]

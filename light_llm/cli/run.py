@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,7 @@ import typer
 from light_llm.cli import runner
 from light_llm.cli.prompts import Prompt, read_prompts
 from light_llm.errors import UserError
-from light_llm.printing import pass_bytes, tell
+from light_llm.printing import pass_bytes
 
 # torch and jax take seconds to import, and `--help` and a mistyped flag need neither.
 if TYPE_CHECKING:
@@ -31,14 +30,18 @@ app = runner.new_app()
 
 @app.command()
 def run(
-    checkpoint: Annotated[
-        str,
-        typer.Option(
+    prefix: Annotated[
+        str | None,
+        typer.Argument(
             metavar="PREFIX",
-            help="As in checkpoints/my-run/best, or a run's folder.",
+            help="checkpoints/my-run/best, or a run's folder.",
             callback=runner.user_path,
         ),
-    ],
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="The same, as an option.", callback=runner.user_path),
+    ] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="The text to continue; may be given several times."),
@@ -52,34 +55,48 @@ def run(
         ),
     ] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", help="Continue each line that is typed; Ctrl-D ends.")
+        bool,
+        typer.Option(
+            "--interactive",
+            help="Continue each line that is typed, after all before it; Ctrl-D ends.",
+        ),
     ] = False,
-    max_tokens: Annotated[int, typer.Option(help="Write at most this many tokens.")] = 128,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Write at most this many tokens.")
+    ] = 128,
     temperature: Annotated[
-        float, typer.Option(help="0 always takes the most probable token.")
+        float, typer.Option(metavar="X", help="0 always takes the most probable token.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among this many of the most probable tokens.")
+        int | None,
+        typer.Option(metavar="N", help="Choose among this many of the most probable tokens."),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Choose among the fewest tokens that have this probability together."),
+        typer.Option(
+            metavar="X", help="Choose among the fewest tokens that have this probability together."
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Over 1, tokens that occurred become less probable.")
+        float, typer.Option(metavar="X", help="Over 1, tokens that occurred become less probable.")
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="The same seed writes the same text.")
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help=f"Prompts at a time.  [default: all, but at most {BATCH}]"),
+        typer.Option(metavar="N", help=f"Prompts at a time.  [default: all, but at most {BATCH}]"),
     ] = None,
-    backend: Annotated[str, typer.Option(help="torch or jax.")] = "torch",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="torch or jax.")] = "torch",
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, mps or tpu, also as cuda:1; the fastest by default."),
+        typer.Option(
+            metavar="NAME", help="cpu, cuda, mps or tpu, also as cuda:1.  [default: the fastest]"
+        ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16, of weights and matmuls.")
+        str,
+        typer.Option(metavar="NAME", help="float32, bfloat16 or float16, of weights and matmuls."),
     ] = "float32",
     tokenizer: Annotated[
         str | None,
@@ -99,6 +116,9 @@ def run(
 
     if sys.stdout is None or (interactive and sys.stdin is None):
         raise UserError("standard input or output is closed; leave both open")
+    if (prefix is None) == (checkpoint is None):
+        fault = "no checkpoint is named" if prefix is None else "two checkpoints are named"
+        raise UserError(f"{fault}; give one: llm-run PREFIX --prompt TEXT")
     if not prompt and prompts_file is None and not interactive:
         raise UserError(
             "there is nothing to continue; give --prompt TEXT, --prompts-file FILE or --interactive"
@@ -114,13 +134,22 @@ def run(
         seed=seed,
     )
     prompts = read_prompts(prompt or [], prompts_file)
-    write = _writer(
-        checkpoint, prompts, sampling, batch_size or BATCH, backend, device, dtype, tokenizer
+    found, write = _writer(
+        str(prefix or checkpoint),
+        prompts,
+        sampling,
+        batch_size or BATCH,
+        backend,
+        device,
+        dtype,
+        tokenizer,
     )
     pass_bytes(sys.stdout)
     try:
         if interactive:
-            _converse(write, prompts)
+            from light_llm.cli.conversation import banner, converse
+
+            converse(write, prompts, banner(found, write, backend, dtype))
         else:
             write(prompts)
     except KeyboardInterrupt:
@@ -133,32 +162,6 @@ def main() -> None:
     runner.run("llm-run", app, ended_by=[signal.SIGPIPE])
 
 
-def _converse(write: Callable[[Sequence[Prompt]], None], prompts: Sequence[Prompt]) -> None:
-    """Continue `prompts`, then each line of standard input.
-
-    Ctrl-C ends a continuation; between continuations it ends the run.
-    """
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (input() then knows the arrow keys)
-    # from a pipe the bytes of a line are kept: a carriage return ends none
-    sys.stdin.reconfigure(errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
-    question = "> " if sys.stdin.isatty() else ""
-    while True:
-        if prompts:
-            try:
-                write(prompts)
-            except UserError as error:
-                tell(f"llm-run: {error}")
-            except KeyboardInterrupt:
-                typer.echo()
-        try:
-            line = input(question).removesuffix("\r")
-        except EOFError:
-            typer.echo()
-            return
-        prompts = [Prompt(line)] if line else []
-
-
 def _writer(
     prefix: str,
     prompts: Sequence[Prompt],
@@ -168,7 +171,7 @@ def _writer(
     device: str | None,
     dtype: str,
     tokenizer_path: str | None,
-) -> Writer:
+) -> tuple[Checkpoint, Writer]:
     """Load everything that is needed to continue these prompts, and others."""
     from light_llm.checkpoint.layout import model_config, read_checkpoint, tag_of
     from light_llm.cli.backends import BACKEND, DTYPES
@@ -185,7 +188,7 @@ def _writer(
     encode(prompts)  # before a framework is imported and weights are read
     # by name, so that it is looked up again: a run may save while the framework is imported
     generate = BACKEND[backend](tag, device, dtype)
-    return Writer(encode, generate, batch_size, found.snapshot.get("seq_len"))
+    return found, Writer(encode, generate, batch_size, found.snapshot.get("seq_len"))
 
 
 def _tokenizer(checkpoint: Checkpoint, path: str | None, cfg: TransformerConfig) -> Tokenizer:

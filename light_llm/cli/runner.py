@@ -1,6 +1,7 @@
 """How every command starts and ends: its signals, its message on stderr, its exit code.
 
-0 done, 2 what was asked cannot be done, 3 training is not finite, 128 + n ended by signal n.
+0 done, 1 a bug, 2 what was asked cannot be done, 3 training is not finite, 128 + n ended by signal
+n; docs/commands.md has them for users.
 Imports nothing heavy, so that `--help` and a mistyped flag are answered at once.
 """
 
@@ -13,6 +14,7 @@ import platform
 import signal
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -22,9 +24,9 @@ from typing import Any, NoReturn
 import typer
 
 from light_llm import __version__
-from light_llm.errors import NonFinite, UserError
+from light_llm.errors import NonFinite, UserError, one_line
 from light_llm.files.userpath import with_home
-from light_llm.printing import tell
+from light_llm.printing import printable, tell
 
 # The base class of typer's errors for a wrong command line; typer exports only BadParameter.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -43,9 +45,11 @@ class Stopped(BaseException):
         self.number = number
 
 
-def new_app() -> typer.Typer:
-    """An app with the common look: plain help, and plain tracebacks for bugs."""
-    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+def new_app(*, completion: bool = True) -> typer.Typer:
+    """An app with the common look: plain help, and for a command of its own, shell completion."""
+    return typer.Typer(
+        add_completion=completion, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
 
 
 def version_option(*, devices: bool = False) -> Any:
@@ -156,14 +160,19 @@ def _exit_code(name: str, app: typer.Typer, misplaced: Misplaced | None) -> int:
     except BrokenPipeError:  # the reader of the output, such as `| head`, has ended
         _flush_or_drop()
         return 128 + signal.SIGPIPE
+    except MemoryError:
+        return _report(name, "the memory of this machine is not enough for this; ask for less", 2)
     except OSError as error:  # a name too long for the file system, a full disk behind `>`
         where = "" if error.filename is None else f"{str(error.filename)[:80]}: "
         return _report(name, f"{where}{error.strerror or error}", 2)
+    except Exception as error:
+        return _report_bug(name, error)
 
 
 def _invoke(name: str, app: typer.Typer) -> int:
     """What typer's own `main` does, without its exits."""
     command = typer.main.get_command(app)
+    command._main_shell_completion({}, name)  # type: ignore[attr-defined]  # exits where a shell asks
     try:
         with command.make_context(name, _arguments(name)) as context:
             return command.invoke(context) or 0
@@ -173,6 +182,30 @@ def _invoke(name: str, app: typer.Typer) -> int:
 
 def _arguments(name: str) -> list[str]:
     return sys.argv[len(name.split()) :]
+
+
+def _report_bug(name: str, error: Exception) -> int:
+    """The traceback, since after hours of a run it cannot be had again, and what to do with it."""
+    _flush_or_drop()
+    trace = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):
+        print(printable(trace), end="", file=sys.stderr)
+        tell(
+            f"{name}: this is a bug: {type(error).__name__}: {one_line(error, 200)}\n"
+            f"Please report it, with the lines above and what `{name.split()[0]} --version` "
+            f"prints: {_where_to_report()}"
+        )
+    return 1
+
+
+def _where_to_report() -> str:
+    """The page of issues that the package names, or where else to look."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for line in metadata.metadata("light-llm-jax").get_all("Project-URL") or ():
+            label, _, url = line.partition(", ")
+            if "issue" in label.lower() or "bug" in label.lower():
+                return url
+    return "an issue of the repository that light-llm-jax was installed from"
 
 
 def _report(name: str, message: object, code: int) -> int:

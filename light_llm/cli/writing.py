@@ -61,21 +61,59 @@ class Writer:
             UserError: a prompt that the model cannot continue; nothing is printed.
         """
         encoded = self._encode(prompts)
-        with _interruptible() as check:
-            if len(prompts) == 1:
-                self._stream(prompts[0].text, encoded[0], check)
-            else:
+        if len(prompts) == 1:
+            self.stream(prompts[0].text, encoded[0], [])
+        else:
+            with _interruptible() as check:
                 self._write_all(prompts, encoded, check)
 
-    def _stream(self, prompt: str, ids: list[int], check: Callable[[], None]) -> None:
+    @property
+    def cfg(self) -> TransformerConfig:
+        return self._encode.cfg
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.cfg.max_seq_len
+
+    def encode(self, text: str) -> list[int]:
+        """
+        Raises:
+            UserError: a text that the model cannot continue.
+        """
+        return self._encode([Prompt(text)])[0]
+
+    def fits(self, text: str) -> bool:
+        """Whether max_tokens have room behind the text, or if they are more, half of max_seq_len.
+
+        Raises:
+            UserError: the tokenizer sees no token in the text.
+        """
+        from light_llm.text import encode_prompt
+
+        room = min(self._sampling.max_tokens, self.max_seq_len // 2)
+        return len(encode_prompt(self._tokenizer, text)) + room <= self.max_seq_len
+
+    def stream(self, show: str, ids: list[int], written: list[str]) -> None:
+        """Print `show`, and what follows `ids` as it is written.
+
+        Args:
+            written: gets the pieces, so that it has those of a text that Ctrl-C ends, too.
+        """
+        with _interruptible() as check:
+            self._stream(show, ids, check, written)
+
+    def _stream(
+        self, show: str, ids: list[int], check: Callable[[], None], written: list[str]
+    ) -> None:
         from light_llm.text import decoded
 
         times = [time.perf_counter()]
         rows = self._generate([ids], self._sampling, self._tokenizer.eos_id)
         new = (id for row in rows for id in row if id is not None)
-        _write(prompt)
+        _write(show)
         for piece in decoded(self._tokenizer, ids, _timed(new, times)):
             check()
+            written.append(piece)
             _write(piece)
         typer.echo()
         self._tell_ends([(len(ids), len(times) - 1)])

@@ -20,7 +20,14 @@ from typing import Any, Protocol
 from light_llm.errors import UserError
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.sources import Document, NotText, printable, read_file
+from light_llm.preprocess.sources import (
+    Document,
+    NotText,
+    Reading,
+    is_compressed,
+    printable,
+    read_file,
+)
 
 CHUNK_DOCUMENTS = 1024
 CHUNK_CHARACTERS = 1_000_000
@@ -77,6 +84,8 @@ class Corpus(Protocol):
 
     skipped: Skipped
     """What the latest reading skipped so far."""
+    reading: Reading | None
+    """How far the latest reading is, if that is known."""
 
     @property
     def name(self) -> str:
@@ -131,6 +140,7 @@ class FileCorpus:
     inputs: tuple[str, ...] = ()
     name: str = ""
     skipped: Skipped = field(default_factory=Skipped, init=False)
+    reading: Reading | None = field(default=None, init=False)
     _at: tuple[int, int] = field(default=(0, 0), init=False)
 
     def __iter__(self) -> Iterator[Document]:
@@ -141,15 +151,20 @@ class FileCorpus:
             self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
             file, index = (0, 0) if place is None else map(check_number, place["at"])
         self._at = (file, index)
-        return self._from(file, index)
+        sizes = [_size(file.path) for file in self.files]
+        self.reading = Reading(sum(sizes), finished=sum(sizes[:file]))
+        return self._from(file, index, sizes, self.reading)
 
-    def _from(self, first: int, given: int) -> Iterator[Document]:
+    def _from(
+        self, first: int, given: int, sizes: Sequence[int], reading: Reading
+    ) -> Iterator[Document]:
         for number in range(first, len(self.files)):
             passed = given if number == first else 0
-            for index, document in enumerate(self._read(self.files[number]), start=1):
+            for index, document in enumerate(self._read(self.files[number], reading), start=1):
                 if index > passed and self.skipped.takes(document.text, self.min_length):
                     self._at = (number, index)
                     yield document
+            reading.end(sizes[number])
 
     def here(self) -> Any:
         return {"at": list(self._at), "skipped": dataclasses.asdict(self.skipped)}
@@ -194,9 +209,9 @@ class FileCorpus:
             f"{skipped.binary} are not text"
         )
 
-    def _read(self, file: SourceFile) -> Iterator[Document]:
+    def _read(self, file: SourceFile, reading: Reading | None = None) -> Iterator[Document]:
         try:
-            yield from read_file(file.path, self.rows)
+            yield from read_file(file.path, self.rows, reading)
         except NotText as error:
             if file.named:
                 raise UserError(
@@ -208,9 +223,17 @@ class FileCorpus:
                 self.skipped.examples.append(printable(file.path))
 
 
+def _size(path: Path) -> int:
+    """In bytes; 0 for a file that cannot be read, of which the reading tells."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def _weight(path: Path) -> int:
     """About how many characters a file has."""
-    packed = path.name.lower().endswith((".gz", ".zst", ".parquet"))
+    packed = is_compressed(path) or path.name.lower().endswith(".parquet")
     return path.stat().st_size * (COMPRESSED if packed else 1)
 
 
@@ -240,6 +263,8 @@ class Position:
 class Chunk:
     start: Position
     documents: list[Document]
+    share: float | None = None
+    """How much of the input, 0 to 1, was read when its last document was, if that is known."""
 
 
 def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterator[Chunk]:
@@ -264,7 +289,8 @@ def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterato
         if not taken:
             return
         passed += len(taken)
-        yield Chunk(at, taken)
+        share = None if corpus.reading is None else corpus.reading.share()
+        yield Chunk(at, taken, share)
 
 
 def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:
@@ -274,7 +300,7 @@ def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:
     characters = 0
     mixed = corpus.reordered(draw)
     documents = mixed.documents()
-    corpus.skipped = mixed.skipped
+    corpus.skipped, corpus.reading = mixed.skipped, mixed.reading
     for document in documents:
         buffer.append(document)
         characters += len(document.text)

@@ -20,7 +20,7 @@ from light_llm.preprocess.corpus import Skipped, believable, check_number
 from light_llm.preprocess.files import links_out
 from light_llm.preprocess.notices import notice_links
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.sources import Document
+from light_llm.preprocess.sources import Document, Reading
 from light_llm.tokenizer.hub import offline, reachable
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class HubCorpus:
     name: str = ""
     min_length: int = 0
     skipped: Skipped = field(default_factory=Skipped, init=False)
+    reading: Reading | None = field(default=None, init=False)
     _row: int = field(default=0, init=False)
 
     def documents(self, place: Any = None) -> Iterator[Document]:

@@ -38,7 +38,8 @@ def write_part(
     stream = chunks(corpus, config.shuffle_seed, part.position)
     head: list[Chunk] = []
     if part.split is None:
-        head = list(itertools.islice(stream, SMALL_CHUNKS))
+        with Progress("reading the first documents"):
+            head = list(itertools.islice(stream, SMALL_CHUNKS))
         if not head:
             raise UserError(_no_documents(config, corpus))
         journal.begin(corpus.name, _split(config.val_fraction, head))
@@ -57,6 +58,7 @@ def write_part(
     encoded = _encoded(config, tokenizer, new / TOKENIZER, 1 if small else workers)
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
+
     with Progress(label) as progress, encoded as encode_all:
         for chunk, ids in encode_all(itertools.chain(head, stream)):
             for index, (document, tokens) in enumerate(zip(chunk.documents, ids, strict=True)):
@@ -67,6 +69,7 @@ def write_part(
                 progress.advance(documents=1, tokens=len(tokens))
                 if isinstance(tokenizer, CharTokenizer):
                     unknown += int((tokens == 0).sum())
+            progress.share = chunk.share
     if unknown:
         notice(f"{are(unknown, 'character')} unknown to the tokenizer and became id 0")
     journal.finish(corpus.name, close(), dataclasses.asdict(corpus.skipped))

@@ -33,6 +33,7 @@ from light_llm.preprocess.output import (
     placed,
 )
 from light_llm.preprocess.part import write_part
+from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.publication import Stage, complete_moves, publish_shards, staging
 from light_llm.preprocess.resume import drop_uncommitted, journal_of
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
@@ -69,10 +70,12 @@ def preprocess(config: PreprocessConfig) -> Summary:
             check_output(config.output, config.overwrite, names)
         else:
             notice("a run was stopped while its shards were moved into place; now all are there")
-        corpora = open_corpora(config, rows)
+        with Progress("looking through the input"):
+            corpora = open_corpora(config, rows)
+            sources = {corpus.name: corpus.identity() for corpus in corpora}
         asked: dict[str, Any] = {
             "options": config.decisive(),
-            "sources": {corpus.name: corpus.identity() for corpus in corpora},
+            "sources": sources,
             "adapter": adapter and adapter[1],
             "versions": versions(),
             "tokenizer": _save_loaded(config, stage.path / LOADED),
@@ -86,8 +89,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
         drop_uncommitted(journal, new)
         _write_parts(config, corpora, tokenizer, journal, new)
         stage.check()
-        summary = _complete(config, names, tokenizer, journal, new)
-        publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
+        with Progress("putting the shards in place"):
+            summary = _complete(config, names, tokenizer, journal, new)
+            publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
     return summary
 
 

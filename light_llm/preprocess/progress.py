@@ -1,9 +1,15 @@
-"""The progress of a run on stderr: a bar on a terminal, else a line every few seconds."""
+"""The progress of a run on stderr: a bar on a terminal, else a line now and then.
+
+A thread shows it, so that it goes on where the run waits for a disk, a network or a library.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,24 +19,36 @@ from light_llm.printing import printable
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_TO_THE_FIRST_LINE = 1.0
+SECONDS_BETWEEN_LINES = 2.0, 60.0
+"""At first and at most: the time between two lines grows with the run."""
 SECONDS_BETWEEN_UPDATES = 0.1
+WIDE = 100
+"""Columns of a terminal that has room for a bar beside the numbers."""
 
 
 class Progress:
-    """The progress of one phase, a context manager: counts documents and tokens, shows the rate."""
+    """The progress of one phase, a context manager: what was counted, how fast, how long to go.
+
+    `share` is how much of the input that was, 0 to 1, where it is known.
+    """
 
     def __init__(self, phase: str):
         self.phase = printable(phase)
-        self.documents = self.tokens = 0
+        self.documents = self.tokens = self.characters = 0
+        self.share: float | None = None
         self._start = time.monotonic()
-        self._last_shown = self._start
+        self._first: tuple[float, float] | None = None
+        self._said = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_showing, daemon=True)
         self._bar: Bar | None = _terminal_bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
-            self._bar.add_task(self.phase, total=None, counts="")
+            self._bar.add_task(self.phase, total=None, text="")
+        self._thread.start()
         return self
 
     def __exit__(
@@ -39,40 +57,98 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self._show()
+        self._ended.set()
+        self._thread.join()
+        if kind is None and (self.documents or self._said or self._bar is not None):
+            self._show(done=True)
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, documents: int, tokens: int = 0) -> None:
+    def advance(self, documents: int, tokens: int = 0, characters: int = 0) -> None:
         self.documents += documents
         self.tokens += tokens
-        wait = SECONDS_BETWEEN_UPDATES if self._bar is not None else SECONDS_BETWEEN_LINES
-        if time.monotonic() - self._last_shown >= wait:
-            self._show()
+        self.characters += characters
 
-    def _show(self) -> None:
-        self._last_shown = time.monotonic()
-        counts = counted(self.documents, "document")
-        if self.tokens:
-            rate = self.tokens / max(self._last_shown - self._start, 1e-9)
-            counts += f", {counted(self.tokens, 'token')}, {rate:,.0f} tokens/s"
+    def _keep_showing(self) -> None:
+        least, most = SECONDS_BETWEEN_LINES
+        wait = SECONDS_TO_THE_FIRST_LINE if self._bar is None else SECONDS_BETWEEN_UPDATES
+        while not self._ended.wait(wait):
+            with contextlib.suppress(OSError):  # nobody reads it: the run tells that where it ends
+                self._show()
+            if self._bar is None:
+                wait = min(most, max(least, self._seconds() / 2))
+
+    def _show(self, done: bool = False) -> None:
+        share = None if done else self.share
+        text = self._text(share, done)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.documents, counts=counts)
+            total = self.documents or 1 if done else None
+            task = self._bar.task_ids[0]
+            if share is None:
+                self._bar.update(task, total=total, completed=self.documents or 1, text=text)
+            else:
+                self._bar.update(task, total=1.0, completed=share, text=text)
         else:
-            print(f"{self.phase}: {counts}", file=sys.stderr)
+            self._said = True
+            print(f"{self.phase}: {text}", file=sys.stderr, flush=True)
+
+    def _text(self, share: float | None, done: bool) -> str:
+        parts = [counted(self.documents, "document")] if self.documents else []
+        name, number = ("token", self.tokens) if self.tokens else ("character", self.characters)
+        if number:
+            rate = number / max(self._seconds(), 1e-9)
+            if self._bar is None:
+                parts += [counted(number, name), f"{rate:,.0f} {name}s/s"]
+            else:  # it has to fit
+                parts += [f"{_short(number)} {name}s", f"{_short(rate)} {name}s/s"]
+        if share is not None:
+            parts.append(f"{share:.0%}")
+            left = self._left(share)
+            parts += [] if left is None else [f"{_duration(left)} left"]
+        if done or not parts:
+            parts.append(_duration(self._seconds()))
+        return ", ".join(parts)
+
+    def _left(self, share: float) -> float | None:
+        """Seconds, by the speed since the first share that was seen: a run may begin midway."""
+        now = self._seconds()
+        if self._first is None:
+            self._first = now, share
+        since, at = self._first
+        if now - since < 1 or share <= at:
+            return None
+        return (now - since) * (1 - share) / (share - at)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, 8.64e10))))  # a thousand years at most
 
 
 def _terminal_bar() -> Bar:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
-    return Bar(
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),  # a name may look like markup
-        BarColumn(),
-        TextColumn("{task.fields[counts]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+        TextColumn(
+            "{task.fields[text]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis"),
+        ),
+    ]
+    if console.width >= WIDE:
+        columns.insert(1, BarColumn(bar_width=20))
+    return Bar(*columns, console=console)

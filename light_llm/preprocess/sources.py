@@ -1,14 +1,19 @@
-"""Files of text, JSON lines and parquet, each as a stream of documents."""
+"""Files of text, JSON lines and parquet, each as a stream of documents.
+
+Text and JSON lines may be compressed: `.gz` and `.zst` are taken off, and the ending before says
+what the file is. No more of a file is decompressed at a time than of a plain one is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,7 +23,8 @@ from light_llm.files import given
 from light_llm.files.parquet import opened
 from light_llm.preprocess.rows import RowText, bounded
 
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+JSON_LINES = ".jsonl"
+COMPRESSIONS = (".gz", ".zst")
 PIECE_CHARS = 2**20
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
@@ -42,55 +48,110 @@ def printable(path: Path) -> str:
 
 def has_rows(path: Path) -> bool:
     """Whether `read_file` reads it as rows with columns."""
-    return path.name.lower().endswith((*JSON_LINES, ".parquet"))
+    return _uncompressed(path).endswith((JSON_LINES, ".parquet"))
 
 
-def read_file(path: Path, rows: RowText) -> Iterator[Document]:
+def is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(COMPRESSIONS)
+
+
+def _uncompressed(path: Path) -> str:
+    """The name in lower case, without the ending of a compression."""
+    name = path.name.lower()
+    return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
+
+
+def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
     """The documents of a file, read by its ending.
+
+    Args:
+        reading: is told the place in the file.
 
     Raises:
         NotText: a text file holds something else; raised before its first document.
         UserError: it cannot be read, or does not match its ending; names the line or row.
     """
-    name = path.name.lower()
+    name = _uncompressed(path)
     try:
         if name.endswith(JSON_LINES):
-            yield from read_json_lines(path, rows)
+            yield from read_json_lines(path, rows, reading)
         elif name.endswith(".parquet"):
-            yield from read_parquet(path, rows)
+            if is_compressed(path):
+                raise UserError(
+                    f"{path}: a parquet file cannot be read while it is compressed as a whole; "
+                    "decompress it, or leave it out with --exclude"
+                )
+            yield from read_parquet(path, rows, reading)
         else:
-            yield from read_text(path)
+            yield from read_text(path, reading=reading)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+@dataclass
+class Reading:
+    """How far files of `total` bytes are read."""
+
+    total: int
+    finished: int = 0
+    """Bytes of the files that are done."""
+    place: Callable[[], int] = int
+    """Bytes of the present one that were read."""
+
+    def share(self) -> float | None:
+        """0 to 1, if there is anything to read."""
+        done = self.finished + self.place()
+        return min(1.0, done / self.total) if self.total else None
+
+    def end(self, size: int) -> None:
+        """The present file, of `size` bytes, is done."""
+        self.place = int
+        self.finished += size
 
 
 class NotText(Exception):
     """A file that does not hold UTF-8 text."""
 
 
-def read_text(path: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Document]:
-    """One document; a file beyond `piece_chars` comes in pieces of about that, cut at line ends.
+def read_text(
+    path: Path, piece_chars: int = PIECE_CHARS, reading: Reading | None = None
+) -> Iterator[Document]:
+    """One document; a file beyond `piece_chars` bytes, decompressed, comes in pieces of about that
+    many characters, cut at line ends.
 
     This saves memory: a working tokenizer holds 400 bytes per token of a document.
 
     Raises:
         NotText: raised before the first document, even if the reason is at the file's end.
+        UserError: it cannot be decompressed to its end; likewise before the first document.
     """
     source = printable(path)
-    if path.stat().st_size <= piece_chars:
+    if _is_short(path, piece_chars):
         yield Document(source, "".join(_pieces(path, piece_chars)))
         return
     for _ in _pieces(path, piece_chars):
         pass
-    for number, text in enumerate(_pieces(path, piece_chars)):
+    for number, text in enumerate(_pieces(path, piece_chars, reading)):
         yield Document(f"{source}:{number}", text)
 
 
-def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
+def _is_short(path: Path, limit: int) -> bool:
+    """Whether the file, decompressed, has at most `limit` bytes."""
+    if not is_compressed(path):
+        return path.stat().st_size <= limit
+    with _decompressing(path), _open(path) as stream:
+        return len(stream.read(limit + 1)) <= limit
+
+
+def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
     try:
         # line ends stay as they are
-        with io.TextIOWrapper(given.open_regular(path), "utf-8-sig", newline="") as stream:
-            while piece := stream.read(piece_chars) + stream.readline(piece_chars):
+        with io.TextIOWrapper(_open(path, reading), "utf-8-sig", newline="") as stream:
+            while True:
+                with _decompressing(path):
+                    piece = stream.read(piece_chars) + stream.readline(piece_chars)
+                if not piece:
+                    return
                 if "\0" in piece:
                     raise NotText("it holds a zero byte")
                 yield piece
@@ -98,15 +159,15 @@ def _pieces(path: Path, piece_chars: int) -> Iterator[str]:
         raise NotText(f"byte 0x{error.object[error.start]:02x}: {error.reason}") from None
 
 
-def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
+def read_json_lines(
+    path: Path, rows: RowText, reading: Reading | None = None
+) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
-    with _open_lines(path) as stream:
+    with _open(path, reading) as stream:
         for number in itertools.count(1):
-            try:
+            with _decompressing(path):
                 line = stream.readline(LONGEST_LINE + 1)
-            except (EOFError, zlib.error, OSError) as error:
-                raise UserError(f"{source}: cannot be decompressed: {error}") from None
             if not line:
                 return
             where = f"{source}:{number}"
@@ -119,16 +180,39 @@ def read_json_lines(path: Path, rows: RowText) -> Iterator[Document]:
                 yield Document(where, rows.text(_row(line, where), where))
 
 
-def _open_lines(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.name.lower().endswith(".gz"):
-        return gzip.GzipFile(fileobj=given.open_regular(path), mode="rb")
-    if path.name.lower().endswith(".zst"):
+def _open(path: Path, reading: Reading | None = None) -> IO[bytes]:
+    """The bytes of the file, decompressed as they are read."""
+    name = path.name.lower()
+    raw = given.open_regular(path)
+    if reading is not None:
+        reading.place = raw.tell
+    if name.endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw, mode="rb"))  # type: ignore[arg-type]
+    if name.endswith(".zst"):
         import pyarrow as pa
 
         if not pa.Codec.is_available("zstd"):
             raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
-        return io.BufferedReader(pa.input_stream(given.open_regular(path), compression="zstd"))
-    return given.open_regular(path)
+        return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
+    return raw
+
+
+@contextlib.contextmanager
+def _decompressing(path: Path) -> Iterator[None]:
+    """Around each reading of a file that may be compressed.
+
+    Raises:
+        UserError: its bytes are not what its ending says, are damaged, or end too soon.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, OSError) as error:
+        if not is_compressed(path):
+            raise
+        raise UserError(
+            f"{printable(path)}: cannot be decompressed: {error}; get a whole copy of it, or leave "
+            "it out"
+        ) from None
 
 
 def _row(line: bytes, where: str) -> dict:
@@ -144,7 +228,7 @@ def _row(line: bytes, where: str) -> dict:
     return row
 
 
-def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
+def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
     """A document per row; null counts as an empty one."""
     import pyarrow as pa
 
@@ -163,6 +247,9 @@ def read_parquet(path: Path, rows: RowText) -> Iterator[Document]:
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
             row = 0
+            if reading is not None:
+                number, length = parquet.file.metadata.num_rows, path.stat().st_size
+                reading.place = lambda: length * row // max(1, number)
             size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
             for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
                 values = batch.to_pylist() if column is None else batch.column(0).to_pylist()

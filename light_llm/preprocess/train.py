@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from light_llm.errors import UserError
@@ -30,14 +31,17 @@ PIECE_CHARS = 2**18
 
 def train_tokenizer(config: PreprocessConfig, corpora: Sequence[Corpus]) -> Tokenizer:
     """Train the kind of tokenizer that `config` names on all corpora together."""
-    if config.tokenizer == "char":
-        return train_char(_texts(doc for corpus in corpora for doc in corpus.documents()))
-    characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
-    return train_bpe(
-        _texts(document for corpus in corpora for document in corpus.sample(characters)),
-        _given(config.vocab_size, DEFAULT_VOCAB_SIZE),
-        _given(config.min_frequency, DEFAULT_MIN_FREQUENCY),
-    )
+    with contextlib.ExitStack() as behind:
+        if config.tokenizer == "char":
+            return train_char(
+                _texts((doc for corpus in corpora for doc in corpus.documents()), behind)
+            )
+        characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
+        return train_bpe(
+            _texts((doc for corpus in corpora for doc in corpus.sample(characters)), behind),
+            _given(config.vocab_size, DEFAULT_VOCAB_SIZE),
+            _given(config.min_frequency, DEFAULT_MIN_FREQUENCY),
+        )
 
 
 def _given(value: int | None, default: int) -> int:
@@ -67,11 +71,13 @@ def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
     return tokenizer
 
 
-def _texts(documents: Iterable[Document]) -> Iterator[str]:
+def _texts(documents: Iterable[Document], behind: contextlib.ExitStack) -> Iterator[str]:
+    """The texts; when they end, the progress of what the trainer does then is added to `behind`."""
     with Progress("reading") as progress:
         for document in documents:
-            progress.advance(documents=1)
+            progress.advance(documents=1, characters=len(document.text))
             yield from _cut(document.text)
+    behind.enter_context(Progress("training the tokenizer"))
 
 
 def _cut(text: str) -> Iterator[str]:

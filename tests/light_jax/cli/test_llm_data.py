@@ -1,11 +1,12 @@
 """llm-data prints what is in the shards, as counted by hand."""
 
+import json
 import re
 import sys
 
 import numpy as np
 import pytest
-from tiny_runs import command
+from tiny_runs import ROOT, command
 
 from light_jax.cli import data as cli_module
 from light_jax.data import TokenStream
@@ -67,6 +68,34 @@ def test_counts_are_those_of_the_tokens(corpus):
     ]  # fmt: skip
 
 
+def test_stats_as_json(corpus, tmp_path):
+    """The same numbers as one object, with the keys that the page explains; nothing is drawn."""
+    done = command("llm-data", "stats", corpus, "--top", "3", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    page = (ROOT / "docs/data.md").read_text()
+    assert [key for key in (*report, *report["lengths"]) if f"`{key}`" not in page] == []
+    numbers = {"shards": 2, "row_groups": 4, "documents": 4, "empty_documents": 0, "tokens": 28}
+    assert {key: report[key] for key in numbers} == numbers
+    lengths = {"mean": 7, "least": 1, "median": 6, "p90": 13, "p99": 13, "greatest": 13}
+    assert report["lengths"] == lengths
+    assert report["ids"] == {"count": 12, "least": 1, "greatest": 12}
+    assert [(row["count"], row["text"]) for row in report["most_common"]] == [
+        (5, " "), (5, "t"), (4, "<|endoftext|>")
+    ]  # fmt: skip
+    assert report["tokenizer"] == str(corpus.parent / "tokenizer")
+    assert not (tmp_path / "data-stats.png").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_picture_has_a_panel_of_shards_where_there_are_several(corpus, tmp_path, number):
+    from matplotlib.image import imread
+
+    paths = [str(corpus / f"{n}.parquet") for n in range(number)]
+    stats_module.draw(stats_module.count(paths, "PATH"), "t", tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").shape[1] == 4 * 150 * (number + 1)
+
+
 def test_ids_of_any_size_are_counted(tmp_path, write):
     path = write(tmp_path / "a.parquet", [[2**31 - 1, 5, 2**31 - 1], []])
     counted = stats_module.count(path, "PATH")
@@ -118,6 +147,10 @@ def test_only_empty_documents(tmp_path, write, monkeypatch, capsys):
     path = write(tmp_path / "a.parquet", [[], []])
     code, out, _ = run(capsys, monkeypatch, "stats", path, "--png", tmp_path / "a.png")
     assert code == 0
+    code, report, _ = run(capsys, monkeypatch, "stats", path, "--json")
+    assert {key: json.loads(report)[key] for key in ("ids", "entropy")} == {
+        "ids": None, "entropy": None
+    }  # fmt: skip
     assert re.search(r"documents +2, 2 of them empty\ntokens +0\n", out)
     assert (tmp_path / "a.png").exists()
 

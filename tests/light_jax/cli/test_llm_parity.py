@@ -91,7 +91,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no config": (["no.yaml", "--steps", "2"], "no.yaml: there is no such config file"),
     "a prefix with --steps": (["step0000020", "--steps", "2"], "must end in .yaml, .yml or .json"),
     "too many steps": (["config.yaml", "--steps", "41"], "from 1 to the config's num_steps=40"),
-    "too long": (["step0000020", "--length", "65"], "from 1 to model.max_seq_len=64"),
+    "too long": (["step0000020", "--seq-len", "65"], "from 1 to model.max_seq_len=64"),
     "no sequences": (["step0000020", "--sequences", "0"], "--sequences=0 must be 1 or more"),
     "no such dtype": (["step0000020", "--dtype", "int8"], "--dtype='int8' must be float32,"),
     "a negative tolerance": (["step0000020", "--tolerance", "-1"], "--tolerance=-1.0 must be 0"),

@@ -13,22 +13,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from in_process import Ended, call
-from safetensors.torch import save_file
+from run_cases import TEXT, save_checkpoint
 from torch_cases import lively, tiny
 
 from light_llm.cli import writing
 from light_llm.cli.run import main
 from light_llm.generate import generate
 from light_llm.sampling import Sampling
-from light_llm.tokenizer import load_tokenizer, train_bpe, train_char
+from light_llm.tokenizer import load_tokenizer, train_bpe
 
 SCRIPT = shutil.which("llm-run", path=Path(sys.executable).parent)
-TEXT = "the cat sat on the mat and the dog sat on the log, größer 🙂 than before. "
 
 
 def console_script(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -41,20 +39,6 @@ def console_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 def llm_run(*arguments: object, input: str = "") -> Ended:
     """The same command line in this process."""
     return call(main, *arguments, input=input)
-
-
-def save_checkpoint(folder: Path, **config: Any) -> Path:
-    """Random weights of the `model` section, and a char tokenizer by default."""
-    folder.mkdir(exist_ok=True)
-    if "tokenizer_path" not in config:
-        train_char([TEXT]).save(folder / "tokenizer")
-        config["tokenizer_path"] = str(folder / "tokenizer")
-    model = lively(tiny(**config["model"]))
-    state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(state, folder / "best.safetensors")
-    config["model"] = model.cfg.model_dump()
-    (folder / "best.config.json").write_text(json.dumps(config))
-    return folder / "best"
 
 
 @pytest.fixture(scope="module")
@@ -99,19 +83,6 @@ def test_jax_writes_the_same_text(checkpoint):
     assert in_jax.exit_code == 0, in_jax.stderr
     assert in_jax.stdout == in_torch.stdout
     assert "tokens/s" in in_jax.stderr
-
-
-def test_interactive_continues_each_line_and_survives_a_bad_one(checkpoint):
-    lines = f"the cat\n\n{'the' * 17}\nthe dog\n"
-    flags = ["--checkpoint", str(checkpoint), "--interactive", "--seed", "3", "--max-tokens", "5"]
-    done = llm_run(*flags, input=lines)
-    assert done.exit_code == 0, done.stderr
-    alone = [
-        llm_run(*flags[:2], *flags[3:], "--prompt", prompt).stdout
-        for prompt in ("the cat", "the dog")
-    ]
-    assert done.stdout == "".join(alone) + "\n"
-    assert "51 tokens leave no room" in done.stderr
 
 
 def test_it_stops_at_max_seq_len_and_says_so(tmp_path):
@@ -252,17 +223,27 @@ def test_a_conversation_in_a_terminal(endless):
     )
     os.close(theirs)
 
-    def read_until(wanted: bytes) -> None:
-        text = b""
-        while wanted not in text:
+    text = b""
+
+    def read_until(wanted: bytes) -> bytes:
+        """What comes up to `wanted`, or the next piece."""
+        nonlocal text
+        while wanted not in text or not text:
             ready, _, _ = select.select([ours], [], [], 60)
             assert ready, text
             text += os.read(ours, 4096)
+        before, _, text = text.partition(wanted) if wanted else (text, b"", b"")
+        return before
 
+    banner = read_until(b"Ctrl-D all.").decode()
+    assert re.search(r"checkpoint  \S+/best\r\nmodel {7}[\d,]+ parameters, 2 layers, ", banner)
+    assert "/reset forgets" in banner
     for prompt in (b"the cat", b"the dog"):
         read_until(b"> ")
         os.write(ours, prompt + b"\n")
-        read_until(prompt + b"\r\n" + prompt)  # the terminal's echo, then what is written
+        read_until(prompt + b"\r\n")  # the terminal's echo
+        answer = read_until(b"")
+        assert not answer.startswith(prompt[:3])
         os.write(ours, b"\x03")
     read_until(b"> ")
     os.write(ours, b"\x04")

@@ -10,15 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import COMMANDS, main_of
 from in_process import call
 
 import light_llm
 
 BIN = Path(sys.executable).parent
-COMMANDS = [
-    *("llm-train", "llm-data", "llm-parity", "llm-convert", "llm-run", "llm-preprocess"),
-    *("llm-eval", "llm-runs"),
-]
 
 # A command whose body is `body`; the process prints on stdout when it has begun.
 SCRIPT = """
@@ -68,11 +65,20 @@ def test_each_way_to_end_has_its_code_and_its_message(case):
     ] == expected
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback_and_says_where_to_report_it():
     code, _, err = ended("1 / 0")
     assert code == 1
-    assert err.startswith("Traceback")
-    assert err.endswith("ZeroDivisionError: division by zero\n")
+    trace, message = err.split("llm-x: ")
+    assert trace.startswith("Traceback")
+    assert trace.endswith("ZeroDivisionError: division by zero\n")
+    assert message.startswith("this is a bug: ZeroDivisionError: division by zero\nPlease report ")
+    assert "`llm-x --version`" in message
+    assert ended("raise MemoryError")[0] == 2
+
+
+def test_a_bug_shows_no_control_characters_of_a_file():
+    _, _, err = ended("raise KeyError(chr(27) + '[31m')\n")
+    assert chr(27) not in err
 
 
 def test_an_output_that_cannot_be_written():
@@ -112,11 +118,6 @@ def test_a_signal(case):
     process.send_signal(number)
     assert process.communicate(timeout=60) == (out, "")
     assert process.returncode == code
-
-
-def main_of(script: str):
-    package = "light_llm" if script in ("llm-run", "llm-preprocess") else "light_jax"
-    return importlib.import_module(f"{package}.cli.{script.removeprefix('llm-')}").main
 
 
 @pytest.mark.parametrize("script", COMMANDS)
