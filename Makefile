@@ -66,9 +66,9 @@ wheel: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -I -m build --no-isolation --outdir dist
 
-# The oldest and the newest dependencies, on each Python (docs/versions.md).
-versions: $(INSTALLED)
-	$(BIN)/python tests/versions.py
+# The oldest and the newest dependencies, on each Python, or on ONLY='3.12-*' (docs/versions.md).
+versions:
+	$(PYTHON) tests/versions.py $(if $(ONLY),--only '$(ONLY)')
 
 # What a GPU would get, in an environment that compiles for one; no GPU is needed.
 accelerators: $(INSTALLED) $(CUDA)/.installed

@@ -3,7 +3,7 @@
     python tests/versions.py                              # all of them: `make versions`
     python tests/versions.py --only '3.12-*' --no-torch
     python tests/versions.py --list                       # their names
-    python tests/versions.py --table                      # the table of docs/versions.md, from records
+    python tests/versions.py --table                      # of docs/versions.md, from the records
 
 Each environment is made by uv in build/versions/NAME: the wheel of this tree, the extras that the
 tests need, and every dependency at the lowest or at the highest version that pyproject.toml allows.
