@@ -20,7 +20,7 @@ export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 THIS_PYTHON = $(shell $(PYTHON) -c "import sys; print(sys.executable)")
 venv = $(UV) venv -q --no-project --allow-existing --seed --python "$(THIS_PYTHON)" $(1)
-packages = $(UV) pip install -q --compile-bytecode --python $(1)/bin/python
+packages = $(UV) pip install -q --python $(1)/bin/python
 else
 venv = $(PYTHON) -m venv $(1)
 packages = $(1)/bin/pip install --disable-pip-version-check --progress-bar off -q
