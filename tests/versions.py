@@ -123,6 +123,7 @@ def make(env: Environment, wheel: Path, args: argparse.Namespace) -> None:
     install = (uv(), "pip", "install", "-q", "--python", env.folder / "bin/python")
     run(
         *(*install, "--resolution", env.resolution, "--constraint", pin),
+        "--only-binary=:all:",
         *("-r", ROOT / "pyproject.toml", *(f"--extra={extra}" for extra in extras), *more),
     )
     run(*install, "--no-deps", wheel)
