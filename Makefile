@@ -1,21 +1,42 @@
 # Everything runs in .venv; installing is repeated only when the pinned set or pyproject changes.
+# uv installs it where there is one (`make UV=` does without), else pip; both from the same file.
 PYTHON ?= python3
+UV ?= $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CUDA := .venv-cuda
 DOCS := .venv-docs
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
 
-.PHONY: install quickstart test check accelerators docs clean
+ifneq ($(UV),)
+# uv reads none of pip's settings.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_EXTRA_INDEX_URL
+export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+endif
+THIS_PYTHON = $(shell $(PYTHON) -c "import sys; print(sys.executable)")
+venv = $(UV) venv -q --no-project --allow-existing --seed --python "$(THIS_PYTHON)" $(1)
+packages = $(UV) pip install -q --python $(1)/bin/python
+else
+venv = $(PYTHON) -m venv $(1)
+packages = $(1)/bin/pip install --disable-pip-version-check --progress-bar off -q
+endif
+
+.PHONY: install quickstart test lint types check wheel versions accelerators docs clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" \
 		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
+	$(call venv,.venv)
+	$(call packages,.venv) -r requirements.txt
+	$(call packages,.venv) --no-deps -e .
 	@touch $(INSTALLED)
 
 # Text -> shards -> JAX training -> loss curve -> PyTorch, on the Python standard library's source.
@@ -32,11 +53,23 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile
 
-check: $(INSTALLED)
+lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(INSTALLED)
 	$(BIN)/mypy
-	$(MAKE) test
+
+check: lint types test
+
+# dist/: what goes to PyPI. The wheel is made from the sdist, so that neither needs this folder.
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -I -m build --no-isolation --outdir dist
+
+# The oldest and the newest dependencies, on each Python, or on ONLY='3.12-*' (docs/versions.md).
+versions:
+	$(PYTHON) tests/versions.py $(if $(ONLY),--only '$(ONLY)')
 
 # What a GPU would get, in an environment that compiles for one; no GPU is needed.
 accelerators: $(INSTALLED) $(CUDA)/.installed
@@ -44,9 +77,9 @@ accelerators: $(INSTALLED) $(CUDA)/.installed
 	$(BIN)/python benchmarks/accelerators.py --python $(CUDA)/bin/python
 
 $(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml
-	$(PYTHON) -m venv $(CUDA)
-	$(CUDA)/bin/pip install --disable-pip-version-check --progress-bar off -q -r requirements-cuda.txt
-	$(CUDA)/bin/pip install --disable-pip-version-check -q --no-deps -e .
+	$(call venv,$(CUDA))
+	$(call packages,$(CUDA)) -r requirements-cuda.txt
+	$(call packages,$(CUDA)) --no-deps -e .
 	@touch $(CUDA)/.installed
 
 # The docs as a site, in build/site, from an environment of its own; a broken link is an error.
@@ -54,8 +87,8 @@ docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 $(DOCS)/.installed: requirements-docs.txt
-	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/pip install --disable-pip-version-check --progress-bar off -q -r requirements-docs.txt
+	$(call venv,$(DOCS))
+	$(call packages,$(DOCS)) -r requirements-docs.txt
 	@touch $(DOCS)/.installed
 
 clean:

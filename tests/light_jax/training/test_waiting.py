@@ -7,10 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from tiny_runs import BIN, write_config
+from tiny_runs import BIN, ROOT, write_config
 
 from light_jax.config import load_config
 from light_jax.reporting.console import Reporter
@@ -19,11 +20,12 @@ from light_jax.training.compiled import compile_steps
 from light_jax.training.run import fill, prepare
 from light_jax.training.signals import Stopper
 
-HEAVY = {"jax", "jaxlib", "flax", "torch", "orbax", "pandas", "transformers", "wandb", "datasets"}
-COMMANDS = (
-    *("llm-train", "llm-run", "llm-preprocess", "llm-data", "llm-convert", "llm-parity"),
-    "llm-eval",
-)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COMMANDS = tuple(PROJECT["scripts"])
+# What only some runs and commands ask for; nothing else waits for their imports.
+OPTIONAL = {"torch", "transformers", "wandb", "datasets", "pandas", "matplotlib", "gguf", "onnx"}
+OPTIONAL |= {"tensorboardX", "trackio", "lm_eval"}
+HEAVY = OPTIONAL | {"jax", "jaxlib", "flax", "optax", "orbax", "tokenizers"}
 
 
 def imported(name: str, *args: object, cwd: Path) -> tuple[int, set[str], str]:
@@ -55,13 +57,21 @@ def test_help_imports_no_framework(name, tmp_path):
     assert not packages & {*HEAVY, "numpy", "pyarrow"}
 
 
-def test_the_first_step_needs_no_pandas_and_no_pallas(tmp_path):
-    """Of a run that reads shards and saves, pandas is never asked for."""
-    config = write_config(tmp_path / "c.yaml", num_steps=1)
+@pytest.mark.parametrize("package", ["light_llm", "light_jax", "conversion"])
+def test_a_package_imports_no_framework(package):
+    command = [sys.executable, "-c", f"import sys, {package}; print(*sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert package in done.stdout.split()
+    assert not set(done.stdout.split()) & {*HEAVY, "numpy", "pyarrow"}
+
+
+def test_a_run_imports_nothing_that_it_was_not_asked_for(tmp_path):
+    """It reads shards, evaluates and saves."""
+    config = write_config(tmp_path / "c.yaml", num_steps=2, eval_every=1)
     code, packages, _ = imported("llm-train", config, cwd=tmp_path)
     assert code == 0
     assert packages >= {"jax", "pyarrow", "orbax"}
-    assert not packages & {"pandas", "torch", "transformers", "wandb"}
+    assert not packages & OPTIONAL
 
 
 class Told(Reporter):
