@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ipaddress
+import json
+import math
 import os
 import re
 import socket
@@ -14,9 +17,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from light_jax.config import CLUSTER_TIMEOUT
 from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
-from light_llm.errors import UserError
+from light_jax.parallel.watch import Watch
+from light_jax.parallel.wire import LOOPBACK, between
+from light_llm.errors import NonFinite, UserError
 
 Result = TypeVar("Result")
 
@@ -24,10 +30,16 @@ DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
+_LOST_TOUCH = re.compile("gloo|nccl|rccl|socket|connection|unavailable|peer|heartbeat", re.I)
+
+_watch: Watch | None = None  # of a process that joined others
 
 
-def initialize() -> None:
+def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
     """Join the other processes, if the environment says that there are any.
+
+    From then on this process exits, with one message and code 4, when another one is gone or gives
+    no sign of life for `timeout` seconds (light_jax.parallel.watch).
 
     By JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as JAX detects SLURM,
     Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
@@ -43,7 +55,8 @@ def initialize() -> None:
         address, number, process = (os.environ[name] for name in VARIABLES)
         try:
             process_id = int(process)
-            jax.distributed.initialize(
+            _join(
+                timeout,
                 coordinator_address=address,
                 num_processes=int(number),
                 process_id=process_id,
@@ -53,13 +66,102 @@ def initialize() -> None:
             raise UserError(f"{', '.join(VARIABLES)}: {error}") from None
     elif in_cluster():
         try:
-            jax.distributed.initialize()
+            _join(timeout)
         except ValueError as error:
             raise UserError(
                 f"this looks like one of several hosts, but JAX could not find the others "
                 f"({error}); set {', '.join(VARIABLES)}"
             ) from None
     devices()  # a platform that is not here is refused before anything else asks for it
+
+
+def _join(timeout: float, **given: Any) -> None:
+    """jax.distributed.initialize, watched. JAX's own patience is longer: it ends by an abort."""
+    global _watch
+    watch = Watch(timeout)
+
+    def serve(address: str) -> str:
+        try:
+            return f"{LOOPBACK}:{watch.serve(*_place(address))}"
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen at {address} ({error.strerror or error}); name another "
+                f"port in {VARIABLES[0]}"
+            ) from None
+
+    def reach(address: str, process: int, count: int) -> str:
+        return f"{LOOPBACK}:{watch.reach(*_place(address), process, count)}"
+
+    if any("_proxy" in name.lower() for name in os.environ):  # not for the relay on this machine
+        direct = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+        os.environ["no_grpc_proxy"] = f"{direct},{LOOPBACK}".strip(",")
+    longer = math.ceil(2 * timeout) + 60
+    with between(serve, reach):
+        jax.distributed.initialize(
+            initialization_timeout=longer,
+            heartbeat_timeout_seconds=longer,
+            shutdown_timeout_seconds=longer,
+            **given,
+        )
+    _watch = watch
+    atexit.register(watch.part)  # before JAX's own, which was registered earlier
+
+
+@contextlib.contextmanager
+def taking_part() -> Iterator[None]:
+    """This process's part in what several do: the others learn of an error that ends it.
+
+    What they do instead of waiting is in light_jax.parallel.watch.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _watch is not None:
+            if not isinstance(error, UserError) and _LOST_TOUCH.search(str(error)):
+                _watch.await_end()  # the reason is another process, which will be named
+            _watch.failed(_exit_code(error), str(error) or type(error).__name__)
+        raise
+
+
+def _exit_code(error: BaseException) -> int:
+    """As light_llm.cli.runner has them."""
+    if isinstance(error, NonFinite):
+        return 3
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, UserError | OSError) else 1
+
+
+def check_alike(name: str, here: dict[str, Any]) -> None:
+    """Check that this process has what process 0 has; every process calls it, inside `together`.
+
+    Args:
+        name: of the comparison; each is made once.
+        here: plain values by what they are called.
+
+    Raises:
+        UserError: it has not; names this process, its machine and what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    key, text = f"light-llm/alike/{name}", json.dumps(here)
+    if is_main():
+        _client().key_value_set(key, text, allow_overwrite=True)
+        return
+    there = json.loads(_client().blocking_key_value_get(key, PATIENCE_MS))
+    mine = json.loads(text)
+    differ = [what for what in {**there, **mine} if there.get(what) != mine.get(what)]
+    if differ:
+        lines = [f"{what}={_short(mine, what)} here, {_short(there, what)} there" for what in differ]
+        raise UserError(
+            f"process {jax.process_index()} ({socket.gethostname()}) differs from process 0: "
+            f"{'; '.join(lines[:8])}; start all processes with the same config, shards and versions"
+        )
+
+
+def _short(values: dict[str, Any], what: str) -> str:
+    text = json.dumps(values[what]) if what in values else "nothing"
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _bind_address(address: str) -> str:
@@ -121,6 +223,11 @@ def _host_and_port(address: str) -> tuple[str, str]:
             f"{VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
         )
     return host, port
+
+
+def _place(address: str) -> tuple[str, int]:
+    host, port = _host_and_port(address)
+    return host, int(port)
 
 
 def _only_here(host: str, numeric: str) -> bool:
