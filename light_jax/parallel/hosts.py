@@ -10,6 +10,7 @@ import math
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -121,6 +122,24 @@ def taking_part() -> Iterator[None]:
                 _watch.await_end()  # the reason is another process, which will be named
             _watch.failed(_exit_code(error), str(error) or type(error).__name__)
         raise
+
+
+@contextlib.contextmanager
+def not_for_long(error: BaseException | None) -> Iterator[None]:
+    """Wait inside for the others, who may themselves wait for what failed here with `error`.
+
+    After half of cluster_timeout all end with its message.
+    """
+    if error is None or _watch is None:
+        yield
+        return
+    timer = threading.Timer(_watch.timeout / 2, _watch.give_up, [_exit_code(error), str(error)])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _exit_code(error: BaseException) -> int:

@@ -91,6 +91,11 @@ class Watch:
             if self.process == 0:
                 self._call(self._end_others(code, f"{self._name(0)} stopped: {first}"))
 
+    def give_up(self, code: int, why: str) -> None:
+        """From any thread: end this process and the others, though some main threads wait."""
+        self._call(self._tell({"failed": code, "why": " ".join(why.split())[:300]}))
+        self._call(self._end_others(code, why))
+
     def await_end(self) -> None:
         """After a failure of the connections to the others: wait until it is known whose."""
         self._waiting.set()
@@ -138,6 +143,7 @@ class Watch:
                 why = f"{self._name(process)} stopped: {said['why']}"
                 await self._end_others(said["failed"], why)
             peer.done = peer.done or "done" in said
+        peer.writer = None
         if not peer.done and not self._parted.is_set():
             peer.done = True
             await asyncio.sleep(self._every)  # all may be dying of the same signal
@@ -188,6 +194,7 @@ class Watch:
                 self._end(said["over"], said["why"])
             if "part" in said:
                 self._parted.set()
+        zero.writer = None
         if not self._parted.is_set():
             await asyncio.sleep(self._every)
             await self._lost(0, "is gone: its connection closed")
@@ -271,6 +278,8 @@ class Watch:
 
 async def _send(writer: asyncio.StreamWriter, words: dict[str, Any]) -> None:
     """Without waiting: whoever does not read is noticed by its silence."""
+    if writer.transport.is_closing():
+        return
     with contextlib.suppress(OSError, RuntimeError):
         writer.write(json.dumps(words).encode() + b"\n")
 
