@@ -12,8 +12,8 @@ import sys
 import time
 
 from light_jax.parallel.hosts import initialize, taking_part, together
-from light_llm.printing import tell
 from light_llm.errors import UserError
+from light_llm.printing import tell
 
 
 def do(what: str) -> int:

@@ -18,7 +18,8 @@ from light_jax.checkpoint.state import load_arrays, with_arrays
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
-from light_jax.parallel.hosts import check_alike, is_main, together
+from light_jax.parallel.alike import check_alike
+from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Tag, TrainState, params_of
 from light_llm.checkpoint import digests, layout
 from light_llm.errors import UserError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ipaddress
-import json
 import math
 import os
 import re
@@ -151,38 +150,6 @@ def _exit_code(error: BaseException) -> int:
     return 2 if isinstance(error, UserError | OSError) else 1
 
 
-def check_alike(name: str, here: dict[str, Any]) -> None:
-    """Check that this process has what process 0 has; every process calls it, inside `together`.
-
-    Args:
-        name: of the comparison; each is made once.
-        here: plain values by what they are called.
-
-    Raises:
-        UserError: it has not; names this process, its machine and what differs.
-    """
-    if jax.process_count() == 1:
-        return
-    key, text = f"light-llm/alike/{name}", json.dumps(here)
-    if is_main():
-        _client().key_value_set(key, text, allow_overwrite=True)
-        return
-    there = json.loads(_client().blocking_key_value_get(key, PATIENCE_MS))
-    mine = json.loads(text)
-    differ = [what for what in {**there, **mine} if there.get(what) != mine.get(what)]
-    if differ:
-        lines = [f"{what}={_short(mine, what)} here, {_short(there, what)} there" for what in differ]
-        raise UserError(
-            f"process {jax.process_index()} ({socket.gethostname()}) differs from process 0: "
-            f"{'; '.join(lines[:8])}; start all processes with the same config, shards and versions"
-        )
-
-
-def _short(values: dict[str, Any], what: str) -> str:
-    text = json.dumps(values[what]) if what in values else "nothing"
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
 def _bind_address(address: str) -> str:
     """Where process 0 listens: the user's choice, or the interface of the coordinator's address.
 
@@ -278,9 +245,9 @@ def announce(name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _client().key_value_set(key, f"failed: {error}")
+        client().key_value_set(key, f"failed: {error}")
         raise
-    _client().key_value_set(key, DONE)
+    client().key_value_set(key, DONE)
 
 
 def others_done(name: str) -> None:
@@ -291,13 +258,13 @@ def others_done(name: str) -> None:
     """
     for process in range(1, jax.process_count()):
         key = f"light-llm/{name}/{process}"
-        answer = _client().blocking_key_value_get(key, PATIENCE_MS)
-        _client().key_value_delete(key)
+        answer = client().blocking_key_value_get(key, PATIENCE_MS)
+        client().key_value_delete(key)
         if answer != DONE:
             raise UserError(f"process {process} could not write its part ({answer})")
 
 
-def _client() -> Any:
+def client() -> Any:
     """The coordination service's client. JAX has no public way to it; orbax uses this one too."""
     from jax._src import distributed
 

@@ -69,9 +69,7 @@ async def relay_to(host: str, port: int) -> int:
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await connect(host, port)
         with contextlib.suppress(OSError):
-            await asyncio.gather(
-                _pump(reader, there[1]), _pump(there[0], writer, hold_open=True)
-            )
+            await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer, hold_open=True))
 
     server = await asyncio.start_server(accepted, LOOPBACK, 0)
     return int(server.sockets[0].getsockname()[1])
@@ -97,9 +95,7 @@ async def _pump(
 
 
 @contextlib.contextmanager
-def between(
-    serve: Callable[[str], str], reach: Callable[[str, int, int], str]
-) -> Iterator[None]:
+def between(serve: Callable[[str], str], reach: Callable[[str, int, int], str]) -> Iterator[None]:
     """Change the addresses that jax.distributed.initialize uses while the context is open.
 
     It has no public way to do so. SLURM and others tell them to nobody but JAX itself.

@@ -16,8 +16,9 @@ from light_jax.checkpoint import store
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream
+from light_jax.parallel.alike import check_alike
 from light_jax.parallel.devices import out_of_memory
-from light_jax.parallel.hosts import check_alike, together
+from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import local_rows
 from light_jax.state import HostState, Run, Tag, TrainState
 from light_jax.training.compiled import blank_state

@@ -1,4 +1,4 @@
-"""Whatever happens to one of several processes of llm-train, the others end in time, with its name."""
+"""Whatever happens to one process of llm-train, the others end in time, and name it."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def resumes_with_the_same_losses(config: Path, mesh: dict, **env: str) -> None:
         assert after[number] == pytest.approx(before[number], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("count", "victim"), [(2, 1), pytest.param(4, 0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("count", "victim"), [(2, 1), pytest.param(4, 0, marks=pytest.mark.slow)])
 def test_a_host_that_is_stopped_ends_the_others_and_the_run_goes_on_elsewhere(
     tmp_path, count, victim
 ):
