@@ -30,6 +30,7 @@ DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
+_DIRECT = "no_grpc_proxy"  # gRPC's own variable
 _LOST_TOUCH = re.compile("gloo|nccl|rccl|socket|connection|unavailable|peer|heartbeat", re.I)
 
 _watch: Watch | None = None  # of a process that joined others
@@ -93,8 +94,8 @@ def _join(timeout: float, **given: Any) -> None:
         return f"{LOOPBACK}:{watch.reach(*_place(address), process, count)}"
 
     if any("_proxy" in name.lower() for name in os.environ):  # not for the relay on this machine
-        direct = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
-        os.environ["no_grpc_proxy"] = f"{direct},{LOOPBACK}".strip(",")
+        direct = os.environ.get(_DIRECT) or os.environ.get("no_proxy") or ""
+        os.environ[_DIRECT] = f"{direct},{LOOPBACK}".strip(",")
     longer = math.ceil(2 * timeout) + 60
     with between(serve, reach):
         jax.distributed.initialize(
@@ -103,8 +104,9 @@ def _join(timeout: float, **given: Any) -> None:
             shutdown_timeout_seconds=longer,
             **given,
         )
-    _watch = watch
-    atexit.register(watch.part)  # before JAX's own, which was registered earlier
+    if watch.watches:
+        _watch = watch
+        atexit.register(watch.part)  # before JAX's own, which was registered earlier
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ class Watch:
         self.process, self.count, self._service = 0, 1, 0
         self._peers: dict[int, Peer] = {}
         self._code: int | None = None  # of this process, once its part has ended with an error
+        self.watches = False
         self._over = threading.Event()  # set when the run's end is known here
         self._parted = threading.Event()  # set when all may leave
         self._waiting = threading.Event()  # the main thread has nothing left to do but to wait
@@ -75,7 +76,7 @@ class Watch:
 
     def reach(self, host: str, port: int, process: int, count: int) -> int:
         """Begin to watch. Returns the port of this machine that leads to JAX's service."""
-        self.process, self.count = process, count
+        self.process, self.count, self.watches = process, count, True
         others = range(1, count) if process == 0 else [0]
         self._peers = {other: Peer() for other in others}
         relay = self._service if process == 0 else self._call(wire.relay_to(host, port))

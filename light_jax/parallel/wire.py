@@ -1,9 +1,9 @@
 """The coordinator's port, shared: JAX's own connections pass through, and the processes' line.
 
 JAX ends a process by an abort, with a stack trace and without the name of a host, as soon as its
-connection to the coordinator closes. So it does not see that: process 0 listens on the coordinator's
-address in front of JAX's service, and each other process has a relay before JAX's client. A relay
-keeps the client's connection open when the coordinator's is gone. `watch` ends the process then.
+connection to the coordinator closes. So it does not see that: process 0 listens on the address of
+the coordinator in front of JAX's service, and each other process has a relay before JAX's client,
+which keeps the client's connection open when the coordinator's is gone. `watch` ends the process.
 """
 
 from __future__ import annotations

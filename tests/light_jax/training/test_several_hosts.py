@@ -124,3 +124,22 @@ def test_hosts_that_differ_are_refused(tmp_path, there, message):
     assert message in said[1]
     assert "process 1" in said[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_one_process_becomes_four_and_two(tmp_path):
+    """With dropout: batches and masks are the same for any number of processes and devices."""
+    changes = {"model": {"dropout": 0.1}, "scheduler": {"type": "constant"}, "keep_last_n": 99}
+    changes |= {"window_order": "shuffled", "save_every": 2, "val_data": ...}
+    whole = write_config(tmp_path / "whole/c.yaml", num_steps=6, **changes)
+    train_command(whole)
+    config = write_config(tmp_path / "parts/c.yaml", num_steps=2, **changes)
+    train_command(config)
+    for steps, count, mesh in ((4, 4, {"data": 2, "fsdp": 4}), (6, 2, {"data": 1, "fsdp": 4})):
+        write_config(config, **changes, num_steps=steps, mesh=mesh)
+        commands = training(config, "--resume", "auto", count=count)
+        with several(commands, config.parent, devices=2) as runs:
+            codes, said = ended(runs, within=300)
+        assert codes == [0] * count, said
+    parts = column(config.parent / "out", "train/loss")
+    assert parts == pytest.approx(column(whole.parent / "out", "train/loss"), abs=1e-5)
