@@ -1,4 +1,4 @@
-"""What a device holds of gathered arrays at once, read from the schedule of an optimized program."""
+"""What a device holds of gathered arrays at once, read from the schedule of a compiled program."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class _Life:
 def gathered(text: str) -> Gathered:
     """What the scheduled program `text` gathers.
 
-    A gather that XLA turned into a loop of permutes beside a matmul makes no whole array, and counts
-    for nothing. An array that a loop hands on to its next turn counts to the end of its own.
+    A gather that XLA turned into a loop of permutes beside a matmul makes no whole array, and
+    counts for nothing. An array that a loop hands on to its next turn counts to the end of its own.
     """
     computations, entry = computations_of(text)
     lives = {name: _lives(computations, name) for name in computations}
