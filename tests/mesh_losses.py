@@ -1,16 +1,19 @@
 """Twenty steps of a reference run on each mesh of eight devices of this CPU.
 
 `python tests/mesh_losses.py CASE [MESH…]` prints one JSON object: by mesh, such as `data2 fsdp2`,
-the losses, and the bytes of the compiled step's arguments on one device.
+the losses, and the bytes of the compiled step's arguments on one device. `data2 fsdp2 recomputed`
+is the same with each layer computed again in the backward pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import re
 import sys
+from typing import Any
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
@@ -22,11 +25,14 @@ from tiny_runs import REFERENCE, merged
 
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
-from light_jax.parallel.sharding import make_mesh
+from light_jax.models.placement import Placement
+from light_jax.parallel.sharding import make_mesh, placement_of
+from light_jax.training import step as train_step
 from light_jax.training.compiled import blank_state, compile_train_step
 from light_jax.training.step import init_params, init_state
 
 STEPS = 20
+RECOMPUTED = "recomputed"
 # 8 rows, so that each device can have one; of 136 words each tensor axis gets its part.
 SIZES = {"batch_size": 8, "model": {"vocab_size": 136}}
 
@@ -40,9 +46,18 @@ def config_of(case: str, mesh: str) -> TrainingConfig:
         "train_data": str(folder / "train"),
         "val_data": None,
         "mesh": {"data": 1} | axes,
-        "model": {"gradient_checkpointing": "matmuls" if axes else False},
+        "model": {"gradient_checkpointing": _recompute(mesh)},
     }
     return TrainingConfig.model_validate(merged(read, changes))
+
+
+def _recompute(mesh: str) -> bool | str:
+    return True if RECOMPUTED in mesh else "matmuls" if mesh else False
+
+
+def _as_a_loop(*args: Any) -> Placement:
+    """A CPU would unroll layers that are computed again; GPUs and TPUs do not."""
+    return dataclasses.replace(placement_of(*args), scanned=True)
 
 
 def run(case: str, mesh_name: str) -> tuple[list[float], int]:
@@ -51,6 +66,7 @@ def run(case: str, mesh_name: str) -> tuple[list[float], int]:
     size = math.prod((cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.tensor))
     mesh = make_mesh(cfg.mesh, jax.devices()[:size])
     blank, shardings = blank_state(cfg, mesh)
+    train_step.placement_of = _as_a_loop if RECOMPUTED in mesh_name else placement_of
     step = compile_train_step(cfg, mesh, shardings, blank)
     state = jax.jit(lambda: init_state(cfg, init_params(cfg)), out_shardings=shardings)()
     leaves, losses = jax.tree.leaves(state), []

@@ -45,12 +45,11 @@ BY_NAME = {work.name: work for work in (*PLAN, *STATE)}
 
 
 def tables(records: Iterable[Record]) -> str:
-    """The part of docs/scale.md that the records make."""
+    """The part of docs/scale.md that the records make: a row for each work that has one."""
     latest = {record["work"]: record for record in records}
-    missing = {"error": "not compiled yet"}
 
     def rows(works: Sequence[Work]) -> list[Record]:
-        return [latest.get(work.name, {"work": work.name, **missing}) for work in works]
+        return [latest[work.name] for work in works if work.name in latest]
 
     return "\n".join(
         [_header(latest.values()), table_of(PLAN_COLUMNS, rows(PLAN)), _state(rows(STATE))]
@@ -116,9 +115,8 @@ def _gathered(record: Record) -> str:
 
 
 def _compiled(record: Record) -> str:
-    if "compile_cpu_seconds" in record:
-        return f"{record['compile_cpu_seconds']:.0f} s"
-    return "not yet" if record["error"] == "not compiled yet" else "failed"
+    seconds = record.get("compile_cpu_seconds")
+    return "failed" if seconds is None else f"{seconds:.0f} s"
 
 
 PLAN_COLUMNS: list[tuple[str, Callable[[Record], str]]] = [
@@ -140,10 +138,11 @@ PLAN_COLUMNS: list[tuple[str, Callable[[Record], str]]] = [
 
 def _state(rows: Sequence[Record]) -> str:
     """Arguments by mesh, and how they fall."""
-    whole = rows[0].get("program", {}).get("arguments")
+    held = {r["work"]: r["program"]["arguments"] for r in rows if r.get("program")}
+    whole = held.get(STATE[0].name)
 
     def share(record: Record) -> str:
-        return UNKNOWN if whole is None else f"1/{whole / record['program']['arguments']:.2f}"
+        return UNKNOWN if whole is None else f"1/{whole / held[record['work']]:.2f}"
 
     return table_of(
         [

@@ -210,6 +210,7 @@ def placement_of(cfg: TransformerConfig, mesh: Mesh) -> Placement:
         batch_axes=BATCH_AXES,
         head_axis=heads,
         gather=functools.partial(_gather_layer, cfg, mesh),
+        cut=functools.partial(_cut_positions, mesh),
         lookup=functools.partial(lookup, tables_of(cfg, mesh)),
         scanned=mesh.devices.flat[0].platform != "cpu" or cfg.gradient_checkpointing == "matmuls",
     )
@@ -227,6 +228,15 @@ def _gather_layer(cfg: TransformerConfig, mesh: Mesh, params: Any) -> Any:
         return _gathered(leaf, NamedSharding(mesh, spec), stored)
 
     return jax.tree.map(gather, params, state_shardings(params, cfg, mesh))
+
+
+def _cut_positions(mesh: Mesh, x_BTD: jax.Array) -> jax.Array:
+    """Positions cut over tensor, whose devices would all keep the same until the backward pass."""
+    tensor = mesh.shape["tensor"]
+    if tensor == 1 or x_BTD.shape[1] % tensor:
+        return x_BTD
+    by_positions = NamedSharding(mesh, PartitionSpec(BATCH_AXES, "tensor"))
+    return jax.lax.with_sharding_constraint(x_BTD, by_positions)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
