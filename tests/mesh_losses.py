@@ -1,8 +1,8 @@
 """Twenty steps of a reference run on each mesh of eight devices of this CPU.
 
 `python tests/mesh_losses.py CASE [MESH…]` prints one JSON object: by mesh, such as `data2 fsdp2`,
-the losses, and the bytes of the compiled step's arguments on one device. `data2 fsdp2 recomputed`
-is the same with each layer computed again in the backward pass.
+the losses, and of the compiled step, on one device, the bytes of its arguments and what it keeps of
+the layers. `data2 fsdp2 recomputed` has each layer computed again in the backward pass.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _as_a_loop(*args: Any) -> Placement:
     return dataclasses.replace(placement_of(*args), scanned=True)
 
 
-def run(case: str, mesh_name: str) -> tuple[list[float], int]:
-    """(losses, bytes of arguments on one device)."""
+def run(case: str, mesh_name: str) -> tuple[list[float], int, list[list[int]]]:
+    """(losses, bytes of arguments on one device, shapes of what a loop keeps of the layers)."""
     cfg = config_of(case, mesh_name)
     size = math.prod((cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.tensor))
     mesh = make_mesh(cfg.mesh, jax.devices()[:size])
@@ -75,7 +75,14 @@ def run(case: str, mesh_name: str) -> tuple[list[float], int]:
         windows = stream.windows(number * cfg.batch_size + np.arange(cfg.batch_size))
         leaves, metrics = step(leaves, windows[None], jnp.float32(cfg.optimizer.lr))
         losses.append(float(metrics.loss))
-    return losses, step.memory_analysis().argument_size_in_bytes
+    kept = _kept(step.as_text(), cfg.model.num_layers, cfg.model.d_model)
+    return losses, step.memory_analysis().argument_size_in_bytes, kept
+
+
+def _kept(text: str, layers: int, width: int) -> list[list[int]]:
+    """(rows, positions) of the arrays [layers, rows, positions, width] of a compiled program."""
+    found = set(re.findall(rf"\bf32\[{layers},(\d+),(\d+),{width}\]", text))
+    return sorted([int(rows), int(positions)] for rows, positions in found)
 
 
 if __name__ == "__main__":

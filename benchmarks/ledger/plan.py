@@ -31,6 +31,7 @@ PLAN: tuple[Work, ...] = (
     Work("7b", "v5p-128", 64, True, fsdp=16),
     Work("7b", "v5p-128", 64, True, fsdp=64),
     Work("70b", "v5p-128", 64, True, fsdp=64),
+    Work("70b", "v5p-512", 256, True, fsdp=16),
     Work("70b", "v5p-512", 256, True, fsdp=256),
     Work("70b", "v5p-512", 64, True, fsdp=64, tensor=4),
     Work("70b", "v5p-512", 64, True, fsdp=64, tensor=4, seq_len=32768),

@@ -12,7 +12,7 @@ import sys
 import jax
 import pytest
 from architectures import config_of, name_of, pairwise
-from mesh_losses import STEPS
+from mesh_losses import RECOMPUTED, STEPS
 from mesh_losses import config_of as run_of
 from tiny_runs import IMPORTS, ROOT
 
@@ -41,8 +41,9 @@ MESHES = {
 
 
 @functools.cache
-def runs(case: str) -> dict[str, tuple[list[float], int]]:
-    """By mesh: the losses, and the bytes of the compiled step's arguments on one device."""
+def runs(case: str) -> dict[str, tuple[list[float], int, list[list[int]]]]:
+    """By mesh: the losses; of the compiled step, on one device, the bytes of its arguments and
+    (rows, positions) of what it keeps of the layers."""
     script = [sys.executable, ROOT / "tests/mesh_losses.py", case, *MESHES[case]]
     done = subprocess.run(script, env=os.environ | IMPORTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -94,6 +95,13 @@ def test_a_device_holds_its_share_of_weights_and_moments(case):
         axes = {axis: int(size) for axis, size in re.findall(r"([a-z]+)(\d+)", mesh)}
         data, fsdp, tensor = (axes.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
         assert found[mesh][1] == scalars + arguments(fsdp, tensor, data * fsdp), mesh
+
+
+def test_a_tensor_group_keeps_a_layers_input_once():
+    """Each of its two devices has half of the positions of its two rows."""
+    cfg = run_of("sgd-constant", RECOMPUTED)
+    (mesh,) = MESHES["sgd-constant"]
+    assert runs("sgd-constant")[mesh][2] == [[cfg.batch_size // 4, cfg.seq_len // 2]]
 
 
 @pytest.mark.parametrize("row", pairwise(), ids=name_of)
