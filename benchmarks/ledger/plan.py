@@ -111,6 +111,8 @@ def _gathered(record: Record) -> str:
     found = record.get("gathered")
     if found is None:
         return UNKNOWN
+    if found["alive"] == 0:
+        return "none"
     layers = found["alive"] / layer_bytes(BY_NAME[record["work"]])
     return f"{found['alive'] / GiB:.2f} GiB, {layers:.1f} layers"
 
