@@ -70,8 +70,12 @@ def has_cuda(python: str) -> bool:
     return subprocess.run([python, "-c", code]).returncode == 0
 
 
-def record_of(work: Work, args: argparse.Namespace) -> dict[str, Any]:
-    """Compile a work, in another process; what failed is a record too."""
+def record_of(work: Work, args: argparse.Namespace, script: str = __file__) -> dict[str, Any]:
+    """Compile a work, in another process; what failed is a record too.
+
+    Args:
+        script: run with `--worker NAME`, it prints the record.
+    """
     record: dict[str, Any] = {
         "work": work.name,
         "by": args.peer or OURS,
@@ -83,19 +87,19 @@ def record_of(work: Work, args: argparse.Namespace) -> dict[str, Any]:
         if args.peer:
             python = maxtext.make_environment(args.peer_folder, args.peer_python)
             return record | maxtext.compile_work(python, work, args.unrolled, args.timeout)
-        return record | in_worker(work, args)
+        return record | in_worker(work, args, script)
     except subprocess.TimeoutExpired:
         return record | {"error": f"not compiled after {args.timeout:.0f} s"}
     except RuntimeError as error:
         return record | {"error": str(error)}
 
 
-def in_worker(work: Work, args: argparse.Namespace) -> dict[str, Any]:
+def in_worker(work: Work, args: argparse.Namespace, script: str) -> dict[str, Any]:
     """
     Raises:
         RuntimeError: the process failed; its last words.
     """
-    command = [args.python, __file__, "--worker", work.name]
+    command = [args.python, script, "--worker", work.name]
     command += ["--unrolled"] if args.unrolled else []
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}

@@ -1,6 +1,7 @@
-"""benchmarks/accelerators.py: what it counts, and what it would compile."""
+"""benchmarks/accelerators.py and scale_plan.py: what they count, and what they would compile."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from light_jax.parallel.targets import compiling_for, table, target
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from ledger import maxtext, works
+import scale_plan
+from ledger import maxtext, plan, works
 from ledger import table as pages
+from ledger.alive import gathered
 from ledger.costs import costs_of
 
 
@@ -71,7 +74,55 @@ def test_a_librarys_matmul_and_one_in_a_fusion_count():
     assert (found.other_flops, found.fusions, found.custom_calls) == (4 * 16, 1, 1)
 
 
-@pytest.mark.parametrize("work", works.WORKS, ids=lambda work: work.name)
+# Two gathers in a loop, the second begun after the first one's last use (a bitcast of it); and a
+# combined one beside the loop, of whose two results one is read before the loop and one after it.
+GATHERS = """HloModule made_by_hand, is_scheduled=true
+
+%body (x: (f32[2], f32[4])) -> (f32[2], f32[4]) {
+  %x = (f32[2]{0}, f32[4]{0}) parameter(0)
+  %a = f32[2]{0} get-tuple-element(%x), index=0
+  %b = f32[4]{0} get-tuple-element(%x), index=1
+  %first = f32[16]{0} all-gather(%a), channel_id=1, dimensions={0}
+  %view = f32[4,4]{1,0} bitcast(%first)
+  %used = f32[4]{0} fusion(%view, %b), kind=kLoop, calls=%sum
+  %second = f32[32]{0} all-gather(%used), channel_id=2, dimensions={0}
+  %last = f32[2]{0} fusion(%second), kind=kLoop, calls=%sum
+  ROOT %out = (f32[2]{0}, f32[4]{0}) tuple(%last, %used)
+}
+
+%condition (x: (f32[2], f32[4])) -> pred[] {
+  %x = (f32[2]{0}, f32[4]{0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (p: f32[1], q: f32[8], x: (f32[2], f32[4])) -> f32[4] {
+  %p = f32[1]{0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %x = (f32[2]{0}, f32[4]{0}) parameter(2)
+  %start = ((f32[1]{0}, f32[8]{0}), (f32[8]{0}, f32[64]{0})) all-gather-start(%p, %q), channel_id=3
+  %done = (f32[8]{0}, f32[64]{0}) all-gather-done(%start)
+  %long = f32[8]{0} get-tuple-element(%done), index=0
+  %short = f32[64]{0} get-tuple-element(%done), index=1
+  %early = f32[4]{0} fusion(%short), kind=kLoop, calls=%sum
+  %loop = (f32[2]{0}, f32[4]{0}) while(%x), condition=%condition, body=%body
+  %z = f32[4]{0} get-tuple-element(%loop), index=1
+  ROOT %end = f32[4]{0} fusion(%long, %z, %early), kind=kLoop, calls=%sum
+}
+"""
+
+
+def test_what_is_gathered_counts_from_its_beginning_to_its_last_use():
+    found = gathered(GATHERS)
+    assert found.largest == 4 * 64
+    assert found.alive == 4 * (8 + 64)  # more than 4 · (8 + 32) in the loop, where 16 are gone
+    smaller = gathered(GATHERS.replace("f32[64]", "f32[9]"))
+    assert (smaller.largest, smaller.alive) == (4 * 32, 4 * (8 + 32))
+
+
+ALL_WORKS = {**works.BY_NAME, **plan.BY_NAME}
+
+
+@pytest.mark.parametrize("work", ALL_WORKS.values(), ids=ALL_WORKS)
 def test_each_work_is_a_legal_run_of_its_devices(work):
     family, _, number = work.target.rpartition("-")
     device = next(row for row in table() if row.name == family)
@@ -79,7 +130,8 @@ def test_each_work_is_a_legal_run_of_its_devices(work):
     cfg = work.config()
     assert work.devices % (cfg.mesh.fsdp * cfg.mesh.tensor) == 0
     assert cfg.batch_size % (work.devices // cfg.mesh.tensor) == 0
-    assert works.BY_NAME[work.name] == work
+    assert cfg.model.attention.num_heads % cfg.mesh.tensor == 0
+    assert ALL_WORKS[work.name] == work
 
 
 def test_the_peer_gets_the_same_shapes():
@@ -122,3 +174,23 @@ def test_a_record_is_kept_and_the_page_written_anew(tmp_path):
     done = subprocess.run(script, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "- `small/v5e-1` (ours): Broken: no memory" in (tmp_path / "page.md").read_text()
+
+
+def test_the_tables_of_the_scale_plan_are_those_of_its_records(tmp_path):
+    """As they stand in docs/scale.md, with a row for each work that has a record."""
+    page = tmp_path / "page.md"
+    page.write_text(scale_plan.PAGE.read_text())
+    scale_plan.write_page(page, scale_plan.RECORDS)
+    drop_machine = lambda text: re.sub(r"^Compiled on .*$", "", text, flags=re.M)  # noqa: E731
+    assert drop_machine(page.read_text()) == drop_machine(scale_plan.PAGE.read_text())
+    records = [json.loads(line) for line in scale_plan.RECORDS.read_text().splitlines()]
+    compiled = {record["work"] for record in records}
+    assert compiled <= set(plan.BY_NAME)
+    rows = [line for line in page.read_text().splitlines() if re.search(r"\| \d+ s \|$", line)]
+    assert len(rows) == len(compiled & {work.name for work in plan.PLAN})
+
+
+def test_a_layers_bytes_are_those_of_its_kernels():
+    work = plan.BY_NAME["70b-b8-recomputed-fsdp8-tensor8/h100-64"]
+    attention, ffn = 2 * 8192 * 8192 + 2 * 8192 * 1024, 3 * 8192 * 28672
+    assert plan.layer_bytes(work) == 2 * (attention + ffn) // 8

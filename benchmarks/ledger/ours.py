@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ledger.alive import gathered
 from ledger.costs import costs_of
 from ledger.works import Work
 
@@ -40,6 +41,7 @@ def compile_work(work: Work, unrolled: bool) -> dict[str, Any]:
         state, shardings = blank_state(cfg, mesh)
         made = attempt(cfg, mesh, shardings, state)
     seconds, memory = time.process_time() - start, made.memory
+    text = None if made.step is None else made.step.as_text()
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = flops_per_token(cfg.model, num_params, cfg.seq_len) * cfg.tokens_per_step
     return {
@@ -54,7 +56,8 @@ def compile_work(work: Work, unrolled: bool) -> dict[str, Any]:
         "limit": there.memory_limit,
         "model_flops": flops / len(there.devices),
         "program": None if made.step is None else dataclasses.asdict(read(made.step)),
-        "costs": None if made.step is None else dataclasses.asdict(costs_of(made.step.as_text())),
+        "costs": None if text is None else dataclasses.asdict(costs_of(text)),
+        "gathered": None if text is None else dataclasses.asdict(gathered(text)),
     }
 
 

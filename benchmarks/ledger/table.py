@@ -62,13 +62,13 @@ def page(records: Iterable[Record]) -> str:
         INTRODUCTION,
         _header(latest.values()),
         "## TPU\n\n" + TPU_NOTE,
-        _table(TPU_COLUMNS, _rows(latest, tpus, False)),
+        table_of(TPU_COLUMNS, _rows(latest, tpus, False)),
         "## NVIDIA\n",
-        _table(GPU_COLUMNS, _rows(latest, gpus, False)),
+        table_of(GPU_COLUMNS, _rows(latest, gpus, False)),
     ]
     if unrolled:
         parts += ["## Unrolled\n\n" + UNROLLED_NOTE]
-        parts += [_table(TPU_COLUMNS, _rows(latest, unrolled, True))]
+        parts += [table_of(TPU_COLUMNS, _rows(latest, unrolled, True))]
     if any(by == "maxtext" for _, by, _ in latest):
         parts += ["## Beside MaxText\n\n" + PEER_NOTE, _peers(latest)]
     failed = [r for r in latest.values() if "error" in r and r.get("fits") is None]
@@ -89,7 +89,7 @@ def line_of(record: Record) -> str:
 def _header(records: Iterable[Record]) -> str:
     """Machine, versions, commits and dates, so that the numbers can be had again."""
     records = list(records)
-    lines = [f"- machine: {_cpu()}, {os.cpu_count()} cores, {platform.system()}"]
+    lines = [f"- machine: {machine()}, {os.cpu_count()} cores, {platform.system()}"]
     for by in ("ours", "maxtext"):
         sets = {tuple(r["versions"].items()) for r in records if r["by"] == by and "versions" in r}
         for found in sorted(sets):
@@ -103,7 +103,7 @@ def _header(records: Iterable[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cpu() -> str:
+def machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -117,7 +117,7 @@ def _rows(latest: dict[Key, Record], works: Sequence[Work], unrolled: bool) -> l
     ]
 
 
-def _table(columns: Sequence[tuple[str, Callable[[Record], str]]], rows: Sequence[Record]) -> str:
+def table_of(columns: Sequence[tuple[str, Callable[[Record], str]]], rows: Sequence[Record]) -> str:
     lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         lines.append("| " + " | ".join(cell(row) for _, cell in columns) + " |")
@@ -136,14 +136,14 @@ def _gib(number: float) -> str:
     return f"{number / GiB:.2f} GiB"
 
 
-def _seconds(record: Record) -> str:
+def seconds(record: Record) -> str:
     if "compile_seconds" not in record:
         return "not yet" if record["error"] == "not compiled yet" else "failed"
     cpu = record.get("compile_cpu_seconds")
     return f"{record['compile_seconds']:.0f} s" + ("" if cpu is None else f", {cpu:.0f} s CPU")
 
 
-def _fits(record: Record) -> str:
+def fits(record: Record) -> str:
     limit = record.get("limit")
     if limit is None:
         return UNKNOWN
@@ -184,10 +184,10 @@ def _attention(record: Record) -> str:
 BYTES = ("bytes", _of_program("bytes_accessed", lambda value: f"{value / 1e9:.1f} GB"))
 GPU_COLUMNS: list[tuple[str, Callable[[Record], str]]] = [
     ("work", lambda record: record["work"]),
-    ("compile", _seconds),
+    ("compile", seconds),
     ("arguments", _of_program("arguments", _gib)),
     ("temporaries", _of_program("temporaries", _gib)),
-    ("fits (GiB)", _fits),
+    ("fits (GiB)", fits),
     ("kernels", _kernels),
     ("matmul FLOPs, share", _matmuls),
     ("collectives", _of_program("collectives", _collectives)),

@@ -41,6 +41,18 @@ SHAPES: dict[str, dict[str, Any]] = {
             "ffn": {"variant": "swiglu", "expansion_factor": 14336 / 4096},
         },
     },
+    "70b": {  # 70.6 B parameters, the shape of Llama 3 70B
+        "seq_len": 8192,
+        "model": {
+            "vocab_size": 128256,
+            "max_seq_len": 8192,
+            "d_model": 8192,
+            "num_layers": 80,
+            "tie_embeddings": False,
+            "attention": {"variant": "gqa", "num_heads": 64, "num_kv_heads": 8},
+            "ffn": {"variant": "swiglu", "ffn_dim": 28672},
+        },
+    },
 }
 
 
@@ -55,6 +67,7 @@ class Work:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    seq_len: int | None = None  # None as the config
 
     @property
     def name(self) -> str:
@@ -62,6 +75,7 @@ class Work:
         parts = [
             self.model,
             f"b{self.batch}" if self.batch else "",
+            f"t{self.seq_len}" if self.seq_len else "",
             {False: "", True: "recomputed", "matmuls": "matmuls"}[self.recompute],
             f"fsdp{self.fsdp}" if self.fsdp > 1 else "",
             f"tensor{self.tensor}" if self.tensor > 1 else "",
@@ -90,10 +104,13 @@ class Work:
         changes: dict[str, Any] = {"mesh": mesh}
         if self.batch is not None:
             changes |= {"batch_size": self.batch, "gradient_accumulation_steps": 1}
+        model: dict[str, Any] = {}
         if self.recompute:
-            changes["model"] = cfg.model.model_copy(
-                update={"gradient_checkpointing": self.recompute}
-            )
+            model["gradient_checkpointing"] = self.recompute
+        if self.seq_len is not None:
+            changes["seq_len"] = model["max_seq_len"] = self.seq_len
+        if model:
+            changes["model"] = cfg.model.model_copy(update=model)
         return cfg.model_copy(update=changes)
 
 

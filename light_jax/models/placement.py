@@ -37,6 +37,8 @@ class Placement:
     """The mesh axis over which attention heads are cut; it divides the query heads."""
     gather: Callable[[Any], Any] = _as_is
     """A layer's parameters -> the same, as the layer's matmuls need them."""
+    cut: Callable[[jax.Array], jax.Array] = _as_is
+    """The residual stream [B, T, D] -> the same, each device of the head axis with a part of it."""
     lookup: Lookup = rows_of
     """(a token table, tokens) -> the tokens' rows in float32."""
     scanned: bool = False

@@ -56,7 +56,9 @@ def run_layers(
         return constrain(nnx.merge(graphdef, placement.gather(params))(x_BTD, geometry, key))
 
     if recompute is True:
-        return _recomputed_loop(run_one, x_BTD, params_L, keys_L, geometry)
+        return _recomputed_loop(
+            run_one, placement.cut, constrain, x_BTD, params_L, keys_L, geometry
+        )
 
     def body(x_BTD: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
         return run_one(x_BTD, *inputs, geometry), None
@@ -66,36 +68,60 @@ def run_layers(
     return jax.lax.scan(body, x_BTD, (params_L, keys_L))[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _recomputed_loop(
-    run_one: Callable[..., jax.Array], x_BTD: jax.Array, params_L: Any, keys_L: Any, geometry: Any
+    run_one: Callable[..., jax.Array],
+    cut: Constrain,
+    whole: Constrain,
+    x_BTD: jax.Array,
+    params_L: Any,
+    keys_L: Any,
+    geometry: Any,
 ) -> jax.Array:
     """x_BTD after a loop of `run_one(x_BTD, params, key, geometry)`, which keeps only each input.
 
     In the backward pass a layer's gradients take the place of its weights, which nothing reads
     again: one stack, where autodiff of the loop would have two. `keys_L` and `geometry` get none.
+
+    Args:
+        cut: x_BTD -> the same, laid out as it is kept.
+        whole: the inverse.
     """
-    return _forward(run_one, x_BTD, params_L, keys_L, geometry)[0]
+    return _forward(run_one, cut, whole, x_BTD, params_L, keys_L, geometry)[0]
 
 
 def _forward(
-    run_one: Callable[..., jax.Array], x_BTD: jax.Array, params_L: Any, keys_L: Any, geometry: Any
+    run_one: Callable[..., jax.Array],
+    cut: Constrain,
+    whole: Constrain,
+    x_BTD: jax.Array,
+    params_L: Any,
+    keys_L: Any,
+    geometry: Any,
 ) -> tuple[jax.Array, Any]:
     def body(x_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        return run_one(x_BTD, *inputs, geometry), x_BTD
+        x_BTD = whole(x_BTD)  # or XLA lays out the layer's own work as `cut` does
+        return run_one(x_BTD, *inputs, geometry), cut(x_BTD)
 
     x_BTD, x_LBTD = jax.lax.scan(body, x_BTD, (params_L, keys_L))
     return x_BTD, (x_LBTD, params_L, keys_L, geometry)
 
 
-def _backward(run_one: Callable[..., jax.Array], kept: Any, grad_BTD: jax.Array) -> tuple[Any, ...]:
+def _backward(
+    run_one: Callable[..., jax.Array],
+    cut: Constrain,
+    whole: Constrain,
+    kept: Any,
+    grad_BTD: jax.Array,
+) -> tuple[Any, ...]:
     x_LBTD, params_L, keys_L, geometry = kept
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
         grad_BTD, stack_L = carry
         index, x_BTD, key = inputs
         params = jax.tree.map(lambda leaf: leaf[index], stack_L)
-        _, pull_back = jax.vjp(lambda x, params: run_one(x, params, key, geometry), x_BTD, params)
+        run = lambda x_BTD, params: run_one(x_BTD, params, key, geometry)  # noqa: E731
+        _, pull_back = jax.vjp(run, whole(x_BTD), params)
         grad_BTD, grads = pull_back(grad_BTD)
         return (grad_BTD, jax.tree.map(lambda leaf, g: leaf.at[index].set(g), stack_L, grads)), None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,14 +72,18 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
 
 
-def _sizes_that_do(asked: list[int], count: int) -> str:
-    """The meshes of `count` devices that change the fewest and smallest of the sizes asked for."""
+def _sizes_that_do(asked: Sequence[int], count: int, num_heads: int = 0) -> str:
+    """The meshes of `count` devices that change the fewest and smallest of the sizes asked for.
+
+    Args:
+        num_heads: their tensor divides it; 0 is divided by all.
+    """
     divisors = [size for size in range(1, count + 1) if count % size == 0]
     meshes = [
         (count // (fsdp * tensor), fsdp, tensor)
         for fsdp in divisors
         for tensor in divisors
-        if count % (fsdp * tensor) == 0
+        if count % (fsdp * tensor) == 0 and num_heads % tensor == 0
     ]
 
     def distance(mesh: tuple[int, ...]) -> tuple[int, float]:
@@ -105,6 +110,41 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
             f"batch_size={batch_size} does not divide over mesh.data · mesh.fsdp = {shards} "
             f"devices; use {f'{lower} or {upper}' if lower else upper}, or another mesh"
         )
+
+
+def check_heads(cfg: TransformerConfig, mesh: Mesh) -> None:
+    """
+    Raises:
+        UserError: tensor would split a query head; names meshes that do not.
+    """
+    heads, tensor = cfg.attention.num_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        sizes = [mesh.shape[axis] for axis in MESH_AXES]
+        raise UserError(
+            f"mesh.tensor={tensor} does not divide model.attention.num_heads={heads}, and a head "
+            f"is never split; use {_sizes_that_do(sizes, mesh.size, heads)}, or another num_heads"
+        )
+
+
+def warn_of_copies(cfg: TransformerConfig, mesh: Mesh) -> None:
+    """Warn of what every device of an axis holds whole, since its size does not divide.
+
+    Not of kv heads, which are few: they are meant to be copied.
+    """
+    units = units_of(cfg)
+    for logical, name, what in (
+        ("model", "model.d_model", "all weights and their moments"),
+        ("ffn", "the ffn's width", "the ffn's weights and their moments"),
+        ("vocab", "model.vocab_size", "the token tables and their moments"),
+    ):
+        axis = LOGICAL_TO_MESH[logical]
+        size, count = mesh.shape[axis], units[logical]
+        if count % size:
+            warnings.warn(
+                f"mesh.{axis}={size} does not divide {name}={count}, so {what} are copied along "
+                f"{axis} and not divided; use {-(-count // size) * size}, or another mesh",
+                stacklevel=2,
+            )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -170,6 +210,7 @@ def placement_of(cfg: TransformerConfig, mesh: Mesh) -> Placement:
         batch_axes=BATCH_AXES,
         head_axis=heads,
         gather=functools.partial(_gather_layer, cfg, mesh),
+        cut=functools.partial(_cut_positions, mesh),
         lookup=functools.partial(lookup, tables_of(cfg, mesh)),
         scanned=mesh.devices.flat[0].platform != "cpu" or cfg.gradient_checkpointing == "matmuls",
     )
@@ -187,6 +228,15 @@ def _gather_layer(cfg: TransformerConfig, mesh: Mesh, params: Any) -> Any:
         return _gathered(leaf, NamedSharding(mesh, spec), stored)
 
     return jax.tree.map(gather, params, state_shardings(params, cfg, mesh))
+
+
+def _cut_positions(mesh: Mesh, x_BTD: jax.Array) -> jax.Array:
+    """Positions cut over tensor, whose devices would all keep the same until the backward pass."""
+    tensor = mesh.shape["tensor"]
+    if tensor == 1 or x_BTD.shape[1] % tensor:
+        return x_BTD
+    by_positions = NamedSharding(mesh, PartitionSpec(BATCH_AXES, "tensor"))
+    return jax.lax.with_sharding_constraint(x_BTD, by_positions)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

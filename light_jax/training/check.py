@@ -116,7 +116,7 @@ def check(
     inspected = inspect(cfg, tag, found.under, devices_of_mesh, probe=False)
     _inspect_further(cfg, tag, inspected, found)
     fit = None
-    if chosen is not None and inspected.mesh is not None and not found.failed("batch_size"):
+    if chosen is not None and inspected.mesh is not None and not found.failed("mesh", "batch_size"):
         fit = _compile(cfg, tag, chosen, inspected.mesh, found, progress)
     return _report(found, chosen, fit)
 

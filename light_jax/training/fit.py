@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
-from light_jax.parallel.sharding import batch_shards, check_batch
+from light_jax.parallel.sharding import batch_shards, check_batch, check_heads
 from light_jax.reporting.attention import attention_of
 from light_jax.reporting.flops import flops_per_token
 from light_jax.reporting.program import Program, read
@@ -62,9 +62,10 @@ def measure(
         largest: also seek the largest `batch_size` that fits, by a few more compilations.
 
     Raises:
-        UserError: the batch does not suit the mesh, or the step does not compile.
+        UserError: the batch or the heads do not suit the mesh, or the step does not compile.
     """
     check_batch(cfg.batch_size, mesh)
+    check_heads(cfg.model, mesh)
     state, shardings = blank_state(cfg, mesh)
 
     def tried(batch_size: int) -> Attempt:

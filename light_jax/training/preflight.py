@@ -23,7 +23,7 @@ from light_jax.checkpoint.weights import check_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream, warn_of_overlap
 from light_jax.parallel.hosts import is_main
-from light_jax.parallel.sharding import check_batch, make_mesh
+from light_jax.parallel.sharding import check_batch, check_heads, make_mesh, warn_of_copies
 from light_jax.reporting.trackers import check_tracker, key_of
 from light_jax.state import HostState, Tag
 from light_jax.training.sampling import prompts_of
@@ -82,6 +82,10 @@ def inspect(
     if found.mesh is not None:
         with under("batch_size"):
             check_batch(cfg.batch_size, found.mesh)
+        with under("mesh"):
+            check_heads(cfg.model, found.mesh)
+            if is_main():
+                warn_of_copies(cfg.model, found.mesh)
     if is_main():
         for name in cfg.trackers:
             with under(key_of(name, cfg)):

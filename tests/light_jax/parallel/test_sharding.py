@@ -1,5 +1,7 @@
 """Results do not depend on the mesh, beyond the order of sums; nor on the number of processes."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,12 @@ from light_jax.config import MeshConfig, TrainingConfig
 from light_jax.parallel.sharding import (
     batch_shards,
     check_batch,
+    check_heads,
     copies,
     make_mesh,
     path_names,
     state_shardings,
+    warn_of_copies,
 )
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
@@ -173,10 +177,70 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
         check_batch(8, mesh)
 
 
-def test_mesh_errors_of_the_command(tmp_path):
-    config = write_config(tmp_path / "c.yaml", batch_size=4)
+def test_a_mesh_that_would_split_a_head_is_told_those_that_do_not():
+    sizes = {"d_model": 96, "attention": {"num_heads": 6}}
+    model = TrainingConfig(train_data="x", seq_len=8, model=sizes).model
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), ("data", "fsdp", "tensor"))
+    with pytest.raises(UserError) as error:
+        check_heads(model, mesh)
+    assert str(error.value) == (
+        "mesh.tensor=4 does not divide model.attention.num_heads=6, and a head is never split; use "
+        "{data: 2, fsdp: 2, tensor: 2} or {data: 1, fsdp: 4, tensor: 2} or "
+        "{data: 4, fsdp: 2, tensor: 1}, or another num_heads"
+    )
+    for tensor in (1, 2):
+        check_heads(model, jax.sharding.AbstractMesh((1, 1, tensor), mesh.axis_names))
+
+
+def test_what_is_copied_where_it_could_be_divided_is_told():
+    sizes = {
+        "d_model": 94,
+        "attention": {"head_dim": 8},
+        "vocab_size": 50257,
+        "ffn": {"ffn_dim": 255},
+    }
+    model = TrainingConfig(train_data="x", seq_len=8, model=sizes).model
+    axes = ("data", "fsdp", "tensor")
+    with pytest.warns(UserWarning, match="does not divide") as caught:
+        warn_of_copies(model, jax.sharding.AbstractMesh((1, 4, 2), axes))
+    assert [str(warning.message) for warning in caught] == [
+        "mesh.fsdp=4 does not divide model.d_model=94, so all weights and their moments are copied "
+        "along fsdp and not divided; use 96, or another mesh",
+        "mesh.tensor=2 does not divide the ffn's width=255, so the ffn's weights and their moments "
+        "are copied along tensor and not divided; use 256, or another mesh",
+        "mesh.tensor=2 does not divide model.vocab_size=50257, so the token tables and their "
+        "moments are copied along tensor and not divided; use 50258, or another mesh",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_copies(model, jax.sharding.AbstractMesh((8, 1, 1), axes))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"batch_size": 4},
+            "batch_size=4 does not divide over mesh.data · mesh.fsdp = 8 devices; use 8, or "
+            "another mesh",
+        ),
+        (
+            {"mesh": {"data": 3, "fsdp": 2}},
+            "mesh={data: 3, fsdp: 2, tensor: 1} does not cover the 8 devices; their product must "
+            "be that number: use {data: 4, fsdp: 2, tensor: 1} or {data: 2, fsdp: 2, tensor: 2}",
+        ),
+        (
+            {"mesh": {"data": 1, "tensor": 8}},
+            "mesh.tensor=8 does not divide model.attention.num_heads=4, and a head is never split; "
+            "use {data: 2, fsdp: 1, tensor: 4} or {data: 1, fsdp: 2, tensor: 4}",
+        ),
+    ],
+    ids=["batch", "mesh", "heads"],
+)
+def test_a_mesh_that_cannot_be_is_refused_with_those_that_can(tmp_path, changes, said):
+    config = write_config(tmp_path / "c.yaml", **changes)
     done = command("llm-train", config, cwd=tmp_path, env=EIGHT)
     assert done.returncode == 2
-    assert (
-        "batch_size=4 does not divide over mesh.data · mesh.fsdp = 8 devices; use 8" in done.stderr
-    )
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

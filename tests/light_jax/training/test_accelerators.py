@@ -1,15 +1,27 @@
-"""The step as a TPU's compiler makes it, held to recorded facts: no TPU is needed."""
+"""The step as the compilers of TPUs and GPUs make it, held to recorded facts and to laws of memory:
+neither is needed."""
+
+import functools
+import importlib.util
+import sys
 
 import pytest
-from tiny_runs import write_config
+from tiny_runs import ROOT, TINY, merged
 
-from light_jax.config import load_config
+from light_jax.config import TrainingConfig
+from light_jax.parallel import targets
 from light_jax.parallel.sharding import make_mesh
 from light_jax.parallel.targets import compiling_for, target
-from light_jax.reporting.program import Program
-from light_jax.training.fit import measure
+from light_jax.reporting.program import Program, read
+from light_jax.training.compiled import attempt, blank_state
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from ledger.alive import gathered
 
 pytestmark = pytest.mark.compiled_fully
+
+HAS_CUDA = any(importlib.util.find_spec(name) for name in targets._cuda_plugins())
 
 TARGET = "v5e-4"
 STEP = {
@@ -42,13 +54,14 @@ FACTS = {
 }
 
 
-def compile_step(folder, step=STEP, devices=TARGET) -> Program:
-    cfg, there = load_config(write_config(folder / "c.yaml", **step)), target(devices)
+def compile_step(step=STEP, devices=TARGET):
+    cfg, there = TrainingConfig.model_validate(merged(TINY, step)), target(devices)
     with compiling_for(there):
         mesh = make_mesh(cfg.mesh, there.devices)
-        program = measure(cfg, mesh, None, largest=False).program
-    assert program is not None
-    return program
+        state, shardings = blank_state(cfg, mesh)
+        compiled = attempt(cfg, mesh, shardings, state).step
+    assert compiled is not None
+    return compiled
 
 
 def facts_of(program: Program) -> dict:
@@ -59,31 +72,47 @@ def facts_of(program: Program) -> dict:
     }
 
 
-def test_the_step_of_a_tpu_is_the_recorded_one(tmp_path):
-    assert facts_of(compile_step(tmp_path)) == FACTS
+def test_the_step_of_a_tpu_is_the_recorded_one():
+    assert facts_of(read(compile_step())) == FACTS
 
 
-def test_a_layer_adds_its_input_and_its_part_of_the_gradients(tmp_path):
+T, D, F, DEVICES, ROWS = 512, 512, 1408, 8, 2
+KERNELS = D * (2 * D + 2 * D // 2 + 3 * F)  # q and out, k and v, the ffn's three
+
+
+@functools.cache
+def cut_by_fsdp(family: str, layers: int):
+    """The step over eight devices, all on fsdp."""
+    model = {"max_seq_len": T, "d_model": D, "ffn": {"ffn_dim": F}, "num_layers": layers}
+    step = {"seq_len": T, "batch_size": ROWS * DEVICES, "mesh": {"fsdp": DEVICES}, "model": model}
+    return compile_step(merged(STEP, step), f"{family}-{DEVICES}")
+
+
+def test_a_layer_adds_its_input_and_its_part_of_the_gradients():
     """With fsdp nothing adds up that is whole on a device."""
-    T, D, F, devices, rows = 512, 512, 1408, 8, 2
-    model = STEP["model"] | {"max_seq_len": T, "d_model": D, "ffn": {"expansion_factor": F / D}}
-    step = STEP | {"seq_len": T, "batch_size": rows * devices}
-    step |= {"mesh": {"data": 1, "fsdp": devices, "tensor": 1}}
-    two, four = (
-        compile_step(tmp_path, step | {"model": model | {"num_layers": layers}}, f"v5e-{devices}")
-        for layers in (2, 4)
-    )
-    growth = (four.temporaries - two.temporaries) / 2
-    saved_input = 4 * rows * T * D
-    kernels = D * (2 * D + 2 * D // 2 + 3 * F)  # q and out, k and v, the ffn's three
-    gradients = 4 * kernels / devices
+    two, four = (read(cut_by_fsdp("v5e", layers)).temporaries for layers in (2, 4))
+    growth = (four - two) / 2
+    saved_input = 4 * ROWS * T * D
+    gradients = 4 * KERNELS / DEVICES
     assert 0 < growth <= 1.1 * (saved_input + gradients)
+
+
+needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="JAX's CUDA wheels are not installed")
+
+
+@pytest.mark.parametrize(
+    "family", ["v5e", pytest.param("h100", marks=[pytest.mark.cuda, needs_cuda])]
+)
+def test_a_layers_weights_are_gathered_for_that_layer_alone(family):
+    """At most one layer's kernels are whole on a device at once, in 16 bits, and no gather makes
+    anything larger than its largest: nothing is copied that should be divided."""
+    found = gathered(cut_by_fsdp(family, 4).as_text())
+    largest, vectors = 2 * D * F, 64 * 2**10
+    assert found.largest == largest
+    assert largest < found.alive <= 2 * KERNELS + vectors
 
 
 if __name__ == "__main__":
     import pprint
-    import tempfile
-    from pathlib import Path
 
-    with tempfile.TemporaryDirectory() as name:
-        pprint.pp(facts_of(compile_step(Path(name))))
+    pprint.pp(facts_of(read(compile_step())))
