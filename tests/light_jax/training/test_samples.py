@@ -64,6 +64,10 @@ BAD = {
         {"tokenizer_path": ...},
         "sample_prompts needs a tokenizer; set tokenizer_path",
     ),
+    "no such tokenizer": (
+        {"tokenizer_path": "nowhere"},
+        "sample_prompts needs the tokenizer of tokenizer_path: nowhere: ",
+    ),
     "no room": ({"sample_prompts": ["abcd" * 8]}, "sample_prompts: .*max_seq_len"),
     "another model's": ({"model": {"vocab_size": 20}}, "more than the model's vocab_size=20"),
     "bidirectional": (
