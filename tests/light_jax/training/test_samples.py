@@ -90,6 +90,13 @@ def test_what_cannot_be_sampled_is_refused_before_anything_is_written(config, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_in_the_way_of_the_samples_is_named(config, tmp_path):
+    write_config(config, **SAMPLED)
+    (tmp_path / "out/samples.jsonl").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] Is a directory: '[^']*/samples.jsonl'$"):
+        run_config(config)
+
+
 def test_two_processes_and_a_sharded_mesh_write_the_same(config, tmp_path):
     changes = SAMPLED | {"eval_every": 8}
     write_config(config, **changes, mesh={"fsdp": 2, "data": 1})
