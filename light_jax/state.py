@@ -145,6 +145,17 @@ class Run:
         patience = self.cfg.early_stopping_patience
         return patience is not None and self.host.evaluations_since_best >= patience
 
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether an evaluation was due after the last step, and was stopped."""
+        return self.host.evaluation_due and self.val_stream is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a resume would find nothing to do."""
+        done = int(self.state.step) >= self.cfg.num_steps or self.stops_early
+        return done and not self.owes_evaluation
+
 
 def params_of(cfg: TrainingConfig, weights: Params) -> tuple[Params, Params | None]:
     """(what the model computes with, the float32 master copy if that is not the same)."""

@@ -103,9 +103,11 @@ def clean(
     from light_jax.runs.folder import find_runs
 
     act = cleaning.clean if yes else cleaning.plan
-    items = [item for path in find_runs(directory) for item in act(path, keep)]
-    for item in items:
-        say(f"{'deleted' if yes else 'would delete'}  {item.path}  {size(item.size)}  {item.why}")
+    verb, items = "deleted" if yes else "would delete", list[cleaning.Item]()
+    for path in find_runs(directory):
+        for item in act(path, keep):  # told at once: the next folder may be in use
+            say(f"{verb}  {item.path}  {size(item.size)}  {item.why}")
+            items.append(item)
     total = size(sum(item.size for item in items))
     if not items:
         say("nothing to delete")

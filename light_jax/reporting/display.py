@@ -38,7 +38,7 @@ class Numbers:
     best: float | None = None
     best_step: int | None = None
     val_loss: float | None = None  # of the last evaluation
-    evaluation_in: int | None = None  # steps
+    evaluation_in: int | None = None  # steps; 0: none comes, or it is what is being done
     save_in: int | None = None
 
 
@@ -113,8 +113,8 @@ def _rows(now: Numbers, doing: str | None) -> list[tuple[str, list[Text | None]]
             "next",
             [
                 Text(doing, "yellow") if doing else None,
-                _item("evaluation in", now.evaluation_in, "{:,} steps"),
-                _item("save in", now.save_in, "{:,} steps"),
+                _item("evaluation in", now.evaluation_in or None, "{:,} steps"),
+                _item("save in", now.save_in or None, "{:,} steps"),
             ],
         ),
     ]

@@ -110,7 +110,7 @@ def _older(directory: Path, tags: list[TagFiles], run: str, keep: int) -> Iterat
     for tag in steps[: len(steps) - keep]:
         is_needed = tag.name == needed or (tag is whole[-1])
         if not is_needed:
-            yield _of_tag(directory, tags, tag, run, f"older than the newest {keep} step tags")
+            yield _of_tag(directory, tags, tag, run, f"not among the newest {keep}")
 
 
 def _resumed_from(directory: Path) -> str | None:

@@ -50,8 +50,8 @@ class Axis:
             low, high = self.low, self.high
         return (value - low) / (high - low)
 
-    def ticks(self, count: int = 5) -> list[float]:
-        """Round values inside the axis, about `count` of them."""
+    def ticks(self, count: int = 5, unit: float = 1.0) -> list[float]:
+        """Values inside the axis, about `count` of them; on a linear one round in `unit`."""
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             marks = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
@@ -61,7 +61,7 @@ class Axis:
                 inside = tens[:: max(1, len(tens) // count)]
             if len(inside) >= 2:
                 return inside
-        step = _round_step((self.high - self.low) / count)
+        step = _round_step((self.high - self.low) / count / unit) * unit
         first_tick = math.ceil(self.low / step - 1e-9)
         last_tick = math.floor(self.high / step + 1e-9)
         return [tick * step for tick in range(first_tick, last_tick + 1)]
@@ -138,6 +138,7 @@ def chart(
     log: bool | None = False,
     tall: bool = False,
     floor: float | None = None,
+    unit: float = 1.0,
 ) -> str:
     """A figure of HTML; an empty text where no line has a point.
 
@@ -145,6 +146,7 @@ def chart(
         form: writes a value of the y axis, `x_form` one of the x axis, `last_form` the last values
             of the legend, which are written as `form` does where it is None.
         floor: the y axis reaches down to this at least.
+        unit: what the ticks of a linear y axis are round in.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -152,11 +154,12 @@ def chart(
     xs = axis([x for line in lines for x, _ in line.points], pad=0.0)
     values = [y for line in lines for _, y in line.points]
     ys = axis(values if floor is None else [*values, floor], log=log)
+    marks = ys.ticks(unit=unit)
     y_ticks = [
         f'<span class="y" style="bottom:{100 * ys(tick):.2f}%">{escape(form(tick))}</span>'
-        for tick in ys.ticks()
+        for tick in marks
     ]
-    grid = "".join(f"M0 {_y(ys(tick))}H{SIZE}" for tick in ys.ticks())
+    grid = "".join(f"M0 {_y(ys(tick))}H{SIZE}" for tick in marks)
     x_ticks = [
         f'<span class="x" style="left:{100 * xs(tick):.2f}%">{escape(x_form(tick))}</span>'
         for tick in xs.ticks()

@@ -31,6 +31,7 @@ class RunListing:
     path: Path
     step: int
     num_steps: int | None
+    finished: bool  # it has a complete `final`, of its last step
     tokens: int
     best: tuple[int, float] | None  # step and validation loss
     time: float | None  # of its last sign of life, in seconds since 1970
@@ -57,10 +58,12 @@ def listing(directory: Path) -> RunListing:
     settings = _settings(directory, tags)
     num_steps = as_number(settings.get("num_steps"))
     times = [t for t in (history.time, *(tag.time for tag in tags)) if t is not None]
+    step = max([history.step, *(tag.step or 0 for tag in known)])
     return RunListing(
         path=directory,
-        step=max([history.step, *(tag.step or 0 for tag in known)]),
+        step=step,
         num_steps=None if num_steps is None else int(num_steps),
+        finished=any(t.name == "final" and t.step == step and t.problem is None for t in known),
         tokens=history.tokens,
         best=best,
         time=max(times, default=None),

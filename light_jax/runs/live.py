@@ -63,13 +63,10 @@ class Page:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            done = error is None and self._finished()
-            self._state = "failed" if error is not None else "finished" if done else "stopped"
+            ended = "finished" if self._run.is_finished else "stopped"
+            self._state = ended if error is None else "failed"
             self._wanted.set()
             self._thread.join()
-
-    def _finished(self) -> bool:
-        return int(self._run.state.step) >= self._run.cfg.num_steps or self._run.stops_early
 
     def _note_start(self) -> None:
         run, resumed = self._run, self._run.resumed

@@ -142,13 +142,15 @@ def _charts(history: History) -> Iterable[str]:
         ("Tokens per second", "train/tokens_per_second", short, False),
         ("MFU", "train/mfu", lambda y: f"{y:.1%}", False),
         ("Waiting for data", "perf/data_wait", lambda y: f"{y:.1%}", False),
-        ("Memory", "perf/memory_bytes", size, False),
+        ("Memory", "perf/memory_bytes", lambda y: size(y).replace(".0 ", " "), False),
         ("Loss scale", "train/loss_scale", number, None),
     ):
         curve = history.curve(name)
-        floor = None if log is None or title == "Memory" else 0.0
+        floor, unit = None if log is None else 0.0, 1.0
+        if title == "Memory" and curve:  # it changes little, and is counted in powers of two
+            floor, unit = None, 2.0**30 if max(curve.values) >= 2**30 else 2.0**20
         line = Line(name, reduced(curve), 1)
-        yield chart(title, [line], form=form, x_form=short, log=log, floor=floor)
+        yield chart(title, [line], form=form, x_form=short, log=log, floor=floor, unit=unit)
 
 
 def _evaluations(history: History) -> str:

@@ -56,7 +56,7 @@ def print_listing(runs: Sequence[RunListing]) -> None:
 
 def _told(run: RunListing, now: float) -> str:
     of = "" if run.num_steps is None else f" of {run.num_steps:,}"
-    told = [f"step {run.step:,}{of}"]
+    told = [f"step {run.step:,}{of}", *(["finished"] if run.finished else [])]
     if run.tokens:
         told.append(f"{count(run.tokens)} tokens")
     if run.best is not None:
@@ -80,6 +80,7 @@ def as_json(run: RunListing) -> dict[str, Any]:
         "path": str(run.path),
         "step": run.step,
         "num_steps": run.num_steps,
+        "finished": run.finished,
         "tokens": run.tokens,
         "best": None if run.best is None else {"step": run.best[0], "val_loss": run.best[1]},
         "time": run.time,

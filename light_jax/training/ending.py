@@ -11,15 +11,15 @@ from light_jax.reporting.log import Log
 from light_jax.reporting.units import duration
 from light_jax.state import Run
 from light_jax.training.signals import Stopper
-from light_jax.training.validation import owes_evaluation, patience_is_over
+from light_jax.training.validation import patience_is_over
 
 
 def nothing_to_do(run: Run) -> str | None:
     """Why the run that is resumed has ended already."""
     done, wanted = run.steps_done, run.cfg.num_steps
-    if done > wanted or (done == wanted and not owes_evaluation(run)):
+    if done > wanted or (done == wanted and not run.owes_evaluation):
         return f"num_steps={wanted}, and step {done} is done"
-    if done and run.stops_early and not owes_evaluation(run):
+    if done and run.stops_early and not run.owes_evaluation:
         return (
             f"{patience_is_over(run)}; to go on from step {done}, raise "
             "early_stopping_patience or leave it out"
@@ -30,7 +30,7 @@ def nothing_to_do(run: Run) -> str | None:
 def tell_end(run: Run, log: Log, saver: Saver, stopper: Stopper, config_path: Path) -> int:
     """Say how training ended and what can follow. Returns the exit code."""
     step = int(run.state.step)
-    finished = not owes_evaluation(run) and (step == run.cfg.num_steps or run.stops_early)
+    finished = run.is_finished
     resume = ["llm-train", str(config_path), "--resume", "auto"]
     if finished:
         why = f": {patience_is_over(run)}" if step < run.cfg.num_steps else ""

@@ -30,7 +30,7 @@ from light_jax.training.profile import Profile
 from light_jax.training.run import batches, fill, prepare
 from light_jax.training.sampling import Sampler
 from light_jax.training.signals import Stopper
-from light_jax.training.validation import Evaluation, evaluate_if_due, owes_evaluation
+from light_jax.training.validation import Evaluation, evaluate_if_due
 from light_llm.errors import NonFinite, UserError, with_earlier
 
 
@@ -114,7 +114,7 @@ def _loop(
 ) -> None:
     cfg, step = run.cfg, int(run.state.step)
     stopper.training_begins()
-    ends = owes_evaluation(run) and _after(
+    ends = run.owes_evaluation and _after(
         step, run, steps, log, saver, stopper, sampler, trained=False
     )
     while not ends:

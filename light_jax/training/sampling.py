@@ -64,7 +64,10 @@ def prompts_of(cfg: TrainingConfig) -> Prompts | None:
             "sample_prompts needs a model that writes from left to right; leave it out with "
             "model.attention.mask_type=bidirectional"
         )
-    tokenizer = load_tokenizer(path, fetch=False)
+    try:
+        tokenizer = load_tokenizer(path, fetch=False)
+    except UserError as error:
+        raise UserError(f"sample_prompts needs the tokenizer of tokenizer_path: {error}") from None
     check_vocabulary(Found(tokenizer, path), cfg.model, "set tokenizer_path to this model's")
     try:
         ids = [encode_prompt(tokenizer, prompt) for prompt in cfg.sample_prompts]

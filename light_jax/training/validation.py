@@ -31,10 +31,6 @@ class Evaluation:
     error: UserError | None = None
 
 
-def owes_evaluation(run: Run) -> bool:
-    return run.host.evaluation_due and run.val_stream is not None
-
-
 def patience_is_over(run: Run) -> str:
     since, best = run.host.evaluations_since_best, run.host.best_val_step
     at = "" if best is None else f" of step {best}"

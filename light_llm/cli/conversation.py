@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RESET = "/reset"
 HELP = (
     "Each line that you type is continued, after all that stands before it.",
-    f"{RESET} forgets what stands before; Ctrl-C ends an answer, Ctrl-D all.",
+    f"{RESET} forgets what stands before; Ctrl-C ends an answer, Ctrl-D the conversation.",
 )
 
 

@@ -117,7 +117,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with naming(path):
             yield temporary
         sync(temporary)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:  # a folder is in the way, which is not what `temporary` is
+            raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()  # it takes space on a full disk

@@ -51,7 +51,7 @@ def runs(made, tmp_path):
 def test_the_listing_is_what_is_there(runs):
     first, second = listed(runs)
     assert (first["path"], second["path"]) == ("one", "two")
-    assert (first["step"], first["num_steps"]) == (8, 8)
+    assert (first["step"], first["num_steps"], first["finished"]) == (8, 8, True)
     losses = {x["step"]: x["val/loss"] for x in metrics(runs / "one") if "val/loss" in x}
     best = min(losses, key=losses.get)
     assert first["best"] == {"step": best, "val_loss": losses[best]}
@@ -64,6 +64,14 @@ def test_the_listing_is_what_is_there(runs):
         assert abs(time.time() - tag["time"]) < 3600
     done = llm_runs(runs, cwd=runs)
     assert re.search(rf"^  best +{best} +{losses[best]:.4f} .* complete$", done.stdout, re.M)
+
+
+def test_a_run_is_finished_if_its_final_is_of_its_last_step(runs):
+    assert "step 8 of 8 · finished · " in llm_runs("one", cwd=runs).stdout
+    with open(runs / "one/metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "train/loss": 1.0}\n')  # it goes on, with more steps
+    (runs / "two/final.safetensors").unlink()
+    assert [run["finished"] for run in listed(runs)] == [False, False]
 
 
 def test_tags_of_older_versions_have_the_loss_of_the_log(runs):
@@ -175,6 +183,13 @@ def test_a_run_that_is_writing_is_left_alone(runs):
         done = llm_runs("clean", "one", "--keep", "1", "--yes", cwd=runs)
         assert (done.returncode, contents(runs)) == (2, before)
         assert "is being written by another run" in done.stderr
+    with open(runs / "two/.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = llm_runs("clean", ".", "--keep", "3", "--yes", cwd=runs)
+        assert done.returncode == 2
+        assert "deleted  one/step0000002" in done.stdout, "what went before is told"
+        assert not (runs / "one/step0000002.safetensors").exists()
+        assert (runs / "two/step0000002.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,17 @@ def test_a_run_of_any_length_has_a_page(tmp_path, steps):
     assert "nan" not in text.replace("nano", "")
 
 
+def test_memory_is_drawn_between_round_numbers(tmp_path):
+    lines = [{"step": s, "perf/memory_bytes": 560_000_000 + 13_000_000 * s} for s in range(1, 11)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    history = History(tmp_path)
+    history.update()
+    text = render(tmp_path, facts(), history, Now("stopped", 2.0))
+    figure = text.partition("<b>Memory</b>")[2].partition("</figure>")[0]
+    ticks = re.findall(r'class="y"[^>]*>([^<]*)<', figure)
+    assert ticks == ["550 MiB", "600 MiB", "650 MiB"]
+
+
 def test_what_is_in_the_way_stays_and_the_run_goes_on(tmp_path):
     config = write_config(tmp_path / "c.yaml", num_steps=2, eval_every=1)
     (tmp_path / "out").mkdir()

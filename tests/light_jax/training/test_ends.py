@@ -37,6 +37,18 @@ def test_max_time_over_before_the_first_step_still_makes_one(tmp_path):
     assert list(tags(tmp_path / "out")) == ["step0000001"]
 
 
+def test_the_page_says_stopped_while_the_last_evaluation_is_owed(tmp_path, capsys):
+    config = write_config(tmp_path / "c.yaml", num_steps=1, max_time="0.001")
+    page = tmp_path / "out/report.html"
+    assert run_config(config) == 143
+    assert "stopped by max_time" in capsys.readouterr().err
+    assert '<span class="state stopped">' in page.read_text()
+    write_config(config, num_steps=1)
+    assert run_config(config, "auto") == 0
+    assert "done        the model is" in capsys.readouterr().err
+    assert '<span class="state finished">' in page.read_text()
+
+
 def test_max_time_on_two_processes_is_one_decision(tmp_path):
     config = write_config(tmp_path / "c.yaml", **LONG | {"num_steps": 500_000}, max_time="15s")
     runs = start_processes(config)

@@ -64,6 +64,10 @@ BAD = {
         {"tokenizer_path": ...},
         "sample_prompts needs a tokenizer; set tokenizer_path",
     ),
+    "no such tokenizer": (
+        {"tokenizer_path": "nowhere"},
+        "sample_prompts needs the tokenizer of tokenizer_path: nowhere: ",
+    ),
     "no room": ({"sample_prompts": ["abcd" * 8]}, "sample_prompts: .*max_seq_len"),
     "another model's": ({"model": {"vocab_size": 20}}, "more than the model's vocab_size=20"),
     "bidirectional": (
@@ -84,6 +88,13 @@ def test_what_cannot_be_sampled_is_refused_before_anything_is_written(config, tm
     with pytest.raises(UserError, match=message):
         run_config(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_the_way_of_the_samples_is_named(config, tmp_path):
+    write_config(config, **SAMPLED)
+    (tmp_path / "out/samples.jsonl").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] Is a directory: '[^']*/samples.jsonl'$"):
+        run_config(config)
 
 
 def test_two_processes_and_a_sharded_mesh_write_the_same(config, tmp_path):
