@@ -89,7 +89,7 @@ def stats(
             return None if known is None else known.decode([id], False)
 
         report = in_json(counted, top, text_of)
-        print(json.dumps(report | {"tokenizer": None if known is None else note}))
+        print(shown(json.dumps(report | {"tokenizer": None if known is None else note})))
     else:
         _print(counted, known, note, top)
     if picture is not None:

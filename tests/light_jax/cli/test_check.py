@@ -368,7 +368,7 @@ def test_flags_that_do_not_go_together(here):
 
 
 def test_a_step_that_does_not_fit_is_an_error_with_the_words_of_a_start(here, monkeypatch):
-    """On a device of 1.25 MiB, which holds the state and not the step."""
+    """On a device of 1 MiB, which holds the state and not the step."""
     config = write_config(here / "c.yaml", num_steps=1, scheduler={"warmup_steps": 1})
     run_config(config)
 
@@ -380,9 +380,9 @@ def test_a_step_that_does_not_fit_is_an_error_with_the_words_of_a_start(here, mo
         assert told == str(refusal.value)
         return told
 
-    monkeypatch.setattr(memory, "memory_limit", lambda device: 5 * 2**18)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2**20)
     said = message(None, checkpoint_dir="other")
-    assert "the step takes 1.4 MiB per device where cpu holds 1.2 MiB: " in said
+    assert "the step takes 1.2 MiB per device where cpu holds 1.0 MiB: " in said
     assert "use `batch_size: 4, gradient_accumulation_steps: 2` (the same tokens" in said
     places = [said.index(each) for each in ("batch_size", "gradient_checkpointing", "mesh.fsdp")]
     assert places == sorted(places)

@@ -142,10 +142,18 @@ def test_without_a_limit_no_largest_batch_is_sought(tmp_path):
 def test_gradient_checkpointing_lowers_the_steps_memory(tmp_path):
     without, with_it = (
         measure_here(
-            config(tmp_path, model={"num_layers": 6, "gradient_checkpointing": checkpointing}),
+            config(
+                tmp_path,
+                seq_len=128,
+                model={
+                    "max_seq_len": 128,
+                    "num_layers": 4,
+                    "gradient_checkpointing": checkpointing,
+                },
+            ),
             None,
             largest=False,
         )
         for checkpointing in (False, True)
     )
-    assert with_it.memory.temporaries < 0.6 * without.memory.temporaries
+    assert with_it.memory.temporaries < 0.65 * without.memory.temporaries

@@ -88,7 +88,7 @@ def test_each_process_writes_its_own(tmp_path):
     "value, told",
     [
         ([3], "profile_steps=.*must be two steps, the first and the last, such as"),
-        ([0, 1], "profile_steps.0=0 must be greater than or equal to 1"),
+        ([0, 1], "profile_steps\\[0\\]=0 must be greater than or equal to 1"),
         ([3, 2], r"profile_steps=\[3, 2\]: the first step comes after the last; write \[2, 3\]"),
         ([5, 7], r"profile_steps=\[5, 7\] ends after num_steps=6; name steps from 1 to 6"),
     ],
