@@ -15,7 +15,8 @@ import re
 import sys
 from typing import Any
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+if __name__ == "__main__":  # a test that imports this file keeps its own devices
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 import jax
 import jax.numpy as jnp
