@@ -20,7 +20,7 @@ from light_jax.checkpoint.state import import_orbax, start_saving
 from light_jax.checkpoint.tokenizer import keep_tokenizer
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
-from light_jax.parallel.hosts import announce, is_main, not_for_long, others_done, together
+from light_jax.parallel.hosts import announce, is_main, others_done, together
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
 from light_llm.checkpoint.digests import digest
@@ -205,9 +205,7 @@ class Saver:
         """
         saving, self._saving = self._saving, None
         if saving is not None:
-            # orbax elsewhere waits 20 minutes for the part of a process that failed
-            with not_for_long(saving.exception()):
-                together(saving.result)
+            together(saving.result)
 
     def _close(self, error: BaseException | None) -> None:
         saving, self._saving = self._saving, None

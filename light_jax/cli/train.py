@@ -90,14 +90,13 @@ def command(
     if not one_of_several():
         load_config(config)  # a mistyped key is told before JAX is imported, which takes a second
     from light_jax.parallel.cache import keep_compiled
-    from light_jax.parallel.hosts import initialize, taking_part
+    from light_jax.parallel.hosts import initialize
 
     initialize()  # before anything touches a device
     keep_compiled()
     from light_jax.training.replay import replay as run_again
 
-    with taking_part():
-        return run_again(config, replay)
+    return run_again(config, replay)
 
 
 def _print_config(config: Path) -> int:

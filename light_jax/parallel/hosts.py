@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ipaddress
-import math
 import os
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -17,12 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from light_jax.config import CLUSTER_TIMEOUT
 from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
-from light_jax.parallel.watch import Watch
-from light_jax.parallel.wire import LOOPBACK, between
-from light_llm.errors import NonFinite, UserError
+from light_llm.errors import UserError
 
 Result = TypeVar("Result")
 
@@ -30,17 +24,10 @@ DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
-_DIRECT = "no_grpc_proxy"  # gRPC's own variable
-_LOST_TOUCH = re.compile("gloo|nccl|rccl|socket|connection|unavailable|peer|heartbeat", re.I)
-
-_watch: Watch | None = None  # of a process that joined others
 
 
-def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
+def initialize() -> None:
     """Join the other processes, if the environment says that there are any.
-
-    From then on this process exits, with one message and code 4, when another one is gone or gives
-    no sign of life for `timeout` seconds (light_jax.parallel.watch).
 
     By JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as JAX detects SLURM,
     Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
@@ -56,8 +43,7 @@ def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
         address, number, process = (os.environ[name] for name in VARIABLES)
         try:
             process_id = int(process)
-            _join(
-                timeout,
+            jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=int(number),
                 process_id=process_id,
@@ -67,89 +53,13 @@ def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
             raise UserError(f"{', '.join(VARIABLES)}: {error}") from None
     elif in_cluster():
         try:
-            _join(timeout)
+            jax.distributed.initialize()
         except ValueError as error:
             raise UserError(
                 f"this looks like one of several hosts, but JAX could not find the others "
                 f"({error}); set {', '.join(VARIABLES)}"
             ) from None
     devices()  # a platform that is not here is refused before anything else asks for it
-
-
-def _join(timeout: float, **given: Any) -> None:
-    """jax.distributed.initialize, watched. JAX's own patience is longer: it ends by an abort."""
-    global _watch
-    watch = Watch(timeout)
-
-    def serve(address: str) -> str:
-        try:
-            return f"{LOOPBACK}:{watch.serve(*_place(address))}"
-        except OSError as error:
-            raise UserError(
-                f"process 0 cannot listen at {address} ({error.strerror or error}); name another "
-                f"port in {VARIABLES[0]}"
-            ) from None
-
-    def reach(address: str, process: int, count: int) -> str:
-        return f"{LOOPBACK}:{watch.reach(*_place(address), process, count)}"
-
-    if any("_proxy" in name.lower() for name in os.environ):  # not for the relay on this machine
-        direct = os.environ.get(_DIRECT) or os.environ.get("no_proxy") or ""
-        os.environ[_DIRECT] = f"{direct},{LOOPBACK}".strip(",")
-    longer = math.ceil(2 * timeout) + 60
-    with between(serve, reach):
-        jax.distributed.initialize(
-            initialization_timeout=longer,
-            heartbeat_timeout_seconds=longer,
-            shutdown_timeout_seconds=longer,
-            **given,
-        )
-    if watch.watches:
-        _watch = watch
-        atexit.register(watch.part)  # before JAX's own, which was registered earlier
-
-
-@contextlib.contextmanager
-def taking_part() -> Iterator[None]:
-    """This process's part in what several do: the others learn of an error that ends it.
-
-    What they do instead of waiting is in light_jax.parallel.watch.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if _watch is not None:
-            if not isinstance(error, UserError) and _LOST_TOUCH.search(str(error)):
-                _watch.await_end()  # the reason is another process, which will be named
-            _watch.failed(_exit_code(error), str(error) or type(error).__name__)
-        raise
-
-
-@contextlib.contextmanager
-def not_for_long(error: BaseException | None) -> Iterator[None]:
-    """Wait inside for the others, who may themselves wait for what failed here with `error`.
-
-    After half of cluster_timeout all end with its message.
-    """
-    if error is None or _watch is None:
-        yield
-        return
-    timer = threading.Timer(_watch.timeout / 2, _watch.give_up, [_exit_code(error), str(error)])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _exit_code(error: BaseException) -> int:
-    """As light_llm.cli.runner has them."""
-    if isinstance(error, NonFinite):
-        return 3
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, UserError | OSError) else 1
 
 
 def _bind_address(address: str) -> str:
@@ -213,11 +123,6 @@ def _host_and_port(address: str) -> tuple[str, str]:
     return host, port
 
 
-def _place(address: str) -> tuple[str, int]:
-    host, port = _host_and_port(address)
-    return host, int(port)
-
-
 def _only_here(host: str, numeric: str) -> bool:
     """Whether /etc/hosts gives this machine's own name as loopback, as Debian does.
 
@@ -247,9 +152,9 @@ def announce(name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        client().key_value_set(key, f"failed: {error}")
+        _client().key_value_set(key, f"failed: {error}")
         raise
-    client().key_value_set(key, DONE)
+    _client().key_value_set(key, DONE)
 
 
 def others_done(name: str) -> None:
@@ -260,13 +165,13 @@ def others_done(name: str) -> None:
     """
     for process in range(1, jax.process_count()):
         key = f"light-llm/{name}/{process}"
-        answer = client().blocking_key_value_get(key, PATIENCE_MS)
-        client().key_value_delete(key)
+        answer = _client().blocking_key_value_get(key, PATIENCE_MS)
+        _client().key_value_delete(key)
         if answer != DONE:
             raise UserError(f"process {process} could not write its part ({answer})")
 
 
-def client() -> Any:
+def _client() -> Any:
     """The coordination service's client. JAX has no public way to it; orbax uses this one too."""
     from jax._src import distributed
 
