@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def _compilers_effort(request):
         yield
     jax.config.update(FAST, before)
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """A test that changes how its process takes signals changes it for itself alone."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -63,8 +63,10 @@ class Page:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            ended = "finished" if self._run.is_finished else "stopped"
-            self._state = ended if error is None else "failed"
+            if error is not None:  # the state may be lost with it
+                self._state = "failed"
+            else:
+                self._state = "finished" if self._run.is_finished else "stopped"
             self._wanted.set()
             self._thread.join()
 

@@ -37,8 +37,12 @@ def test_ctrl_c_before_the_first_step_is_raised_to_a_caller(tmp_path, monkeypatc
     """From Python it is KeyboardInterrupt, as usual, so a notebook continues."""
     config = write_config(tmp_path / "c.yaml", checkpoint_dir=str(tmp_path / "out"))
     monkeypatch.setattr(loop, "compile_steps", lambda run: os.kill(os.getpid(), INT))
-    with pytest.raises(KeyboardInterrupt):
-        run_config(config)
+    before = signal.signal(INT, signal.default_int_handler)  # as a fresh interpreter has it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_config(config)
+    finally:
+        signal.signal(INT, before)
     assert not (tmp_path / "out").exists()
 
 
