@@ -24,7 +24,8 @@ venv = $(UV) venv -q --no-project --allow-existing --seed --python "$(THIS_PYTHO
 packages = $(UV) pip install -q --python $(1)/bin/python
 else
 venv = $(PYTHON) -m venv $(1)
-packages = $(1)/bin/pip install --disable-pip-version-check --progress-bar off -q
+# Compiling every file is half of pip's work, and most are never imported.
+packages = $(1)/bin/pip install --no-compile --disable-pip-version-check --progress-bar off -q
 endif
 
 .PHONY: install quickstart test lint types check wheel versions accelerators docs clean
