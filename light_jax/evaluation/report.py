@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from light_jax.reporting.units import perplexity, perplexity_form
+
 TOGETHER = "together"
 
 
@@ -28,7 +30,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.inf if self.loss > 700 else math.exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -117,6 +119,6 @@ def _told(score: Score) -> tuple[str, str, str, str]:
     return (
         f"{score.tokens:,}",
         f"{score.loss:.4f}",
-        f"{score.perplexity:,.2f}",
+        perplexity_form(score.loss),
         "-" if bits is None else f"{bits:.4f}",
     )

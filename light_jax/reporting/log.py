@@ -22,7 +22,7 @@ from light_jax.reporting.meter import Meter, memory_bytes
 from light_jax.reporting.metrics import SAMPLES, MetricsFile
 from light_jax.reporting.trackers import TRACKERS
 from light_jax.reporting.tracking import Sample, Tracker
-from light_jax.reporting.units import count, duration
+from light_jax.reporting.units import count, duration, perplexity, perplexity_form
 from light_jax.state import Run, StepMetrics
 from light_llm.errors import NonFinite, UserError
 
@@ -206,12 +206,11 @@ class Log:
         return [*parts, f"ETA {duration(left)}"]
 
     def validation(self, step: int, loss: float, best: bool) -> None:
-        perplexity = math.inf if loss > 700 else math.exp(loss)
-        self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity})
+        self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity(loss)})
         self.evaluated()
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
-            f"perplexity {perplexity:.2f}{'  (best so far)' if best else ''}"
+            f"perplexity {perplexity_form(loss)}{'  (best so far)' if best else ''}"
         )
         self.numbers = dataclasses.replace(self.numbers, val_loss=loss)
         self._note_best()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
 
@@ -24,6 +25,19 @@ def size(num_bytes: float) -> str:
         if num_bytes >= bound:
             return f"{num_bytes / bound:.1f} {unit}"
     return f"{num_bytes:.0f} B"
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats a token; infinite where a float cannot hold it."""
+    return math.inf if loss > 700 else math.exp(loss)
+
+
+def perplexity_form(loss: float) -> str:
+    """`12.18`; `1.2e+07` from a million on, as the loss of a diverged run gives; `∞`."""
+    value = perplexity(loss)
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2f}" if value < 1e6 else f"{value:.1e}"
 
 
 def duration(seconds: float) -> str:

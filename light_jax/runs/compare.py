@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from light_jax.reporting.units import count
+from light_jax.reporting.units import count, perplexity_form
 from light_jax.runs import html
 from light_jax.runs.draw import Line, Points, chart, reduced, smoothed
 from light_jax.runs.facts import flat
 from light_jax.runs.listing import RunListing
-from light_jax.runs.report import loss_form, number, perplexity, plain, short
+from light_jax.runs.report import loss_form, number, plain, short
 from light_jax.runs.terminal import print_plot, print_table
 from light_llm.files.disk import write_atomically
 from light_llm.printing import say
@@ -131,7 +131,7 @@ def page(runs: Sequence[RunListing]) -> str:
         (
             f'<i class="key c{_colour(i)}"></i>{html.text(row[0])}',
             *map(html.text, row[1:4]),
-            "–" if run.best is None else perplexity(run.best[1]),
+            "–" if run.best is None else perplexity_form(run.best[1]),
             *map(html.text, row[4:]),
         )
         for i, (row, run) in enumerate(zip(summary(runs), runs, strict=True), 1)

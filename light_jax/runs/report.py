@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from light_jax.reporting.units import count, duration, size
+from light_jax.reporting.units import count, duration, perplexity_form, size
 from light_jax.runs import html, notes
 from light_jax.runs.draw import Line, chart, reduced, smoothed
 from light_jax.runs.facts import Facts, Parameter, Setting
@@ -83,7 +82,7 @@ def _tiles(facts: Facts, history: History, starts: Sequence[Mapping[str, Any]], 
             html.tile("train loss", f"{loss.last:.4f}", below, key="train/loss", number=loss.last)
         )
     if best is not None:
-        below = f"at step {best[0]:,}, perplexity {perplexity(best[1])}"
+        below = f"at step {best[0]:,}, perplexity {perplexity_form(best[1])}"
         tiles.append(
             html.tile("best validation", f"{best[1]:.4f}", below, key="best", number=best[1])
         )
@@ -104,10 +103,6 @@ def _tiles(facts: Facts, history: History, starts: Sequence[Mapping[str, Any]], 
         what = "since the start" if len(begun) == 1 else f"since the last of {len(begun)} starts"
         tiles.append(html.tile("time", duration(max(0.0, now.time - begun[-1])), what))
     return f'<div class="tiles">{"".join(tiles)}</div>\n'
-
-
-def perplexity(loss: float) -> str:
-    return "∞" if loss > 700 else f"{math.exp(loss):.2f}"
 
 
 def number(value: float) -> str:
@@ -159,7 +154,7 @@ def _evaluations(history: History) -> str:
         return ""
     points = list(zip(curve.steps, curve.values, strict=True))[-MOST_EVALUATIONS:]
     rows = [
-        (f"{step:,.0f}", f'<data value="{loss!r}">{loss:.4f}</data>', perplexity(loss))
+        (f"{step:,.0f}", f'<data value="{loss!r}">{loss:.4f}</data>', perplexity_form(loss))
         for step, loss in reversed(points)
     ]
     told = html.card(html.table(("step", "validation loss", "perplexity"), rows, "nnn"))
