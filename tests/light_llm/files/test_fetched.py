@@ -86,7 +86,7 @@ def test_tries_come_to_an_end_with_a_message_without_secrets(store):
 
 def test_no_access_and_no_object_are_told_at_once(store):
     fail(store, "get_file", KEY, "forbidden")
-    with pytest.raises(UserError, match="no access .* AWS_PROFILE") as caught:
+    with pytest.raises(UserError, match=r"no access .* AWS_PROFILE") as caught:
         fetched.local(URL)
     assert "hidden" not in str(caught.value)
     (store / KEY).unlink()
@@ -162,7 +162,9 @@ def test_a_limit_that_is_no_number_is_refused(store, monkeypatch, text):
 
 def test_a_folder_that_cannot_be_made_is_a_message(store, monkeypatch):
     monkeypatch.setenv(fetched.FOLDER, str(store / KEY / "x"))
-    with pytest.raises(UserError, match=f"cannot be kept there .* name a folder in {fetched.FOLDER}"):
+    with pytest.raises(
+        UserError, match=f"cannot be kept there .* name a folder in {fetched.FOLDER}"
+    ):
         fetched.local(URL)
 
 
