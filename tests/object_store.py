@@ -5,6 +5,7 @@ It writes down each request, and fails as it is told to. `installed` lets comman
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -79,6 +80,8 @@ class ObjectStore(AbstractFileSystem):
         if kind == "changed":
             (self.root / key).write_bytes(data[:-1])
         Path(lpath).write_bytes(data[: len(data) // 2] if kind == "cut" else data)
+        if kind == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def installed(folder: Path) -> dict[str, str]:

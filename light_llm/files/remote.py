@@ -7,7 +7,9 @@ and files.
 
 from __future__ import annotations
 
+import errno
 import functools
+import logging
 import posixpath
 import time
 from collections.abc import Callable
@@ -22,6 +24,9 @@ Result = TypeVar("Result")
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try."""
+PATIENCE = 60.0
+"""Seconds after which there is no further one: some clients try for half a minute by themselves."""
+LOGGERS = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "huggingface_hub")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _OF_A_VERSION = (
     *("ETag", "etag", "generation", "blob_id", "md5Hash", "Content-MD5"),
@@ -32,6 +37,7 @@ _NO_KEYS = {
     *("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"),
     *("GatedRepoError", "NoAuthHandlerFound", "ProfileNotFound"),
 }
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _BUGS = (TypeError, AttributeError, NameError, AssertionError, MemoryError)
 
 
@@ -172,14 +178,15 @@ def tried(url: str, request: Callable[[Any], Result]) -> Result:
         UserError: it did not succeed at any try.
     """
     fs = filesystem(urls.parts(url).scheme)
-    for wait in (*WAITS, None):
+    began = time.monotonic()
+    for number, wait in enumerate((*WAITS, None), 1):
         try:
             return request(fs)
         except _BUGS:
             raise
         except OSError as error:
-            if error.errno is not None and error.filename is not None and _is_ours(error):
-                raise  # the disk of the cache
+            if error.errno in _OF_THE_DISK:  # that of the cache: full, or not to be written
+                raise
             failure: Exception = error
         except UserError:
             raise
@@ -190,21 +197,15 @@ def tried(url: str, request: Callable[[Any], Result]) -> Result:
         refusal = _refusal(url, failure)
         if refusal is not None:
             raise refusal from None
-        if wait is None:
+        passed = time.monotonic() - began
+        if wait is None or passed > PATIENCE:
             reason = urls.without_secrets(one_line(failure, 300))
             raise UserError(
-                f"{url}: could not be read, {len(WAITS) + 1} times in {sum(WAITS):.0f} s "
+                f"{url}: could not be read, {number} times in {passed:.0f} s "
                 f"({type(failure).__name__}: {reason}); check the connection, and start again"
             )
         time.sleep(wait)
     raise AssertionError
-
-
-def _is_ours(error: OSError) -> bool:
-    """Whether an error is of the local disk: full, or not to be written."""
-    import errno
-
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def _refusal(url: str, error: Exception) -> UserError | None:
@@ -278,6 +279,8 @@ def filesystem(scheme: str) -> Any:
     try:
         import fsspec
 
+        for name in LOGGERS:  # they log what they raise, with traces and signed addresses
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if scheme in ("http", "https"):
             import aiohttp
 

@@ -72,6 +72,14 @@ def test_the_stream_is_that_of_the_files(store, order, workers):
     assert [(Path(path).name, *rows) for path, *rows in ours.locate(7, 9)] == names
 
 
+def test_the_url_of_a_file_is_a_store_too(store):
+    at = f"file://{store}/bucket/train"
+    for path in (at, f"{at}/*.parquet", [f"{at}/shard_0000{n}.parquet" for n in range(SHARDS)]):
+        ours, files = stream(path), stream(store / "bucket/train")
+        np.testing.assert_array_equal(loaded(ours, 40, 2), loaded(files, 40, 0))
+    assert len(list((store.parent / "cache").iterdir())) == SHARDS
+
+
 def test_a_start_reads_footers_alone(store):
     ours = stream("s3://bucket/train/*.parquet")
     assert ours.num_tokens == SHARDS * GROUPS * TOKENS

@@ -168,6 +168,13 @@ def test_a_folder_that_cannot_be_made_is_a_message(store, monkeypatch):
         fetched.local(URL)
 
 
+def test_a_full_disk_is_a_message_and_leaves_nothing(store):
+    fail(store, "get_file", KEY, "full")
+    with pytest.raises(UserError, match=r"1,000 bytes cannot be written to .*free some space, or"):
+        fetched.local(URL)
+    assert copies(store) == []
+
+
 def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(monkeypatch):
     remote.filesystem.cache_clear()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
