@@ -17,6 +17,7 @@ from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.configcheck import validate
 from light_llm.configfile import Config, derived
 from light_llm.configsource import read_source
+from light_llm.files import urls
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
@@ -137,6 +138,9 @@ class TrainingConfig(Config):
     def _not_empty(cls, value: Any) -> Any:
         if value == "" or value == [] or (isinstance(value, list) and "" in value):
             raise ValueError("must name a folder, a file or a glob of parquet shards")
+        for path in value if isinstance(value, list) else [value]:
+            if urls.is_url(path):
+                urls.check(path)
         return value
 
     @field_validator("max_time", mode="before")
@@ -171,7 +175,11 @@ class TrainingConfig(Config):
         if not value:
             raise ValueError("must name a folder")
         if "://" in value:
-            raise ValueError("must be on a file system that all hosts share; mount the bucket")
+            raise ValueError(
+                "must be a path on a file system that all hosts share, where files can be locked "
+                "and renamed; copy its checkpoints to a bucket as they come, with `gcloud storage "
+                "rsync -r` or `aws s3 sync`: docs/scale.md says how"
+            )
         return value
 
     @model_validator(mode="after")
