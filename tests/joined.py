@@ -17,6 +17,8 @@ from light_llm.printing import tell
 
 
 def do(what: str) -> int:
+    print("imported", flush=True)
+    sys.stdin.readline()  # a busy machine imports JAX in one process much later than in another
     initialize(float(sys.argv[1]))
     print("joined", flush=True)
     with taking_part():
@@ -27,8 +29,10 @@ def do(what: str) -> int:
         if what == "waits":  # as for a collective that another process never enters
             while True:
                 time.sleep(60)
-        if what == "compiles":  # no line of Python runs in the main thread
-            ctypes.CDLL(None).usleep(int(2e6 * float(sys.argv[1])))
+        if what == "compiles":  # no line of Python runs in the main thread, for long
+            ctypes.CDLL(None).usleep(int(1.5e6 * float(sys.argv[1])))
+        if what == "locks":  # nor in any other
+            ctypes.PyDLL(None).usleep(int(0.5e6 * float(sys.argv[1])))
         together(lambda: None)
     return 0
 

@@ -42,6 +42,7 @@ def several(
             list(map(str, command)),
             cwd=cwd,
             env=environment(number, len(commands), port, devices) | env(number),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,6 +64,13 @@ def joined(timeout: float, *whats: str | None) -> Iterator[list[Process]]:
     script = [sys.executable, ROOT / "tests/joined.py", timeout]
     commands = [None if what is None else [*script, what] for what in whats]
     with several(commands, ROOT, env=lambda number: IMPORTS) as runs:
+        for run in runs:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "imported\n"
+        for run in runs:
+            assert run.stdin is not None
+            run.stdin.write("go\n")
+            run.stdin.flush()
         yield runs
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ipaddress
 import math
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -17,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from light_jax.config import CLUSTER_TIMEOUT
+from light_jax.parallel.address import BIND, bind_address, host_and_port
 from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
 from light_jax.parallel.watch import Watch
@@ -27,7 +26,6 @@ Result = TypeVar("Result")
 DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
-_BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 _SAID = 500  # bytes of a message to the other processes
 
 _watch: Watch | None = None  # of a process that joined others
@@ -44,7 +42,7 @@ def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
     Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
 
     Process 0 listens on the interface that the coordinator's address names, since whoever reaches
-    it can join the run without a password; JAX_COORDINATOR_BIND_ADDRESS names another.
+    it can join the run without a password; JAX_COORDINATORBIND_ADDRESS names another.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
     if given:
@@ -54,7 +52,7 @@ def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
         address, number, process = (os.environ[name] for name in VARIABLES)
         try:
             process_id = int(process)
-            bind = _bind_address(address) if process_id == 0 else None
+            bind = bind_address(address) if process_id == 0 else None
             _join(timeout, address, int(number), process_id, bind)
         except ValueError as error:
             raise UserError(f"{', '.join(VARIABLES)}: {error}") from None
@@ -83,7 +81,7 @@ def _detected(timeout: float) -> tuple[str, int, int, str | None]:
     )
     if address is None or count is None or process is None:
         raise ValueError("it knows no such cluster")
-    bind = os.environ.get(_BIND) or f"[::]:{_host_and_port(address)[1]}"
+    bind = os.environ.get(BIND) or f"[::]:{host_and_port(address)[1]}"
     return address, count, process, bind if process == 0 else None
 
 
@@ -97,7 +95,7 @@ def _join(timeout: float, address: str, count: int, process: int, bind: str | No
     global _watch
     if count > 1 and 0 <= process < count:
         watch = Watch(process, count, timeout)
-        host, port = _host_and_port(bind or address)
+        host, port = host_and_port(bind or address)
         try:
             watch.meet(host, int(port))
         except OSError as error:
@@ -146,81 +144,6 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, UserError | OSError | MemoryError) else 1
-
-
-def _bind_address(address: str) -> str:
-    """Where process 0 listens: the user's choice, or the interface of the coordinator's address.
-
-    Raises:
-        UserError: this machine has no such address, as behind a load balancer.
-    """
-    if given := os.environ.get(_BIND):
-        return given
-    host, port = _host_and_port(address)
-    found, failure = _local_addresses(host)
-    if not found:
-        raise UserError(
-            f"{VARIABLES[0]}={address!r}: process 0 cannot listen there ({failure}); name an "
-            f"address of this machine, or the one to listen on with {_BIND}"
-        )
-    reached = [place for place in found if not _only_here(host, place)]
-    if not reached:
-        raise UserError(
-            f"{VARIABLES[0]}={address!r}: is {found[0]} on this machine, where no other one "
-            f"reaches it; give the IP address, or the one to listen on with {_BIND}"
-        )
-    return f"[{reached[0]}]:{port}" if ":" in reached[0] else f"{reached[0]}:{port}"
-
-
-def _local_addresses(host: str) -> tuple[list[str], Exception | None]:
-    """The addresses of a name on which this machine can listen, or why it cannot listen."""
-    found: list[str] = []
-    failure: Exception | None = None
-    try:
-        for family, kind, protocol, _, place in socket.getaddrinfo(
-            host, 0, type=socket.SOCK_STREAM
-        ):
-            try:
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.bind(place)
-                found.append(str(place[0]))
-            except OSError as error:
-                failure = error
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
-        failure = error
-    return found, failure
-
-
-def _host_and_port(address: str) -> tuple[str, str]:
-    """The two parts of `HOST:PORT` or `[IPV6]:PORT`.
-
-    Raises:
-        UserError: it is neither.
-    """
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""  # a bare IPv6 address has no visible port
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
-        raise UserError(
-            f"{VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
-        )
-    return host, port
-
-
-def _only_here(host: str, numeric: str) -> bool:
-    """Whether /etc/hosts gives this machine's own name as loopback, as Debian does.
-
-    To the other machines the name means an interface that process 0 would not listen on. Who
-    writes localhost or an address means it.
-    """
-    if not ipaddress.ip_address(numeric.partition("%")[0]).is_loopback:
-        return False
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return False
-    return host.rstrip(".").rpartition(".")[2] != "localhost" and host != "localhost.localdomain"
 
 
 def is_main() -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import json
 import math
 import os
 import selectors
@@ -27,8 +26,9 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from light_jax.parallel.line import Line, connect, listen
 from light_llm.printing import tell
 
 LOST = 4
@@ -42,7 +42,6 @@ _REMEDY = "start all processes again (llm-train with --resume auto: checkpoints 
 _SILENT = 0.9  # of the timeout: so much silence is an end, so that all end within it
 _LEAVING = 3.0  # seconds in which the others close their lines, at the end
 _WRITE = 5.0  # seconds for the last message: whoever reads it may have stopped reading
-_LONGEST = 1 << 16  # bytes of a message
 
 
 @dataclass
@@ -51,10 +50,13 @@ class Peer:
 
     number: int
     host: str = ""  # the name of its machine; empty before it joined
-    line: socket.socket | None = None
+    line: Line | None = None
     heard: float = 0.0  # when it gave the last sign of life
-    rest: bytes = b""  # the beginning of a message
     done: bool = False  # it ends, or is lost; a closed line is no surprise
+
+    def send(self, words: dict[str, Any] | None = None) -> None:
+        if self.line is not None:
+            self.line.send(words)
 
 
 class Watch:
@@ -86,14 +88,14 @@ class Watch:
         """
         _delay_aborts()
         if self.process == 0:
-            self._listener = _listen(host, port)
+            self._listener = listen(host, port)
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         else:
             zero = self._peers[0]
-            zero.line, zero.host = self._connect(host, port), f"{host}:{port}"
-            self._keep(zero)
+            zero.host = f"{host}:{port}"
+            self._keep(zero, self._connect(host, port))
             about = {"process": self.process, "count": self.count, "host": socket.gethostname()}
-            _send(zero, about)
+            zero.send(about)
         threading.Thread(target=self._run, name="light-watch", daemon=True).start()
         self._met.wait()
         if self.process != 0:
@@ -127,17 +129,11 @@ class Watch:
         os._exit(LOST if self.code is None else self.code)
 
     def _connect(self, host: str, port: int) -> socket.socket:
-        """A connection to process 0, tried until it listens."""
-        end = time.monotonic() + self.timeout
-        while True:
-            left = end - time.monotonic()
-            if left <= 0:
-                where = f"process 0 does not listen at {host}:{port}"
-                self._exit(LOST, f"{where} {self._within()}; {_REMEDY}")
-            try:
-                return socket.create_connection((host, port), timeout=left)
-            except OSError:
-                time.sleep(min(0.2, max(0.0, left)))
+        connection = connect(host, port, self.timeout)
+        if connection is None:
+            where = f"process 0 does not listen at {host}:{port}"
+            self._exit(LOST, f"{where} {self._within()}; {_REMEDY}")
+        return connection
 
     # The thread's side.
 
@@ -164,73 +160,63 @@ class Watch:
     def _accept(self) -> None:
         assert self._listener is not None
         with contextlib.suppress(OSError):
-            stranger = Peer(-1)
-            stranger.line = self._listener.accept()[0]
-            self._keep(stranger)
+            self._keep(Peer(-1), self._listener.accept()[0])
 
-    def _keep(self, peer: Peer) -> None:
-        assert peer.line is not None
-        peer.line.setblocking(False)
-        peer.heard = time.monotonic()
+    def _keep(self, peer: Peer, connection: socket.socket) -> None:
+        peer.line, peer.heard = Line(connection), time.monotonic()
         hear = functools.partial(self._hear, peer)
-        self._selector.register(peer.line, selectors.EVENT_READ, hear)
+        self._selector.register(connection, selectors.EVENT_READ, hear)
 
     def _hear(self, peer: Peer) -> None:
         """Take what came on a line."""
         if peer.line is None:
             return
         try:
-            data = peer.line.recv(_LONGEST)
-            *lines, peer.rest = (peer.rest + data).split(b"\n")
-            messages = [json.loads(line) for line in lines if line]
-            if not data or len(peer.rest) > _LONGEST:
-                raise ValueError
+            messages = peer.line.receive()
             peer.heard = time.monotonic()
             for words in messages:
-                peer = self._told(peer, words)
+                self._told(peer, words)
         except BlockingIOError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError):  # not one of ours
             self._closed(peer)
 
-    def _told(self, peer: Peer, words: dict[str, Any]) -> Peer:
-        """Take a message. Returns whose it is: the first one of a stranger tells."""
+    def _told(self, peer: Peer, words: dict[str, Any]) -> None:
         if peer.number < 0:
-            return self._joined(peer, words)
+            self._join(peer, **words)
         if "host" in words:
             peer.host = str(words["host"])
+        if "met" in words:
             self._met.set()
         if "done" in words:
             peer.done = True
         if "over" in words:
             peer.done = True
             self._end(int(words["over"]), str(words["why"]))
-        return peer
 
-    def _joined(self, stranger: Peer, hello: dict[str, Any]) -> Peer:
-        number, count, host = int(hello["process"]), int(hello["count"]), str(hello["host"])
-        peer = self._peers.get(number)
-        if count != self.count or peer is None:
-            why = f"process {number} ({host}) is one of {count}, process 0 one of {self.count}"
-            _send(stranger, {"over": 2, "why": why})
+    def _join(self, stranger: Peer, process: int, count: int, host: str) -> None:
+        """Process 0: another one says who it is."""
+        if count != self.count or process not in self._peers:
+            why = f"process {process} ({host}) is one of {count}, process 0 one of {self.count}"
+            stranger.send({"over": 2, "why": why})
             self._end(2, f"{why}; start all with the same number of processes")
-            return stranger
-        if peer.line is not None:
-            _send(stranger, {"over": 2, "why": f"process {number} runs already, on {peer.host}"})
-            return stranger
-        stranger.number, stranger.host = number, host
-        self._peers[number] = stranger
+            return
+        if self._peers[process].line is not None:
+            why = f"process {process} runs already, on {self._peers[process].host}"
+            stranger.send({"over": 2, "why": why})
+            return
+        stranger.number, stranger.host = process, host
+        self._peers[process] = stranger
         if all(peer.host for peer in self._peers.values()) and self._listener is not None:
             self._selector.unregister(self._listener)
             self._listener.close()
             self._met.set()
-            self._tell({"host": socket.gethostname()})
-        return stranger
+            self._tell({"host": socket.gethostname(), "met": True})
 
     def _closed(self, peer: Peer) -> None:
         if peer.line is not None:
-            self._selector.unregister(peer.line)
-            peer.line.close()
+            self._selector.unregister(peer.line.socket)
+            peer.line.socket.close()
             peer.line = None
         if peer.number < 0:
             return
@@ -265,7 +251,7 @@ class Watch:
         self._tell({"over": code, "why": why})
         self.over.set()
 
-    def _exit(self, code: int, why: str) -> None:
+    def _exit(self, code: int, why: str) -> NoReturn:
         threading.Timer(_WRITE, os._exit, [code]).start()
         with contextlib.suppress(Exception):
             tell(f"{Path(sys.argv[0]).name}: {why}")
@@ -280,7 +266,7 @@ class Watch:
 
     def _tell(self, words: dict[str, Any] | None) -> None:
         for peer in self._peers.values():
-            _send(peer, words)
+            peer.send(words)
 
     def _name(self, process: int) -> str:
         own = process == self.process
@@ -288,29 +274,10 @@ class Watch:
 
     def _never_came(self, absent: list[int]) -> str:
         some = ", ".join(map(str, absent[:8])) + (", …" if len(absent) > 8 else "")
-        which = f"process {some}" if len(absent) == 1 else f"processes {some}"
-        return f"{which} of {self.count} did not start"
+        return f"process{'es' * (len(absent) > 1)} {some} of {self.count} did not start"
 
     def _within(self) -> str:
         return f"(cluster_timeout {self.timeout:g} s)"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """`::` is every interface, as JAX has it."""
-    both = host == "::" and socket.has_dualstack_ipv6()
-    host = "" if host == "::" and not both else host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, dualstack_ipv6=both, backlog=4096)
-    listener.setblocking(False)
-    return listener
-
-
-def _send(peer: Peer, words: dict[str, Any] | None) -> None:
-    """A message, or a sign of life. Without waiting: who does not read is noticed by silence."""
-    line = peer.line
-    if line is not None:
-        with contextlib.suppress(OSError):
-            line.send((b"" if words is None else json.dumps(words).encode()) + b"\n")
 
 
 def _delay_aborts() -> None:

@@ -19,11 +19,11 @@ ENDLESS = {
     "keep_last_n": 99,
     "val_data": ...,
     "scheduler": {"type": "constant"},
-    "cluster_timeout": 15,
+    "cluster_timeout": 20,
     "window_order": "shuffled",
     "model": {"num_layers": 1, "d_model": 16},
 }
-WITHIN = 25  # seconds: the timeout, on a busy machine
+WITHIN = 30  # seconds: the timeout, on a busy machine
 
 
 def newest(out: Path) -> int:
@@ -51,23 +51,30 @@ def resumes_with_the_same_losses(config: Path, mesh: dict, **env: str) -> None:
         assert after[number] == pytest.approx(before[number], abs=1e-5)
 
 
-@pytest.mark.parametrize(("count", "victim"), [(2, 1), pytest.param(4, 0, marks=pytest.mark.slow)])
-def test_a_host_that_is_stopped_ends_the_others_and_the_run_goes_on_elsewhere(
-    tmp_path, count, victim
+@pytest.mark.parametrize(
+    ("count", "victim", "number", "how"),
+    [
+        (2, 0, signal.SIGKILL, "is gone"),
+        (2, 1, signal.SIGSTOP, "gave no sign of life"),
+        pytest.param(4, 0, signal.SIGSTOP, "gave no sign of life", marks=pytest.mark.slow),
+        pytest.param(4, 2, signal.SIGKILL, "is gone", marks=pytest.mark.slow),
+    ],
+)
+def test_a_host_that_dies_or_is_stopped_ends_the_others_and_the_run_goes_on_elsewhere(
+    tmp_path, count, victim, number, how
 ):
     config = write_config(tmp_path / "c.yaml", **ENDLESS, mesh={"fsdp": -1, "data": 1})
     out = tmp_path / "out"
     with several(training(config, count=count), tmp_path, devices=2) as runs:
         wait_for(lambda: newest(out) and 5 < last_logged(out) % 50 < 40, runs)
-        runs[victim].send_signal(signal.SIGSTOP)
+        runs[victim].send_signal(number)
         others = [run for run in runs if run is not runs[victim]]
         codes, said = ended(others, within=WITHIN)
     assert codes == [4] * (count - 1), said
     for each in said:
-        assert f"llm-train: process {victim} (" in each
-        assert "gave no sign of life" in each
+        assert f"llm-train: process {victim} (" in each.splitlines()[-1]
+        assert how in each.splitlines()[-1]
         assert "Traceback" not in each
-        assert "absl" not in each
     devices = 2 if count == 4 else 1
     flags = f"--xla_force_host_platform_device_count={devices}"
     resumes_with_the_same_losses(config, {"data": -1}, XLA_FLAGS=flags)
