@@ -79,7 +79,7 @@ def training(config: Path, *args: str, count: int = 2) -> list[list[Any] | None]
     return [[BIN / "llm-train", config, *args]] * count
 
 
-def wait_for(condition: Callable[[], Any], runs: list[Process], seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], Any], runs: list[Process], seconds: float = 400) -> None:
     """Wait for what the processes do, all of which go on meanwhile."""
     end = time.monotonic() + seconds
     while not condition():
@@ -92,6 +92,6 @@ def wait_for(condition: Callable[[], Any], runs: list[Process], seconds: float =
 def ended(runs: list[Process], within: float) -> tuple[list[int], list[str]]:
     """(exit codes, what was said on stderr) of processes that end within so many seconds."""
     start = time.monotonic()
-    said = [run.communicate(timeout=200)[1] for run in runs]
+    said = [run.communicate(timeout=400)[1] for run in runs]
     assert time.monotonic() - start < within, said
     return [run.returncode for run in runs], said
