@@ -24,6 +24,7 @@ NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+CLUSTER_TIMEOUT = 120.0  # seconds
 _NUMBER = r"\s*(?:([0-9]+(?:\.[0-9]+)?)\s*{})?"
 TIME = re.compile("".join(_NUMBER.format(unit) for unit in "dhms"))
 """Days, hours, minutes and seconds, each of which may be left out."""
@@ -100,6 +101,7 @@ class TrainingConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bf16_model_weights: bool = False
     mesh: MeshConfig = MeshConfig()
+    cluster_timeout: Annotated[float, Field(ge=1.0)] = CLUSTER_TIMEOUT
     checkpoint_dir: str = "checkpoints"
     save_every: Positive = 1000
     keep_last_n: Positive = 3
@@ -143,7 +145,7 @@ class TrainingConfig(Config):
                 urls.check(path)
         return value
 
-    @field_validator("max_time", mode="before")
+    @field_validator("max_time", "cluster_timeout", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         """`2h30m` -> 9000."""
