@@ -18,11 +18,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Compiling takes most of the time, and most laws hold however well XLA optimizes.
 FAST = "jax_disable_most_optimizations"
 os.environ.setdefault(FAST.upper(), "1")
-# XLA's defaults are true and 32. MLIR for every fusion, and 32 modules of LLVM for a program, take
-# three quarters of the time to compile programs as small as these.
-QUICK = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}
-USUAL = {"xla_cpu_use_fusion_emitters": "true", "xla_cpu_parallel_codegen_split_count": "32"}
-FLAGS = "".join(f" --{name}={value}" for name, value in QUICK.items())
+# MLIR for every fusion, and many modules of LLVM for a program, take three quarters of the time to
+# compile programs as small as these.
+FLAGS = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+USUAL = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
 if os.environ[FAST.upper()] != "0" and FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 
@@ -51,7 +50,7 @@ def _compilers_effort(request):
 
 def _compile_as_usual(patch: pytest.MonkeyPatch) -> None:
     """XLA read the flags as this process started: its programs get the defaults, until undone."""
-    from jax._src import compiler  # JAX has no public setting for all programs
+    from jax._src import compiler  # JAX has no public setting for all programs of a process
 
     make = compiler.get_compile_options
 
