@@ -29,6 +29,7 @@ from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
 from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint.parts import is_weights
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -179,7 +180,7 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
     if record is None:
         return
     try:
-        digests.verify(found, lambda name: name == layout.WEIGHTS)
+        digests.verify(found, is_weights)
     except UserError as error:
         raise UserError(
             f"{error}\n(if PyTorch wrote these weights after {layout.CONFIG}, take the key "

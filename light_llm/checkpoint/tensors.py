@@ -1,19 +1,23 @@
-"""The tensors of a safetensors file or of a Hugging Face folder, by our keys; values when asked."""
+"""The tensors of a safetensors file, of its parts or of a Hugging Face folder, by our keys; values
+when asked."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from conversion.families import hf_key, our_key
 from conversion.mapping import TIED_KEY
+from light_llm.checkpoint import parts
 from light_llm.checkpoint.folder import CONFIG_JSON, folder_config, weight_files
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.tensor_file import WIDTHS
 
-DTYPES = ("F64", "F32", "F16", "BF16")  # names in the header of a weights file
+DTYPES = tuple(WIDTHS)  # names in the header of a weights file
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DistributedDataParallel"}
 """Parts of a key that wrappers of PyTorch add, and which does."""
 BUFFER = ".rotary_emb.inv_freq"
@@ -27,6 +31,10 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     file: Path
     name: str  # in the file
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * WIDTHS[self.dtype]
 
 
 class Folder(NamedTuple):
@@ -102,19 +110,52 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of a Hugging Face folder, by our keys.
+    """The tensors of a weights file, of the parts of an index, or of a Hugging Face folder, by our
+    keys.
 
     Raises:
         UserError: damaged files, or keys that are somebody else's as a whole.
     """
     if not path.is_dir():
-        tensors = read_header(path)
+        tensors = read_parts(path) if parts.is_index(path) else read_header(path)
         _refuse_foreign_keys(tensors, path)
         return tensors
     folder = read_folder(path)
     if folder.wrapped:
         raise UserError(f"{path}: {_wrapped(folder.wrapped)}; llm-convert from-hf takes it off")
     return folder.tensors
+
+
+def read_parts(path: Path) -> dict[str, Tensor]:
+    """The tensors of all parts of an index.
+
+    Raises:
+        UserError: a part is missing or damaged, or holds other tensors than the index says.
+    """
+    index = parts.read_index(path)
+    tensors: dict[str, Tensor] = {}
+    for name in index.names:
+        file = parts.place(path, name)
+        if not file.exists():
+            raise UserError(f"{path}: names {name}, which is not there; use another tag")
+        header = read_header(file)
+        said = {key for key, where in index.places.items() if where == name}
+        if twice := sorted(header.keys() & tensors.keys()):
+            raise UserError(
+                f"{file}: {twice[0]} is also in {tensors[twice[0]].file.name}, and each tensor "
+                "must be there once; use another tag"
+            )
+        if odd := sorted(header.keys() ^ said):
+            raise UserError(
+                f"{path}: does not say what {name} holds, beginning with {odd[0]}; use another tag"
+            )
+        tensors |= header
+    if (size := sum(tensor.nbytes for tensor in tensors.values())) != index.total_size:
+        raise UserError(
+            f"{path}: metadata.total_size is {index.total_size:,} bytes, and the tensors have "
+            f"{size:,}; use another tag"
+        )
+    return tensors
 
 
 def read_folder(folder: Path) -> Folder:
