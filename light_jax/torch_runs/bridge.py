@@ -85,7 +85,7 @@ def _commit(
     protocol.check_lock(directory, lock)
     staging = protocol.start(directory, tag, host.run)
     try:
-        save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
+        save_weights(staging, tag, weights, cfg.model, cfg.max_shard_bytes)
         save_state(staging / f"{tag}{layout.STATE}", state, host)
         write_config(staging, tag, cfg, record)
         protocol.check_lock(directory, lock)

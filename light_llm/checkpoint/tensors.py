@@ -45,38 +45,64 @@ class Folder(NamedTuple):
     buffers: int  # how many tensors were left out, since they follow from the config
 
 
+MAPPED = 2**28
+"""Bytes that are read of mapped files before they are mapped anew: until then, what was read counts
+as this process's memory."""
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
 class Reader:
-    """Tensors read one at a time; each file is opened once, until the `with` ends."""
+    """Tensors read one at a time; each file is opened once, until the `with` ends.
+
+    It is mapped again and again, and not by its name, which a run may give to a newer file.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], framework: str) -> None:
         self._tensors, self._framework = tensors, framework
         self._files: dict[Path, Any] = {}
-        self._open = contextlib.ExitStack()
+        self._mapped, self._open = contextlib.ExitStack(), contextlib.ExitStack()
+        self._names: dict[Path, Path] = {}  # by which a file is mapped
+        self._read = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._files.clear()
+        self._unmap()
         self._open.close()
 
-    def _file(self, path: Path) -> Any:
+    def _unmap(self) -> None:
+        self._files.clear()
+        self._mapped.close()
+        self._read = 0
+
+    def _file(self, tensor: Tensor) -> Any:
         from safetensors import safe_open
 
-        if path not in self._files:
-            opened = safe_open(path, framework=self._framework)
-            self._files[path] = self._open.enter_context(opened)
-        return self._files[path]
+        if self._read > MAPPED and _DESCRIPTORS.is_dir():
+            self._unmap()
+        self._read += tensor.nbytes
+        if tensor.file not in self._files:
+            opened = safe_open(self._name(tensor.file), framework=self._framework)
+            self._files[tensor.file] = self._mapped.enter_context(opened)
+        return self._files[tensor.file]
+
+    def _name(self, path: Path) -> Path:
+        if path not in self._names:
+            file = self._open.enter_context(given.open_regular(path, "the weights file"))
+            named = _DESCRIPTORS / str(file.fileno())
+            self._names[path] = named if _DESCRIPTORS.is_dir() else path
+        return self._names[path]
 
     def whole(self, key: str) -> Any:
         """An array or tensor of the framework, in the stored type."""
         tensor = self._tensors[key]
-        return self._file(tensor.file).get_tensor(tensor.name)
+        return self._file(tensor).get_tensor(tensor.name)
 
     def part(self, key: str) -> Any:
         """What reads a part by slices in brackets."""
         tensor = self._tensors[key]
-        return self._file(tensor.file).get_slice(tensor.name)
+        return self._file(tensor).get_slice(tensor.name)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """A safetensors file, written one tensor at a time. Its bytes are those that safetensors writes.
 
-    8 bytes    length of the header, little-endian
-    header     JSON: dtype, shape and place of each tensor; spaces at its end to a multiple of 8
-    data       the tensors without gaps, little-endian, rows first
+8 bytes    length of the header, little-endian
+header     JSON: dtype, shape and place of each tensor; spaces at its end to a multiple of 8
+data       the tensors without gaps, little-endian, rows first
 """
 
 from __future__ import annotations
