@@ -177,10 +177,9 @@ def _stored(path: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def _largest(arrays: dict[str, Any]) -> int:
-    """Bytes that a limit of orbax must allow, so that each of the arrays can pass alone."""
-    return max(
-        _LEAST_LIMIT, *(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays.values())
-    )
+    """A limit in bytes for orbax, by which each array can pass alone: it has to be below it."""
+    sizes = (math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays.values())
+    return 1 + max(_LEAST_LIMIT, *sizes)
 
 
 def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -204,10 +203,22 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
             name for name in expected if stored[name] != expected[name]
         ]
         raise UserError(f"{path}: its arrays are not those of this config: {', '.join(names[:8])}")
-    context = ocp.Context()
-    context.memory.read_concurrent_bytes = _largest(wanted)
-    with context:
-        return _from_orbax(path, lambda: ocp.load(real, wanted))
+    arrays: dict[str, jax.Array] = {}
+    for group in _largest_first(wanted):
+        context = ocp.Context()
+        context.memory.read_concurrent_bytes = _largest(group)
+        context.pytree.loading.partial_load = len(group) < len(wanted)
+        with context:
+            arrays |= _from_orbax(path, functools.partial(ocp.load, real, group))
+    return arrays
+
+
+def _largest_first(arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arrays in two groups. Orbax has an array that it reads twice or thrice for a moment, so
+    the largest come while there is room for the rest."""
+    small = {name for name, array in arrays.items() if _largest({name: array}) <= 1 + _LEAST_LIMIT}
+    groups = [{n: a for n, a in arrays.items() if (n in small) == last} for last in (False, True)]
+    return [group for group in groups if group]
 
 
 def _from_orbax(path: Path, read: Callable[[], Result]) -> Result:
