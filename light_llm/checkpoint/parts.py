@@ -137,7 +137,8 @@ def read_index(path: Path) -> Index:
     places = index.get("weight_map") if isinstance(index, dict) else None
     metadata = index.get("metadata") if isinstance(index, dict) else None
     size = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if not isinstance(places, dict) or not places or type(size) is not int:
+    named = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    if not places or not named or type(size) is not int:
         raise UserError(
             f"{path}: an index must give the part of each tensor (weight_map) and the bytes of all "
             "(metadata.total_size); use another tag"
@@ -145,7 +146,8 @@ def read_index(path: Path) -> Index:
     tag, names = path.name.removesuffix(INDEX), set(places.values())
     wanted = {part_name(tag, number, len(names)) for number in range(1, len(names) + 1)}
     if names != wanted:
-        odd = sorted(map(str, names - wanted)) or sorted(wanted - names)
+        strange = [name for name in names if not _is_part(name, tag)]
+        odd = sorted(strange or names - wanted)
         raise UserError(
             f"{path}: weight_map names {odd[0]!r}, and the {len(names)} parts of {tag!r} are "
             f"{part_name(tag, 1, len(names))} and so on, in the same folder; use another tag"

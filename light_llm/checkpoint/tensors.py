@@ -159,23 +159,23 @@ def read_parts(path: Path) -> dict[str, Tensor]:
         UserError: a part is missing or damaged, or holds other tensors than the index says.
     """
     index = parts.read_index(path)
+    files = {name: parts.place(path, name) for name in index.names}
+    if absent := [name for name, file in files.items() if not file.exists()]:
+        raise UserError(f"{path}: names {absent[0]}, which is not there; use another tag")
     tensors: dict[str, Tensor] = {}
-    for name in index.names:
-        file = parts.place(path, name)
-        if not file.exists():
-            raise UserError(f"{path}: names {name}, which is not there; use another tag")
+    for file in files.values():
         header = read_header(file)
-        said = {key for key, where in index.places.items() if where == name}
         if twice := sorted(header.keys() & tensors.keys()):
             raise UserError(
                 f"{file}: {twice[0]} is also in {tensors[twice[0]].file.name}, and each tensor "
                 "must be there once; use another tag"
             )
-        if odd := sorted(header.keys() ^ said):
-            raise UserError(
-                f"{path}: does not say what {name} holds, beginning with {odd[0]}; use another tag"
-            )
         tensors |= header
+    held = {key: tensor.file.name for key, tensor in tensors.items()}
+    if odd := sorted({key for key, _ in held.items() ^ index.places.items()}):
+        raise UserError(
+            f"{path}: does not say where {odd[0]} is, or says it of another part; use another tag"
+        )
     if (size := sum(tensor.nbytes for tensor in tensors.values())) != index.total_size:
         raise UserError(
             f"{path}: metadata.total_size is {index.total_size:,} bytes, and the tensors have "
