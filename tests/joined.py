@@ -9,9 +9,11 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 
 from light_jax.parallel.hosts import initialize, taking_part, together
+from light_llm import exits
 from light_llm.errors import UserError
 from light_llm.printing import tell
 
@@ -34,6 +36,8 @@ def do(what: str) -> int:
         if what == "locks":  # nor in any other
             ctypes.PyDLL(None).usleep(int(0.5e6 * float(sys.argv[1])))
         together(lambda: None)
+        if what == "lingers":  # the interpreter waits for a thread that does not end
+            threading.Thread(target=time.sleep, args=(10**6,)).start()
     return 0
 
 
@@ -44,4 +48,5 @@ if __name__ == "__main__":
     except UserError as error:
         tell(f"joined: {error}")
         code = 2
+    exits.over(code)
     sys.exit(code)

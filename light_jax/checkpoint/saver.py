@@ -19,6 +19,7 @@ from light_jax.checkpoint.state import import_orbax
 from light_jax.checkpoint.tokenizer import keep_tokenizer
 from light_jax.checkpoint.writing import Digests
 from light_jax.config import TrainingConfig
+from light_jax.parallel.devices import return_freed_memory
 from light_jax.parallel.hosts import (
     announce,
     exit_code,
@@ -192,6 +193,7 @@ class Saver:
         def guarded() -> None:
             with disk_faults(prefix, "cannot be saved", _CONTINUE):
                 work()
+            return_freed_memory()  # the save's buffers: glibc would keep some more each time
 
         return guarded
 

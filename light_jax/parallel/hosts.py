@@ -19,6 +19,7 @@ from light_jax.parallel.address import BIND, bind_address, host_and_port
 from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
 from light_jax.parallel.watch import Watch
+from light_llm import exits
 from light_llm.errors import NonFinite, UserError, one_line
 
 Result = TypeVar("Result")
@@ -42,7 +43,7 @@ def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
     Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
 
     Process 0 listens on the interface that the coordinator's address names, since whoever reaches
-    it can join the run without a password; JAX_COORDINATORBIND_ADDRESS names another.
+    it can join the run without a password; JAX_COORDINATOR_BIND_ADDRESS names another.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
     if given:
@@ -115,6 +116,7 @@ def _join(timeout: float, address: str, count: int, process: int, bind: str | No
         shutdown_timeout_seconds=longer,
     )
     if _watch is not None:
+        exits.when_over(_watch.finished)
         atexit.register(_watch.leave)  # before JAX's own, which was registered earlier
 
 

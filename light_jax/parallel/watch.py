@@ -41,6 +41,7 @@ elsewhere."""
 _REMEDY = "start all processes again (llm-train with --resume auto: checkpoints are intact)"
 _SILENT = 0.9  # of the timeout: so much silence is an end, so that all end within it
 _LEAVING = 3.0  # seconds in which the others close their lines, at the end
+_SHUTDOWN = 20.0  # seconds for the end of JAX and of the interpreter, once all have finished
 _WRITE = 5.0  # seconds for the last message: whoever reads it may have stopped reading
 
 
@@ -66,6 +67,8 @@ class Watch:
         self.process, self.count, self.timeout = process, count, timeout
         self.code: int | None = None  # of this process, once its part has ended with an error
         self.over = threading.Event()
+        self._result: int | None = None  # the exit code, once all is done
+        self._all_done_at = math.inf
         self._verdict, self._ends_at = (LOST, ""), 0.0
         self._every = min(1.0, timeout / 10)
         others = range(1, count) if process == 0 else [0]
@@ -112,6 +115,12 @@ class Watch:
         """After a failure of the connections to the others: wait until it is known whose."""
         if self.over.wait(seconds):
             time.sleep(GRACE + 2 * _LEAVING)  # the thread exits
+
+    def finished(self, code: int) -> None:
+        """All is done and printed: what is left is to exit with this code. Once the others say so
+        too, this process does not wait for a JAX that cannot end its threads."""
+        self._result = code
+        self._tell({"done": True})
 
     def leave(self) -> None:
         """Before the process exits: say so, or exit at once where JAX would wait for the others."""
@@ -233,6 +242,10 @@ class Watch:
             silence = now - peer.heard
             if peer.line is not None and silence > _SILENT * self.timeout:
                 self._lost(peer, f"gave no sign of life for {silence:.0f} s {self._within()}")
+        if self._result is not None and all(peer.done for peer in self._peers.values()):
+            self._all_done_at = min(self._all_done_at, now)
+            if now > self._all_done_at + min(_SHUTDOWN, self.timeout) and not self.over.is_set():
+                os._exit(self._result)
         if self.over.is_set() and now >= self._ends_at:
             self._exit(*self._verdict)
         if self._met.is_set() and all(peer.line is None for peer in self._peers.values()):

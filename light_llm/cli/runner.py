@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from light_llm import __version__
+from light_llm import __version__, exits
 from light_llm.errors import NonFinite, UserError, one_line
 from light_llm.files.userpath import with_home
 from light_llm.printing import printable, tell
@@ -116,6 +116,7 @@ def run(
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
     code = _exit_code(name, app, misplaced)
+    exits.over(code)
     gc.freeze()  # or the interpreter looks for cycles among a million objects, half a second long
     sys.exit(code)
 

@@ -100,7 +100,9 @@ def test_what_was_trained_is_kept_when_weights_and_biases_fails(tmp_path, monkey
             raise ConnectionError("the service\nhas ended")
         logged.append(values["step"])
 
-    session = SimpleNamespace(id="1", define_metric=lambda *a, **k: None, log=log, finish=int)
+    session = SimpleNamespace(
+        id="1", define_metric=lambda *a, **k: None, log=log, finish=int, summary={}
+    )
     fake = SimpleNamespace(
         setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline")),
         init=lambda **settings: session,

@@ -97,7 +97,9 @@ def test_transformers_loads_an_export_of_them_in_parts(parts, tmp_path):
     done = command("llm-convert", "hf", parts / "best", "hf", "--max-shard-size=30KB", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "hf/model.safetensors.index.json").exists()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", trust_remote_code=False
+    ).eval()
     tokens = torch.arange(16)[None]
     with torch.no_grad():
         ours = load_transformer(parts / "best")(tokens)

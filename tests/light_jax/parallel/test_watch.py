@@ -57,6 +57,16 @@ def test_a_process_that_is_stopped_is_named_within_the_timeout(victim):
     assert late == [4], lates
 
 
+@pytest.mark.parametrize("lingering", [0, 1])
+def test_a_process_that_cannot_exit_is_ended_once_all_have_finished(lingering):
+    what = ["ends", "ends", "ends"]
+    what[lingering] = "lingers"
+    with joined(TIMEOUT, *what) as runs:
+        until_joined(runs)
+        codes, said = ended(runs, within=TIMEOUT + SLACK)
+    assert (codes, said) == ([0, 0, 0], ["", "", ""])
+
+
 def test_a_process_that_is_slow_or_stopped_for_less_than_the_timeout_is_no_end():
     with joined(TIMEOUT, "compiles", "locks", "ends") as runs:
         until_joined(runs)
