@@ -29,13 +29,25 @@ TIME = re.compile("".join(_NUMBER.format(unit) for unit in "dhms"))
 
 
 class OptimizerConfig(Config):
-    type: Literal["adamw", "adam", "sgd"] = "adamw"
+    type: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     lr: PositiveFloat = 3e-4
     weight_decay: NonNegativeFloat = 0.1
     beta1: Beta = 0.9
     beta2: Beta = 0.95
     eps: PositiveFloat = 1e-8
+    muon_momentum: Beta = 0.95
+    muon_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     grad_clip: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _keys_of_muon(self) -> Self:
+        for key in ("muon_momentum", "muon_dtype") if self.type != "muon" else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} is for type='muon', and type is {self.type!r}; "
+                    "remove it, or change type"
+                )
+        return self
 
 
 class SchedulerConfig(Config):
