@@ -17,12 +17,14 @@ from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.configcheck import validate
 from light_llm.configfile import Config, derived
 from light_llm.configsource import read_source
+from light_llm.files import urls
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+CLUSTER_TIMEOUT = 120.0  # seconds
 _NUMBER = r"\s*(?:([0-9]+(?:\.[0-9]+)?)\s*{})?"
 TIME = re.compile("".join(_NUMBER.format(unit) for unit in "dhms"))
 """Days, hours, minutes and seconds, each of which may be left out."""
@@ -111,6 +113,7 @@ class TrainingConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bf16_model_weights: bool = False
     mesh: MeshConfig = MeshConfig()
+    cluster_timeout: Annotated[float, Field(ge=1.0)] = CLUSTER_TIMEOUT
     checkpoint_dir: str = "checkpoints"
     save_every: Positive = 1000
     keep_last_n: Positive = 3
@@ -149,9 +152,12 @@ class TrainingConfig(Config):
     def _not_empty(cls, value: Any) -> Any:
         if value == "" or value == [] or (isinstance(value, list) and "" in value):
             raise ValueError("must name a folder, a file or a glob of parquet shards")
+        for path in value if isinstance(value, list) else [value]:
+            if urls.is_url(path):
+                urls.check(path)
         return value
 
-    @field_validator("max_time", mode="before")
+    @field_validator("max_time", "cluster_timeout", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         """`2h30m` -> 9000."""
@@ -183,7 +189,11 @@ class TrainingConfig(Config):
         if not value:
             raise ValueError("must name a folder")
         if "://" in value:
-            raise ValueError("must be on a file system that all hosts share; mount the bucket")
+            raise ValueError(
+                "must be a path on a file system that all hosts share, where files can be locked "
+                "and renamed; copy its checkpoints to a bucket as they come, with `gcloud storage "
+                "rsync -r` or `aws s3 sync`: docs/scale.md says how"
+            )
         return value
 
     @model_validator(mode="after")

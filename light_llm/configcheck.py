@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from light_llm.configfile import Config, is_derived, keys_of, section_in, unknown_key
 from light_llm.configsource import ConfigSource
 from light_llm.errors import IllegalConfig
+from light_llm.files.urls import without_secrets
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 _NAMED = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)=")
@@ -138,7 +139,8 @@ def _problem(
         message = "must be a number"
     elif not message.startswith(("must", "needs", "names", "has")):
         message = message.removeprefix("Input ").replace("should be", "must be")
-    return Problem(f"{shown}={_shown(value)} {message}", (key,)), False
+    value_shown = without_secrets(_shown(value))
+    return Problem(f"{shown}={value_shown} {message}", (key,)), False
 
 
 def _place(config_class: type[Config], loc: Sequence[int | str]) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from light_llm.files import userpath
+from light_llm.files import urls, userpath
 
 
 def derived() -> Any:
@@ -111,7 +111,12 @@ SWITCH = " (which yes, no, on and off are in YAML: put such a text in quotes)"
 def _expanded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_expanded, value))
-    return value if value is None else type(value)(userpath.expanded(str(value)))
+    if value is None or urls.is_url(value):  # what a variable holds is sent nowhere
+        return value
+    path = type(value)(userpath.expanded(str(value)))
+    if urls.is_url(path):
+        raise ValueError("must not become a URL by its variables; write the URL out")
+    return path
 
 
 def _check_local(path: str) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,23 @@ def train_command(config: Path, *args: str, **env: str) -> subprocess.CompletedP
     return done
 
 
-def start_processes(config: Path, *args: str, count: int = 2) -> list[subprocess.Popen[str]]:
+def start_processes(
+    config: Path,
+    *args: str,
+    count: int = 2,
+    program: Sequence[Any] = (BIN / "llm-train",),
+    **env: str,
+) -> list[subprocess.Popen[str]]:
     """`llm-train CONFIG ARGS` as `count` processes of one run, in the config's folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     return [
         subprocess.Popen(
-            [BIN / "llm-train", config, *args],
+            [*program, config, *args],
             cwd=config.parent,
             env=os.environ
+            | env
             | {
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(count),

@@ -20,7 +20,14 @@ from light_jax.checkpoint.state import import_orbax, start_saving
 from light_jax.checkpoint.tokenizer import keep_tokenizer
 from light_jax.checkpoint.weights import gather_weights, write_weights
 from light_jax.config import TrainingConfig
-from light_jax.parallel.hosts import announce, is_main, others_done, together
+from light_jax.parallel.hosts import (
+    announce,
+    exit_code,
+    is_main,
+    others_done,
+    tell_others,
+    together,
+)
 from light_jax.state import HostState, Tag, TrainState
 from light_llm.checkpoint import layout
 from light_llm.checkpoint.digests import digest
@@ -205,6 +212,9 @@ class Saver:
         """
         saving, self._saving = self._saving, None
         if saving is not None:
+            if (error := saving.exception()) is not None:
+                # the others may wait in orbax, for 20 minutes, for the part of this one
+                tell_others(exit_code(error), one_line(error))
             together(saving.result)
 
     def _close(self, error: BaseException | None) -> None:

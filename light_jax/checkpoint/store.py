@@ -18,6 +18,7 @@ from light_jax.checkpoint.state import load_arrays, with_arrays
 from light_jax.checkpoint.weights import check_weights, load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
+from light_jax.parallel.alike import check_alike
 from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Tag, TrainState, params_of
 from light_llm.checkpoint import digests, layout
@@ -116,7 +117,10 @@ def find(resume: str, directory: Path) -> Tag | None:
         UserError: no such tag, or the files of all of them are damaged.
     """
     damage: UserError | None = None
-    for tag in together(lambda: candidates(resume, directory)):
+    tags = together(lambda: candidates(resume, directory))
+    seen = {f"checkpoint {tag.prefix.name}": [tag.run, tag.generation, tag.step] for tag in tags}
+    together(lambda: check_alike("tags", seen))
+    for tag in tags:
         try:
             together(lambda tag=tag: digests.verify(tag.checkpoint, is_mine))  # type: ignore[misc]
         except UserError as error:

@@ -182,12 +182,12 @@ def describe(counted: Stats) -> list[tuple[str, str]]:
 def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | None, str]:
     """The tokenizer of --tokenizer, or the one beside the shards; and the line to print on it."""
     from light_jax.data.shards import expand
-    from light_llm.preprocess.manifest import tokenizer_beside
+    from light_llm.preprocess.manifest import folder_of, tokenizer_beside
     from light_llm.tokenizer import load_tokenizer
 
     if given is not None:
         return load_tokenizer(given), given
-    folder = Path(expand(paths, "PATH")[0]).parent
+    folder = folder_of(expand(paths, "PATH")[0])
     beside = tokenizer_beside(folder)
     if beside is not None:
         return load_tokenizer(beside, fetch=False), str(beside)

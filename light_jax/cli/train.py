@@ -90,13 +90,14 @@ def command(
     if not one_of_several():
         load_config(config)  # a mistyped key is told before JAX is imported, which takes a second
     from light_jax.parallel.cache import keep_compiled
-    from light_jax.parallel.hosts import initialize
+    from light_jax.parallel.hosts import initialize, taking_part
 
     initialize()  # before anything touches a device
     keep_compiled()
     from light_jax.training.replay import replay as run_again
 
-    return run_again(config, replay)
+    with taking_part():
+        return run_again(config, replay)
 
 
 def _print_config(config: Path) -> int:

@@ -3,7 +3,7 @@
 A leaf column's `num_values - null_count` counts its tokens if null_count includes the slot that an
 empty list takes. The writers named below do include it, which matters where a list is empty. The
 column `length`, where there is one, must agree with the footer. A row group whose count neither
-proves is decoded.
+proves is decoded. Of a remote shard only the footer is read, if it proves all counts by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from light_jax.data.footer import UNREADABLE, Footer, read_footer
 from light_jax.data.rowgroup import decode, first_row, numbers, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
+from light_llm.files import urls
 from light_llm.files.parquet import check_claims, leaves
 from light_llm.preprocess.schema import LENGTH, TOKENS
 
@@ -124,7 +125,9 @@ def _index_shard(path: str, vocab_size: int | None) -> IndexedShard:
     check_claims(metadata, footer.size, path, read)
     groups = range(metadata.num_row_groups)
     rows = np.array([metadata.row_group(group).num_rows for group in groups], np.int64)
-    lengths = _read_lengths(footer) if has_length else None
+    lengths = (
+        _read_lengths(footer) if has_length and not _proves(footer, leaf, vocab_size) else None
+    )
     of_group = [None] * len(rows) if lengths is None else np.split(lengths, np.cumsum(rows)[:-1])
     counts = [
         _tokens_of_group(footer, group, leaf, of_group[group], vocab_size) for group in groups
@@ -176,6 +179,15 @@ def _tokens_of_group(
     if lengths is not None and lengths.sum() != decoded:
         _refuse_lengths(footer, group, lengths)
     return decoded
+
+
+def _proves(footer: Footer, leaf: int, vocab_size: int | None) -> bool:
+    """Whether a remote shard's footer proves its counts; else all of it is fetched to count."""
+    if not urls.is_url(footer.path) or not _counts_empty_lists(footer):
+        return False
+    groups = range(footer.metadata.num_row_groups)
+    claims = [_claim(footer.metadata.row_group(n).column(leaf), vocab_size) for n in groups]
+    return all(claim is not None and not claim[1] for claim in claims)
 
 
 def _counts_empty_lists(footer: Footer) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import warnings
 
 from light_jax.data.index import IndexedShard
+from light_jax.data.shards import identity
+from light_llm.files import urls
 from light_llm.printing import printable
 
 
 def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
     """Warn of each shard of `val` that is a shard of `train`: the same file, or a copy of it.
 
-    Documents that two different shards share are not found: both would have to be read whole.
+    Documents that two different shards share are not found: both would have to be read whole. For
+    the same reason a remote shard is a copy where size and footer are the same.
     """
     alike: dict[tuple[int, int], list[IndexedShard]] = {}
     for shard in train:
@@ -21,8 +23,9 @@ def warn_of_overlap(train: list[IndexedShard], val: list[IndexedShard]) -> None:
     found = []
     for shard in val:
         for other in alike.get((shard.size, shard.footer_crc32), []):
-            same = os.path.realpath(shard.path) == os.path.realpath(other.path)
-            if same or filecmp.cmp(shard.path, other.path, shallow=False):
+            same = identity(shard.path) == identity(other.path)
+            distant = urls.is_url(shard.path) or urls.is_url(other.path)
+            if same or distant or filecmp.cmp(shard.path, other.path, shallow=False):
                 found.append(f"{shard.path} ({'' if same else 'a copy of '}{other.path})")
                 break
     if found:

@@ -12,6 +12,7 @@ Memory holds two pools at most, of each the windows of this host.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -60,8 +61,13 @@ class Pool:
         )
         self.num_parts = len(self.parts)
 
-    def lay(self, stream: TokenStream, part: Part) -> None:
+    def fetch_ahead(self, stream: TokenStream) -> None:
+        """Begin to fetch the shards of the pool that are not here."""
+        stream.fetch_ahead(self._epoch, [part.place for part in self.parts])
+
+    def lay(self, stream: TokenStream, part: Part, closed: threading.Event) -> None:
         """Decode a row group, and write what it holds of each window."""
+        stream.fetch(self._epoch, part.place, closed)
         start, tokens = stream.read(self._epoch, part.place)
         S = stream.seq_len
         windows, out = self._sorted[part.low : part.high], self._by_place[part.low : part.high]
@@ -82,6 +88,9 @@ class PoolReader:
         self._pools = _pools(stream, wanted)
         self._pool = next(self._pools, None)
         self._next: Pool | None = None
+        self._closed = threading.Event()
+        if self._pool is not None and stream.is_remote:
+            self._pool.fetch_ahead(stream)
         self._laying: deque[tuple[Pool, Future[None]]] = deque()
         self._threads = threads(num_workers)
         self._finalizer = weakref.finalize(self, cancel, self._threads)
@@ -107,6 +116,7 @@ class PoolReader:
         """Stop the threads and wait for them."""
         self._steps = iter(())
         self._pool = self._next = None
+        self._closed.set()
         self._laying.clear()
         self._finalizer()
         self._threads.shutdown(wait=True)
@@ -141,7 +151,10 @@ class PoolReader:
 
     def _read_ahead(self, pool: Pool, stop: int) -> None:
         """Decode as much of the next pool as is due where the steps have come to `stop`."""
-        self._next = self._next or next(self._pools, None)
+        if self._next is None:
+            self._next = next(self._pools, None)
+            if self._next is not None and self._stream.is_remote:
+                self._next.fetch_ahead(self._stream)
         if self._next is not None:
             taken = stop - pool.span.start
             self._submit(self._next, -(-PACE * taken * self._next.num_parts // len(pool.span)))
@@ -150,7 +163,8 @@ class PoolReader:
         """Give the first `count` row groups of a pool to the threads, those that are not yet."""
         while pool.parts and pool.num_parts - len(pool.parts) < count:
             part = pool.parts.popleft()
-            self._laying.append((pool, self._threads.submit(pool.lay, self._stream, part)))
+            laid = self._threads.submit(pool.lay, self._stream, part, self._closed)
+            self._laying.append((pool, laid))
 
 
 def _pools(stream: TokenStream, wanted: Wanted) -> Iterator[Pool]:

@@ -15,6 +15,7 @@ stretch by stretch. Where a window goes on in the next row group, each writes it
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -131,6 +132,9 @@ class WindowReader:
         self._stream, self._wanted = stream, wanted
         self._shape = (wanted.windows_per_step, stream.seq_len + 1)
         self._groups = _row_groups(stream, wanted)
+        if stream.is_remote:
+            self._groups = _fetching_ahead(stream, self._groups)
+        self._closed = threading.Event()
         self._next_group = next(self._groups, None)
         # A ring of steps: row groups come in the order of the stream, so steps are completed in
         # order too, and what a row group needs is the few arrays from its first step on. The ring
@@ -171,6 +175,7 @@ class WindowReader:
     def close(self) -> None:
         """Stop the threads and wait for them."""
         self._step = self._end
+        self._closed.set()
         self._laying.clear()
         self._steps.clear()
         self._finalizer()
@@ -194,14 +199,18 @@ class WindowReader:
             self._steps.append(self._empty())
         first = group.first_step - self._step
         steps = [self._steps[n] for n in range(first, group.last_step - self._step + 1)]
-        self._laying.append((group, self._pool.submit(_lay_group, self._stream, group, steps)))
+        laid = self._pool.submit(_lay_group, self._stream, group, steps, self._closed)
+        self._laying.append((group, laid))
 
     def _empty(self) -> np.ndarray:
         return np.empty(self._shape, np.int32)
 
 
-def _lay_group(stream: TokenStream, group: RowGroup, steps: list[np.ndarray]) -> None:
+def _lay_group(
+    stream: TokenStream, group: RowGroup, steps: list[np.ndarray], closed: threading.Event
+) -> None:
     """`steps` are the arrays of the steps first_step to last_step of the row group."""
+    stream.fetch(group.epoch, group.place, closed)
     start, tokens = stream.read(group.epoch, group.place)
     for step, slot, window, num_windows in group.stretches:
         lay(tokens, start, window, steps[step - group.first_step][slot : slot + num_windows])
@@ -223,6 +232,25 @@ def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
             stretches = list(_stretches(near, before, wanted, ranges))
             if stretches:
                 yield RowGroup(epoch, place, stretches)
+
+
+def _fetching_ahead(stream: TokenStream, groups: Iterator[RowGroup]) -> Iterator[RowGroup]:
+    """The same row groups. With the first of a shard, the next shard begins to be fetched."""
+    coming: deque[RowGroup] = deque()
+    last: str | None = None
+    while group := coming.popleft() if coming else next(groups, None):
+        here = stream.shard_of(group.epoch, group.place)
+        if here != last:
+            last = here
+            stream.fetch_ahead(group.epoch, [group.place])
+            at = next((g for g in coming if stream.shard_of(g.epoch, g.place) != here), None)
+            while at is None and (further := next(groups, None)) is not None:
+                coming.append(further)
+                if stream.shard_of(further.epoch, further.place) != here:
+                    at = further
+            if at is not None:
+                stream.fetch_ahead(at.epoch, [at.place])
+        yield group
 
 
 def _stretches(

@@ -81,7 +81,7 @@ def _check_pages(footer: Footer, group: int) -> None:
         ValueError: as `check_pages`.
     """
     columns = footer.metadata.row_group(group)
-    with given.open_regular(footer.path, "the shard") as file:
+    with given.open_regular(footer.place(), "the shard") as file:
         for leaf in leaves(footer.metadata, TOKENS):
             check_pages(file.fileno(), columns.column(leaf))
 

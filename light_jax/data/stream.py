@@ -8,7 +8,7 @@ import operator
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,7 @@ from light_jax.data.order import ShuffledOrder
 from light_jax.data.rowgroup import decode, first_row, row_lengths
 from light_jax.data.shards import Paths
 from light_llm.errors import UserError
+from light_llm.files import fetched, urls
 
 CACHE_BYTES = 8 * 2**20
 
@@ -165,6 +166,32 @@ class TokenStream:
         """Row group `place` of an epoch, read again: where it begins, and its tokens int32 [n]."""
         epoch = self.epoch(number)
         return int(epoch.starts[place]), self._read(int(epoch.groups[place]))
+
+    def shard_of(self, number: int, place: int) -> str | None:
+        """The URL of the shard that holds row group `place` of an epoch; None if it is a file."""
+        path = self.shards[self._home(int(self.epoch(number).groups[place]))[0]].path
+        return path if urls.is_url(path) else None
+
+    def fetch(self, number: int, place: int, unless: threading.Event) -> None:
+        """Wait until the shard of a row group is here; local ones are.
+
+        Raises:
+            Abandoned: `unless` was set meanwhile.
+            UserError: it cannot be fetched.
+        """
+        if (url := self.shard_of(number, place)) is not None:
+            fetched.local(url, unless)
+
+    def fetch_ahead(self, number: int, places: Iterable[int]) -> None:
+        """Begin to fetch the shards of these row groups, in the background."""
+        shards = dict.fromkeys(self.shard_of(number, place) for place in places)
+        for url in shards:
+            if url is not None and fetched.kept(url) is None:
+                fetched.want(url)
+
+    @property
+    def is_remote(self) -> bool:
+        return any(urls.is_url(shard.path) for shard in self.shards)
 
     def _epoch(self, number: int) -> Epoch:
         order = list(range(len(self.shards)))

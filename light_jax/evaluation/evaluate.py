@@ -80,7 +80,22 @@ def evaluate(
     make = functools.partial(
         make_plan, prefix, paths, batch_size=batch_size, seq_len=seq_len, dtype=dtype
     )
-    model = _on_torch(make) if backend == "torch" else _on_jax(make)
+    if backend == "torch":
+        return _evaluate(_on_torch(make), progress, note)
+    with _part():
+        return _evaluate(_on_jax(make), progress, note)
+
+
+def _part() -> contextlib.AbstractContextManager[None]:
+    """One of several processes tells the others of an error. Imports JAX only then."""
+    if not one_of_several():
+        return contextlib.nullcontext()
+    with importing():
+        from light_jax.parallel.hosts import taking_part
+    return taking_part()
+
+
+def _evaluate(model: Model, progress: Progress, note: Note) -> Report | None:
     plan = model.plan
     sums = [_loss_sum(model, path, stream, progress) for path, stream in plan.sources]
     if not model.is_main:

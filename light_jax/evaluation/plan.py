@@ -79,11 +79,11 @@ def _stream(path: str, cfg: TrainingConfig) -> TokenStream:
     stream = TokenStream(
         path, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=vocab_size, field=FIELD
     )
-    _check_tokenizer((Path(shard.path) for shard in stream.shards), vocab_size)
+    _check_tokenizer((shard.path for shard in stream.shards), vocab_size)
     return stream
 
 
-def _check_tokenizer(shards: Iterable[Path], vocab_size: int) -> None:
+def _check_tokenizer(shards: Iterable[str], vocab_size: int) -> None:
     """Also where no token of the shards happens to be too large.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from light_jax.evaluation.plan import Plan
 from light_llm.checkpoint.layout import read_checkpoint
 from light_llm.checkpoint.tokenizer import beside
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import tokenizer_beside
+from light_llm.preprocess.manifest import Place, folder_of, tokenizer_beside
 from light_llm.tokenizer import UNKNOWN_CHAR, CharTokenizer, Tokenizer, load_tokenizer
 
 LONGEST = 2**16
@@ -27,7 +26,7 @@ def size_of_text(plan: Plan, stream: TokenStream) -> int:
     Raises:
         UserError: no tokenizer is known, or the tokens are no text of it.
     """
-    tokenizer, name = find_tokenizer(plan, Path(stream.shards[0].path).parent)
+    tokenizer, name = find_tokenizer(plan, folder_of(stream.shards[0].path))
     unknown, count = _unknown_id(tokenizer), 0
     for ids_n in documents(predicted(stream), tokenizer):
         if ids_n.size and ids_n.max() >= tokenizer.vocab_size:
@@ -38,7 +37,7 @@ def size_of_text(plan: Plan, stream: TokenStream) -> int:
     return count
 
 
-def find_tokenizer(plan: Plan, shards: Path) -> tuple[Tokenizer, str]:
+def find_tokenizer(plan: Plan, shards: Place) -> tuple[Tokenizer, str]:
     """The tokenizer beside the checkpoint, else of the config, else beside the shards; its name.
 
     Raises:

@@ -19,6 +19,7 @@ import jax
 
 from light_jax.parallel.hosts import is_main
 from light_llm.errors import UserError
+from light_llm.files.userpath import user_cache
 from light_llm.printing import tell
 
 try:
@@ -62,7 +63,7 @@ def keep_compiled() -> None:
     except (OSError, RuntimeError, NotImplementedError) as error:
         if is_main():
             reason = getattr(error, "strerror", None) or error
-            where = getattr(error, "filename", None) or _base() or "no home folder"
+            where = getattr(error, "filename", None) or user_cache() or "no home folder"
             tell(
                 f"note: compiled programs are not kept: {where}: {reason}; XDG_CACHE_HOME names "
                 f"another place, and {SWITCH}=off turns this off"
@@ -85,17 +86,6 @@ def _count(event: str, **_: Any) -> None:
     _hits += event == "/jax/compilation_cache/cache_hits"
 
 
-def _base() -> Path | None:
-    """The user's folder for caches, as the XDG base directory specification has it."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):
-        return Path(named)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError:  # no HOME, and no such user
-        return None
-
-
 def _private_folder() -> Path:
     """The folder, made if it is missing.
 
@@ -106,7 +96,7 @@ def _private_folder() -> Path:
         OSError: it cannot be made or written, or others can write to it or put another in its
             place.
     """
-    base = _base()
+    base = user_cache()
     if base is None:
         raise OSError("this user has none")
     base.mkdir(mode=0o700, parents=True, exist_ok=True)

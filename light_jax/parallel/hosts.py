@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import ipaddress
+import math
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -14,26 +14,35 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from light_jax.config import CLUSTER_TIMEOUT
+from light_jax.parallel.address import BIND, bind_address, host_and_port
 from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
-from light_llm.errors import UserError
+from light_jax.parallel.watch import Watch
+from light_llm.errors import NonFinite, UserError, one_line
 
 Result = TypeVar("Result")
 
 DONE = "done"
 PATIENCE_MS = 20 * 60 * 1000  # orbax's own timeout for slow disks
 
-_BIND = "JAX_COORDINATOR_BIND_ADDRESS"
+_SAID = 500  # bytes of a message to the other processes
+
+_watch: Watch | None = None  # of a process that joined others
 
 
-def initialize() -> None:
+def initialize(timeout: float = CLUSTER_TIMEOUT) -> None:
     """Join the other processes, if the environment says that there are any.
+
+    From then on this process exits, with one message and code 4, when another one has not started
+    after `timeout` seconds, is gone, or gives no sign of life for so long
+    (light_jax.parallel.watch).
 
     By JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as JAX detects SLURM,
     Cloud TPU pods and Kubernetes. Must come before anything that touches a device.
 
     Process 0 listens on the interface that the coordinator's address names, since whoever reaches
-    it can join the run without a password; JAX_COORDINATOR_BIND_ADDRESS names another.
+    it can join the run without a password; JAX_COORDINATORBIND_ADDRESS names another.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
     if given:
@@ -43,17 +52,13 @@ def initialize() -> None:
         address, number, process = (os.environ[name] for name in VARIABLES)
         try:
             process_id = int(process)
-            jax.distributed.initialize(
-                coordinator_address=address,
-                num_processes=int(number),
-                process_id=process_id,
-                coordinator_bind_address=_bind_address(address) if process_id == 0 else None,
-            )
+            bind = bind_address(address) if process_id == 0 else None
+            _join(timeout, address, int(number), process_id, bind)
         except ValueError as error:
             raise UserError(f"{', '.join(VARIABLES)}: {error}") from None
     elif in_cluster():
         try:
-            jax.distributed.initialize()
+            _join(timeout, *_detected(timeout))
         except ValueError as error:
             raise UserError(
                 f"this looks like one of several hosts, but JAX could not find the others "
@@ -62,79 +67,83 @@ def initialize() -> None:
     devices()  # a platform that is not here is refused before anything else asks for it
 
 
-def _bind_address(address: str) -> str:
-    """Where process 0 listens: the user's choice, or the interface of the coordinator's address.
+def _detected(timeout: float) -> tuple[str, int, int, str | None]:
+    """The coordinator's address, how many processes there are, which one this is, and where
+    process 0 listens, as JAX finds them.
 
     Raises:
-        UserError: this machine has no such address, as behind a load balancer.
+        ValueError: it does not.
     """
-    if given := os.environ.get(_BIND):
-        return given
-    host, port = _host_and_port(address)
-    found, failure = _local_addresses(host)
-    if not found:
-        raise UserError(
-            f"{VARIABLES[0]}={address!r}: process 0 cannot listen there ({failure}); name an "
-            f"address of this machine, or the one to listen on with {_BIND}"
-        )
-    reached = [place for place in found if not _only_here(host, place)]
-    if not reached:
-        raise UserError(
-            f"{VARIABLES[0]}={address!r}: is {found[0]} on this machine, where no other one "
-            f"reaches it; give the IP address, or the one to listen on with {_BIND}"
-        )
-    return f"[{reached[0]}]:{port}" if ":" in reached[0] else f"{reached[0]}:{port}"
+    from jax._src.clusters import ClusterEnv  # it has no public name
+
+    address, count, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, math.ceil(timeout)
+    )
+    if address is None or count is None or process is None:
+        raise ValueError("it knows no such cluster")
+    bind = os.environ.get(BIND) or f"[::]:{host_and_port(address)[1]}"
+    return address, count, process, bind if process == 0 else None
 
 
-def _local_addresses(host: str) -> tuple[list[str], Exception | None]:
-    """The addresses of a name on which this machine can listen, or why it cannot listen."""
-    found: list[str] = []
-    failure: Exception | None = None
+def _join(timeout: float, address: str, count: int, process: int, bind: str | None) -> None:
+    """Meet the others, and then jax.distributed.initialize, which would abort for one that is
+    missing. Its patience is longer than ours for the same reason.
+
+    Args:
+        bind: where process 0 listens; None for the others.
+    """
+    global _watch
+    if count > 1 and 0 <= process < count:
+        watch = Watch(process, count, timeout)
+        host, port = host_and_port(bind or address)
+        try:
+            watch.meet(host, int(port))
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen at {bind} ({error.strerror or error}); name another port "
+                f"in {VARIABLES[0]}"
+            ) from None
+        _watch = watch
+    longer = math.ceil(2 * timeout) + 60
+    jax.distributed.initialize(
+        coordinator_address=address,
+        num_processes=count,
+        process_id=process,
+        coordinator_bind_address=bind,
+        initialization_timeout=longer,
+        heartbeat_timeout_seconds=longer,
+        shutdown_timeout_seconds=longer,
+    )
+    if _watch is not None:
+        atexit.register(_watch.leave)  # before JAX's own, which was registered earlier
+
+
+@contextlib.contextmanager
+def taking_part() -> Iterator[None]:
+    """This process's part in what several do: the others learn of an error that ends it."""
     try:
-        for family, kind, protocol, _, place in socket.getaddrinfo(
-            host, 0, type=socket.SOCK_STREAM
-        ):
-            try:
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.bind(place)
-                found.append(str(place[0]))
-            except OSError as error:
-                failure = error
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
-        failure = error
-    return found, failure
+        yield
+    except BaseException as error:
+        if _watch is not None:
+            if exit_code(error) == 1:
+                _watch.await_end(3)  # the reason may be another process, which will be named
+            tell_others(exit_code(error), one_line(error))
+        raise
 
 
-def _host_and_port(address: str) -> tuple[str, str]:
-    """The two parts of `HOST:PORT` or `[IPV6]:PORT`.
-
-    Raises:
-        UserError: it is neither.
-    """
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""  # a bare IPv6 address has no visible port
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
-        raise UserError(
-            f"{VARIABLES[0]}={address!r} must be HOST:PORT, and around an IPv6 address [ ]"
-        )
-    return host, port
+def tell_others(code: int, why: str) -> None:
+    """End the other processes with this code and reason; this one is about to end by itself."""
+    if _watch is not None:
+        _watch.failed(code, why)
 
 
-def _only_here(host: str, numeric: str) -> bool:
-    """Whether /etc/hosts gives this machine's own name as loopback, as Debian does.
-
-    To the other machines the name means an interface that process 0 would not listen on. Who
-    writes localhost or an address means it.
-    """
-    if not ipaddress.ip_address(numeric.partition("%")[0]).is_loopback:
-        return False
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return False
-    return host.rstrip(".").rpartition(".")[2] != "localhost" and host != "localhost.localdomain"
+def exit_code(error: BaseException) -> int:
+    """As light_llm.cli.runner has them."""
+    if isinstance(error, NonFinite):
+        return 3
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, UserError | OSError | MemoryError) else 1
 
 
 def is_main() -> bool:
@@ -152,9 +161,9 @@ def announce(name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _client().key_value_set(key, f"failed: {error}")
+        client().key_value_set(key, f"failed: {error}")
         raise
-    _client().key_value_set(key, DONE)
+    client().key_value_set(key, DONE)
 
 
 def others_done(name: str) -> None:
@@ -165,13 +174,13 @@ def others_done(name: str) -> None:
     """
     for process in range(1, jax.process_count()):
         key = f"light-llm/{name}/{process}"
-        answer = _client().blocking_key_value_get(key, PATIENCE_MS)
-        _client().key_value_delete(key)
+        answer = client().blocking_key_value_get(key, PATIENCE_MS)
+        client().key_value_delete(key)
         if answer != DONE:
             raise UserError(f"process {process} could not write its part ({answer})")
 
 
-def _client() -> Any:
+def client() -> Any:
     """The coordination service's client. JAX has no public way to it; orbax uses this one too."""
     from jax._src import distributed
 
@@ -195,12 +204,27 @@ def together(check: Callable[[], Result]) -> Result:
     except Exception as failure:  # any failure: the others must learn of it; raised again below
         error = failure
     if jax.process_count() > 1:
-        ended = 0 if error is None else 1 if isinstance(error, Left) else 2
-        worst = multihost_utils.process_allgather(np.int32(ended))
-        if ended < 2 and worst.max() == 2:
-            error = UserError(f"process {int(worst.argmax())} stopped; its message says why")
-        elif worst.max() == 1:
-            error = Left()
+        error = _worst(error)
     if error is not None:
         raise error
     return cast(Result, result)
+
+
+def _worst(error: Exception | None) -> Exception | None:
+    """This process's error, or another one's, if that is worse."""
+    ended = 0 if error is None else 1 if isinstance(error, Left) else 2
+    name = f"process {jax.process_index()} ({socket.gethostname()})"
+    said = f"{name} stopped: {one_line(error)}" if ended == 2 and error is not None else ""
+    words = bytes([ended]) + said.encode()[:_SAID]
+    try:
+        told = multihost_utils.process_allgather(
+            np.frombuffer(words.ljust(1 + _SAID, b"\0"), np.uint8)
+        )
+    except Exception:  # another one is gone: its error is not worse than one from here
+        if error is None:
+            raise
+        return error
+    worst = int(told[:, 0].argmax())
+    if told[worst, 0] == 2 and ended < 2:
+        return UserError(bytes(told[worst, 1:]).rstrip(b"\0").decode(errors="ignore"))
+    return Left() if told[worst, 0] == 1 else error

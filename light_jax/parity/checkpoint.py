@@ -13,6 +13,7 @@ from light_jax.config import TrainingConfig, config_of
 from light_jax.data import TokenStream
 from light_llm.checkpoint.layout import read_checkpoint, steadily
 from light_llm.errors import UserError
+from light_llm.files import urls
 
 if TYPE_CHECKING:
     from light_llm.models.transformer import Transformer as TorchTransformer
@@ -70,11 +71,18 @@ def sample_tokens(
             f"--seq-len={length} must be from 1 to model.max_seq_len={cfg.model.max_seq_len}"
         )
     size = f"{sequences} sequences of {length}"
-    if random or cfg.val_data is None:
+    paths = [cfg.val_data] if isinstance(cfg.val_data, str) else cfg.val_data or []
+    remote = any(map(urls.is_url, paths))  # a checkpoint's config may be a stranger's
+    if random or cfg.val_data is None or remote:
         tokens_BT = np.random.default_rng(cfg.seed).integers(
             cfg.model.vocab_size, size=(sequences, length), dtype=np.int32
         )
-        why = "--random" if random else "the config names no val_data"
+        why = (
+            "its val_data is at a URL, which is not asked"
+            if remote
+            else "the config names no val_data"
+        )
+        why = "--random" if random else why
         return tokens_BT, f"random ({why}), {size}"
     try:
         stream = TokenStream(

@@ -10,7 +10,7 @@ from light_jax.reporting.units import count, duration
 from light_jax.state import Run
 from light_llm.checkpoint.layout import tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
-from light_llm.preprocess.manifest import tokenizer_beside
+from light_llm.preprocess.manifest import folder_of, tokenizer_beside
 
 PROMPT = "Once upon a time"
 
@@ -49,7 +49,7 @@ def next_commands(run: Run, directory: Path) -> list[str]:
     evaluate = ["llm-eval", prefix, "--data", *([data] if isinstance(data, str) else data)]
     export = ["llm-convert", "hf", prefix, f"{directory}-hf"]
     if not _has_tokenizer(run, directory):
-        shards = Path(run.train_stream.shards[0].path).parent
+        shards = folder_of(run.train_stream.shards[0].path)
         if (beside := tokenizer_beside(shards)) is not None:
             write += ["--tokenizer", str(beside)]
             export += ["--tokenizer", str(beside)]

@@ -10,6 +10,17 @@ from light_jax.reporting.tracking import Sample, tracker_faults
 from light_jax.state import Run
 from light_llm.errors import UserError
 
+SAME_NUMBERS = (
+    "mesh.",
+    "save_every:",
+    "keep_last_n:",
+    "num_workers:",
+    "max_time:",
+    "compile_model:",
+)
+"""How the lines of `Run.changes` begin after which a step has the numbers that it had before, but
+for rounding."""
+
 
 def setting(cfg: TrainingConfig) -> str:
     """The one that asks for it, as it stands in the config."""
@@ -37,12 +48,18 @@ def check_wandb(cfg: TrainingConfig) -> None:
 
 
 class WandbRun:
-    """One run; the id in the state of the run continues that one, without it a new one begins."""
+    """One run; the id in the state of the run continues that one, without it a new one begins.
+
+    W&B's history cannot be cut back as metrics.jsonl is. So of the steps that a resumed run trains
+    again, those that the server has are not sent a second time, unless a setting changed that gives
+    them other numbers. Offline nothing is known of the server: all are sent.
+    """
 
     def __init__(self, run: Run, directory: Path) -> None:
         import wandb
 
         cfg, host = run.cfg, run.host
+        continued = host.wandb_run_id is not None
         self._without = "use_wandb: false" if cfg.use_wandb else "tracker: null"
         with self._faults():
             self._run = wandb.init(
@@ -55,14 +72,27 @@ class WandbRun:
             host.wandb_run_id = self._run.id
             # A resumed run trains some steps again, and W&B's own step cannot go back.
             self._run.define_metric("*", step_metric="step")
+            same = all(change.startswith(SAME_NUMBERS) for change in run.changes)
+            self._there = dict(self._run.summary) if continued and same else {}
+
+    def _has(self, values: dict[str, Any]) -> bool:
+        """Whether an earlier start sent this line: they came in order, up to the summary's."""
+        step, last = values["step"], self._there.get("step", 0)
+        if step != last:
+            return step < last
+        return "val/loss" not in values or values["val/loss"] == self._there.get("val/loss")
 
     def write(self, values: dict[str, Any]) -> None:
+        if self._has(values):
+            return
         with self._faults():
             self._run.log(values)
 
     def show(self, step: int, samples: list[Sample]) -> None:
         import wandb
 
+        if step < self._there.get("step", 0):
+            return
         with self._faults():
             table = wandb.Table(columns=["step", "prompt", "text"])
             for sample in samples:

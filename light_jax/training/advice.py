@@ -30,7 +30,7 @@ SAMPLES = 16
 
 
 def _listings(stream: TokenStream) -> list[Listing]:
-    return manifests(Path(shard.path) for shard in stream.shards)
+    return manifests(shard.path for shard in stream.shards)
 
 
 def _samples(stream: TokenStream) -> Iterator[tuple[str, int, int]]:
@@ -78,7 +78,7 @@ def _ended(stream: TokenStream, listing: Listing, end: int) -> str | None:
     """How few of the documents that are looked at end in this id; None if it is most of them."""
     ending = documents = 0
     for path, crc32, group in _samples(stream):
-        if Path(path).absolute() in listing.shards:
+        if listing.lists(path):
             footer = reread_footer(path, crc32)
             lengths = row_lengths(footer, group)
             last = np.cumsum(lengths)[lengths > 0] - 1

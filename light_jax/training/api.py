@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from light_jax.config import TrainingConfig, load_config
+from light_jax.config import CLUSTER_TIMEOUT, TrainingConfig, load_config
 from light_jax.parallel.cluster import one_of_several
 from light_jax.reporting.findings import HERE, Report, read
 from light_llm.checkpoint import layout
+from light_llm.errors import UserError
 from light_llm.lazy import importing
 from light_llm.printing import waiting
 
@@ -70,9 +71,11 @@ def check(
         cfg, findings = read(config)
         if cfg is None:
             return Report(tuple(findings))
+    from light_jax.parallel.hosts import taking_part
     from light_jax.training.check import check as run_checks
 
-    return run_checks(config, resume, devices, progress)
+    with taking_part():
+        return run_checks(config, resume, devices, progress)
 
 
 def train(config: str | Path, resume: str | None = None) -> Result:
@@ -92,19 +95,37 @@ def train(config: str | Path, resume: str | None = None) -> Result:
         UserError: the config, its data or the checkpoint cannot be used.
         NonFinite: the loss or the gradients stopped being finite; the last checkpoint is intact.
     """
-    # One of several joins the others first: they would wait for it if it ended before.
     started = time.monotonic()
-    cfg = None if one_of_several() else load_config(config)
+    cfg, wrong = _read(config)
     with waiting("starting…"):
         with importing():
             import jax
 
             from light_jax.parallel.cache import keep_compiled
-            from light_jax.parallel.hosts import initialize
+            from light_jax.parallel.hosts import initialize, taking_part
             from light_jax.training.loop import run_config
         if not jax.distributed.is_initialized():
-            initialize()  # before anything touches a device
-    keep_compiled()
-    cfg = load_config(config) if cfg is None else cfg
-    code = run_config(config, resume, cfg, started)
+            # before anything touches a device
+            initialize(CLUSTER_TIMEOUT if cfg is None else cfg.cluster_timeout)
+    with taking_part():
+        if cfg is None:
+            raise wrong or UserError(f"{config}: cannot be read")
+        keep_compiled()
+        code = run_config(config, resume, cfg, started)
     return Result(cfg, code - 128 if code else None)
+
+
+def _read(config: str | Path) -> tuple[TrainingConfig | None, UserError | None]:
+    """The config, or what is wrong with it.
+
+    One of several processes joins the others first, and tells them then: they wait for it.
+
+    Raises:
+        UserError: it is wrong, and there are no others.
+    """
+    try:
+        return load_config(config), None
+    except UserError as error:
+        if not one_of_several():
+            raise
+        return None, error

@@ -11,7 +11,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -171,8 +170,8 @@ def _stream(cfg: TrainingConfig, paths: str | list[str], name: str) -> TokenStre
     )
 
 
-def _paths(stream: TokenStream) -> list[Path]:
-    return [Path(shard.path) for shard in stream.shards]
+def _paths(stream: TokenStream) -> list[str]:
+    return [shard.path for shard in stream.shards]
 
 
 def _warn_of_warmup(cfg: TrainingConfig) -> None:

@@ -3,6 +3,9 @@ written."""
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from light_jax.checkpoint import store
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import BatchLoader, TokenStream
+from light_jax.parallel.alike import check_alike
 from light_jax.parallel.devices import out_of_memory
 from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import local_rows
@@ -21,8 +25,11 @@ from light_jax.training.compiled import blank_state
 from light_jax.training.memory import check_state, check_tokens, remedies, room
 from light_jax.training.preflight import inspect, like_the_resumed
 from light_jax.training.step import init_params, init_state
+from light_llm import __version__
 from light_llm.checkpoint.hub import starting_weights
 from light_llm.checkpoint.layout import steadily
+
+NAMED_SHARDS = 1000
 
 
 def batches(run: Run, first_step: int, last_step: int) -> BatchLoader:
@@ -46,9 +53,11 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
     Raises:
         UserError: one of these cannot be used.
     """
+    together(lambda: check_alike("config", _same_everywhere(cfg, resume)))
     tag = None if resume is None else store.find(resume, Path(cfg.checkpoint_dir))
     cfg = like_the_resumed(cfg, tag)
     mesh, streams, host, changes = together(lambda: _inspect(cfg, tag))
+    together(lambda: check_alike("shards", _shards(streams)))
     state, shardings = blank_state(cfg, mesh)
     together(lambda: _check_sizes(cfg, state, mesh))
     return Run(
@@ -64,6 +73,33 @@ def prepare(cfg: TrainingConfig, resume: str | None) -> Run:
         changes=changes,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     )
+
+
+def _same_everywhere(cfg: TrainingConfig, resume: str | None) -> dict[str, Any]:
+    """What all processes must agree on; a path may be another one on each machine."""
+    values = cfg.model_dump(mode="json", exclude=set(cfg.path_keys))
+    flat = dict(_flat(values))
+    return {"light-llm": __version__, "jax": jax.__version__, "--resume": resume} | flat
+
+
+def _flat(values: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", value
+
+
+def _shards(streams: tuple[TokenStream, TokenStream | None]) -> dict[str, Any]:
+    """The shards by name; of many the first ones, and a checksum of all."""
+    found: dict[str, Any] = {}
+    for name, stream in zip(("train_data", "val_data"), streams, strict=True):
+        shards = [] if stream is None else stream.fingerprint
+        for number, shard in enumerate(shards[:NAMED_SHARDS]):
+            found[f"shard {number} of {name}"] = list(shard.values())
+        found[f"shards of {name}"] = len(shards)
+        found[f"checksum of {name}"] = zlib.crc32(json.dumps(shards).encode())
+    return found
 
 
 def fill(run: Run) -> None:

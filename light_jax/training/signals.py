@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
-from light_jax.parallel.hosts import is_main
+from light_jax.parallel.hosts import is_main, tell_others
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -123,6 +123,7 @@ class Stopper:
             count += 1
             with self._lock:
                 if count > 1 or not (self._training or callable(self._previous[number])):
+                    tell_others(128 + number, f"ended by {signal.Signals(number).name}")
                     os._exit(128 + number)  # sys.exit would end this thread alone
             self.signal = self.signal or number
             self._tell_hosts()

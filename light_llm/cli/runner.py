@@ -1,7 +1,8 @@
 """How every command starts and ends: its signals, its message on stderr, its exit code.
 
-0 done, 1 a bug, 2 what was asked cannot be done, 3 training is not finite, 128 + n ended by signal
-n; docs/commands.md has them for users.
+0 done, 1 a bug, 2 what was asked cannot be done, 3 training is not finite, 4 another process of
+the run is gone (light_jax.parallel.watch), 128 + n ended by signal n; docs/commands.md has them for
+users.
 Imports nothing heavy, so that `--help` and a mistyped flag are answered at once.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 # $NAME, ${NAME} and $$; of what begins with ${ and is neither, all of it
 _VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_]\w*)|\{([^}]*)\}?)")
@@ -51,3 +52,14 @@ def _value(found: re.Match[str]) -> str:
             "out ($$ is a dollar sign)"
         )
     return value
+
+
+def user_cache() -> Path | None:
+    """The user's folder for caches, as the XDG base directory specification has it."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and no such user
+        return None

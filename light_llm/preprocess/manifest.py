@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
-from light_llm.files import given
+from light_llm.files import given, urls
 from light_llm.files.disk import create
 from light_llm.files.shards import shard_files
 from light_llm.preprocess.shards import Shard, is_shard_file
@@ -25,6 +26,8 @@ FORMAT = 1
 WRITERS = ("pyarrow", "tokenizers")
 LARGEST = 64 * 2**20
 """Bytes of a manifest: a quarter of a million shards."""
+Place = Path | str
+"""A folder or file of this machine, or a URL."""
 _PATHS = ("input", "hf_dataset", "tokenizer_path", "adapter_module")
 
 
@@ -91,10 +94,10 @@ def _shareable(options: dict[str, Any]) -> dict[str, Any]:
     return {key: relative(value) if key in _PATHS else value for key, value in options.items()}
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Place) -> dict[str, Any] | None:
     """What `write_manifest` wrote; None if the file is something else, or not there."""
     try:
-        manifest = given.read_json(path, LARGEST)
+        manifest = given.read_json(path, LARGEST) if isinstance(path, Path) else _read_remote(path)
         size = manifest["tokenizer"]["vocab_size"]
         ours = manifest["format"] == FORMAT and type(size) is int and 0 < size < 2**31
         ours = ours and isinstance(manifest["shards"], list)
@@ -104,52 +107,91 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest if ours else None
 
 
-def _outputs(shards: Path) -> Sequence[Path]:
+@functools.lru_cache(maxsize=64)
+def _read_remote(url: str) -> Any:
+    """The JSON at a URL, as this process found it first.
+
+    Raises:
+        UserError: there is none, or its store cannot be asked.
+    """
+    from light_llm.files import remote
+
+    data = remote.read_small(url, LARGEST)
+    return given.parse_json(b"null" if data is None else data, url)
+
+
+def _outputs(shards: Place) -> Sequence[Place]:
     """Candidates for the output that the folder `shards` belongs to: OUT in OUT/train, or in
     OUT/CONFIG/train if a dataset has several configurations."""
-    return shards.absolute().parents[:2]
+    if isinstance(shards, Path):
+        return shards.absolute().parents[:2]
+    return [above := urls.parent(shards), urls.parent(above)]
 
 
-def tokenizer_beside(shards: Path) -> Path | None:
-    """The tokenizer's folder that belongs to the shards in the folder `shards`, if any."""
-    places = (folder / TOKENIZER for folder in (shards, *_outputs(shards)))
-    return next((place for place in places if place.is_dir()), None)
+def folder_of(shard: str | Path) -> Place:
+    """The folder of a shard, given by its path or URL."""
+    return urls.parent(str(shard)) if urls.is_url(shard) else Path(shard).parent
+
+
+def tokenizer_beside(shards: Place) -> Path | None:
+    """The tokenizer's folder that belongs to the shards in the folder `shards`, if any; of remote
+    shards, a copy of it."""
+    if isinstance(shards, Path):
+        places = (folder / TOKENIZER for folder in (shards, *map(Path, _outputs(shards))))
+        return next((place for place in places if place.is_dir()), None)
+    from light_llm.files.fetched import copy_of_folder
+
+    copies = (copy_of_folder(urls.child(str(at), TOKENIZER)) for at in (shards, *_outputs(shards)))
+    return next((copy for copy in copies if copy is not None), None)
 
 
 @dataclass(frozen=True)
 class Listing:
     """A manifest: where it is, the shards that it lists, and its section `tokenizer`."""
 
-    path: Path
-    shards: frozenset[Path]
+    path: Place
+    shards: frozenset[str]
+    """Absolute paths, or URLs."""
     tokenizer: dict[str, Any]
 
     @property
     def vocab_size(self) -> int:
         return self.tokenizer["vocab_size"]
 
+    def lists(self, shard: str | Path) -> bool:
+        return _absolute(shard) in self.shards
 
-def _manifests_of(shards: Path) -> list[Listing]:
+
+def _absolute(shard: str | Path) -> str:
+    return str(shard) if urls.is_url(shard) else str(Path(shard).absolute())
+
+
+def _below(folder: Place, name: str) -> Place:
+    return folder / name if isinstance(folder, Path) else urls.child(folder, name)
+
+
+def _manifests_of(shards: Place) -> list[Listing]:
     """The manifests that may list the shards in the folder `shards`."""
     found = []
     for folder in _outputs(shards):
-        manifest = read_manifest(folder / MANIFEST)
+        manifest = read_manifest(_below(folder, MANIFEST))
         if manifest is not None:
-            files = frozenset(folder / row["file"] for row in manifest["shards"])
-            found.append(Listing(folder / MANIFEST, files, manifest["tokenizer"]))
+            files = frozenset(str(_below(folder, row["file"])) for row in manifest["shards"])
+            found.append(Listing(_below(folder, MANIFEST), files, manifest["tokenizer"]))
     return found
 
 
-def listings(shards: Iterable[Path]) -> Iterator[tuple[Path, Listing]]:
-    """Each shard with each manifest that lists it. A manifest is read once."""
-    manifests: dict[Path, list[Listing]] = {}
-    for shard in map(Path.absolute, shards):
-        if shard.parent not in manifests:
-            manifests[shard.parent] = _manifests_of(shard.parent)
-        yield from ((shard, each) for each in manifests[shard.parent] if shard in each.shards)
+def listings(shards: Iterable[str | Path]) -> Iterator[tuple[str, Listing]]:
+    """Each shard, a path or a URL, with each manifest that lists it. A manifest is read once."""
+    manifests: dict[Place, list[Listing]] = {}
+    for shard in map(_absolute, shards):
+        folder = folder_of(shard)
+        if folder not in manifests:
+            manifests[folder] = _manifests_of(folder)
+        yield from ((shard, each) for each in manifests[folder] if shard in each.shards)
 
 
-def manifests(shards: Iterable[Path]) -> list[Listing]:
+def manifests(shards: Iterable[str | Path]) -> list[Listing]:
     """The manifests that list at least one of the shards, in the order of the shards."""
     return list({each.path: each for _, each in listings(shards)}.values())
 
@@ -158,11 +200,19 @@ def vocabulary_of(paths: str | Sequence[str]) -> int | None:
     """The size of the tokenizer of the shards that a config's `train_data` names; of several the
     largest, and None where no manifest lists them."""
     named = [paths] if isinstance(paths, str) else paths
-    shards = [Path(file) for path in named for file in shard_files(path)]
+    shards = [file for path in named for file in _files(path)]
     return max((each.vocab_size for each in manifests(shards)), default=None)
 
 
-def check_vocabulary(shards: Iterable[Path], vocab_size: int, field: str) -> None:
+def _files(path: str) -> list[str]:
+    if not urls.is_url(path):
+        return shard_files(path)
+    from light_llm.files import remote
+
+    return remote.listed(path)
+
+
+def check_vocabulary(shards: Iterable[str | Path], vocab_size: int, field: str) -> None:
     """
     Raises:
         UserError: a shard was written with a tokenizer of more than `vocab_size` ids.

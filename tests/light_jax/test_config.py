@@ -89,7 +89,7 @@ ILLEGAL = {
     "bool for int": ({"batch_size": True}, "batch_size=True"),
     "int for bool": ({"use_wandb": 1}, "use_wandb=1 must be true or false"),
     "nan": ({"optimizer": {"lr": float("nan")}}, "optimizer.lr"),
-    "url": ({"checkpoint_dir": "gs://bucket/x"}, "must be on a file system that all hosts share"),
+    "url": ({"checkpoint_dir": "gs://bucket/x"}, "must be a path on a file system"),
     "seq_len": ({"seq_len": 64}, "seq_len=64 exceeds model.max_seq_len=32"),
     "bf16 weights": (
         {"bf16_model_weights": True},

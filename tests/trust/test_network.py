@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import BIN, write_config
 
-from light_jax.parallel import hosts
+from light_jax.parallel.address import bind_address
 from light_llm.errors import UserError
 
 
@@ -87,7 +87,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 def test_the_first_address_on_this_machine_is_taken(monkeypatch):
     resolving(monkeypatch, "2001:db8::1", "192.0.2.1", "127.0.0.1")
-    assert hosts._bind_address("localhost:1234") == "127.0.0.1:1234"
+    assert bind_address("localhost:1234") == "127.0.0.1:1234"
 
 
 def test_an_ipv6_address_stands_in_brackets():
@@ -96,18 +96,18 @@ def test_an_ipv6_address_stands_in_brackets():
             probe.bind(("::1", 0))
         except OSError:
             pytest.skip("this machine has no IPv6")
-    assert hosts._bind_address("[::1]:1234") == "[::1]:1234"
+    assert bind_address("[::1]:1234") == "[::1]:1234"
 
 
 def test_a_name_that_is_loopback_on_this_machine_alone_is_refused(monkeypatch):
     """As Debian's /etc/hosts has it: the others would look for process 0 elsewhere."""
     resolving(monkeypatch, "127.0.1.1")
     with pytest.raises(UserError, match=r"node1:1234.*is 127\.0\.1\.1 on this machine"):
-        hosts._bind_address("node1:1234")
+        bind_address("node1:1234")
     resolving(monkeypatch, "127.0.1.1", "0.0.0.0")
-    assert hosts._bind_address("node1:1234") == "0.0.0.0:1234"
+    assert bind_address("node1:1234") == "0.0.0.0:1234"
     monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "10.0.0.1:7")
-    assert hosts._bind_address("node1:1234") == "10.0.0.1:7"
+    assert bind_address("node1:1234") == "10.0.0.1:7"
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_a_name_that_is_loopback_on_this_machine_alone_is_refused(monkeypatch):
 )
 def test_an_address_that_is_not_host_and_port_is_refused(address):
     with pytest.raises(UserError, match="must be HOST:PORT"):
-        hosts._bind_address(address)
+        bind_address(address)
 
 
 @pytest.mark.parametrize("host", ["a" * 64, "a..b"])
 def test_a_name_without_an_address_is_a_message(host):
     with pytest.raises(UserError, match="cannot listen there"):
-        hosts._bind_address(f"{host}:1234")
+        bind_address(f"{host}:1234")
 
 
 def without_network() -> list[str]:

@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "empty list": (text_of(train_data=[]), "train_data=[] must name a folder"),
     "empty path": (text_of(train_data=""), "train_data='' must name a folder"),
     "empty in a list": (text_of(train_data=["a", ""]), "must name a folder, a file or a glob"),
-    "url": (text_of(train_data="s3://bucket/x"), "is a URL"),
+    "url": (text_of(train_data="ftp://host/x"), "train_data='ftp://host/x' must begin with gs://"),
     "a zero byte": (plus('train_data: "a\\0b"'), "train_data="),
     "no val data": (text_of(val_data="none"), "val_data='none' does not exist"),
     "text as data": (text_of(train_data="c.yaml"), "c.yaml"),
@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "variable": (text_of(train_data="$UNSET_HERE/x"), "the environment variable UNSET_HERE"),
     "variable for writing": (text_of(checkpoint_dir="${UNSET_HERE}/x"), "UNSET_HERE, which is not"),
     "nobody's home": (text_of(checkpoint_dir="~nobody-of-this-name/x"), "names the home folder of"),
-    "bucket": (text_of(checkpoint_dir="gs://bucket/x"), "mount the bucket"),
+    "bucket": (text_of(checkpoint_dir="gs://bucket/x"), "gcloud storage rsync"),
     "extends nothing": (text_of(extends="none.yaml"), "none.yaml: there is no such config file"),
     "extends itself": (text_of(extends="c.yaml"), "one level too many"),
 }  # fmt: skip

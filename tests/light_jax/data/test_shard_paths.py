@@ -65,7 +65,7 @@ def test_a_file_reached_twice_is_taken_once_with_a_warning(tree):
         ("/gone/x", r"val_data='/gone/x' does not exist; give a directory"),
         ("deep", r"'deep' is a directory without \*\.parquet files; .*deep/\*\*/\*\.parquet"),
         ("empty", r"'empty' is a directory without \*\.parquet files; put"),
-        ("gs://bucket/x", "'gs://bucket/x' is a URL; .* mount or copy"),
+        ("ftp://host/x", "'ftp://host/x' must begin with gs://, s3://"),
         ([], r"val_data=\[\] names no data"),
         ("", "val_data holds '', which is not a path"),
         (["a.parquet", None], "val_data holds None, which is not a path"),

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: what it is sent is what metrics.jsonl holds."""
+"""Weights & Biases: what it is sent is what metrics.jsonl holds."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tiny_runs import command, metrics, train_command, write_config
+from wandb_server import serving
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
@@ -58,6 +59,34 @@ def test_metrics_config_and_run_id(tmp_path):
     (again,) = [r.run for r in records(second) if r.WhichOneof("record_type") == "run"]
     assert again.run_id == run.run_id
     assert logged(second) == [line for line in metrics(tmp_path / "out") if line["step"] > 2]
+
+
+def test_a_rewound_run_has_each_step_once(tmp_path):
+    """Where another setting may give other numbers, nothing of them is left out."""
+    changes = {"use_wandb": True, "save_every": 1, "eval_every": 2}
+
+    def train(*args, **more):
+        config = write_config(tmp_path / "c.yaml", **changes | more)
+        train_command(config, *args, **server.env, NETRC=str(tmp_path / "none"))
+
+    def curve(lines):
+        return [
+            {k: v for k, v in line.items() if k in ("step", "train/loss", "val/loss")}
+            for line in lines
+        ]
+
+    with serving() as server:
+        train(num_steps=4, scheduler={"type": "constant"})
+        assert curve(server.history) == curve(metrics(tmp_path / "out"))
+        train(
+            "--resume", "out/step0000002", num_steps=4, scheduler={"type": "constant"}, save_every=2
+        )
+        assert curve(server.history) == curve(metrics(tmp_path / "out"))
+        train(
+            "--resume", "out/step0000002", num_steps=6, scheduler={"type": "constant"}, save_every=2
+        )
+        assert len(server.history) == 6 + 6
+        assert curve(server.history[6:]) == curve(metrics(tmp_path / "out"))[3:]
 
 
 def test_not_logged_in_is_an_error_before_training(tmp_path):

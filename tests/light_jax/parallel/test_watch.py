@@ -1,0 +1,111 @@
+"""None of several processes waits for one that does not answer: real processes, without a model."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from several import ended, joined
+
+TIMEOUT = 8.0  # seconds: much for a busy machine, little for a test
+SLACK = 8.0  # a busy machine
+HOST = r"\(.+\)"
+
+
+def until_joined(runs):
+    for run in runs:
+        assert run.stdout.readline() == "joined\n", run.communicate()[1]
+
+
+def check(said: str, message: str, *, alone: bool = True) -> None:
+    """It is the last line. Where process 0 is gone, JAX may write its own lines before it."""
+    *before, last = said.splitlines()
+    assert last.startswith("joined.py: process "), said
+    assert message in last, said
+    assert "Traceback" not in said
+    assert not (alone and before), said
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_is_named_at_once(victim):
+    with joined(TIMEOUT, "waits", "waits", "waits") as runs:
+        until_joined(runs)
+        runs[victim].kill()
+        others = [run for run in runs if run is not runs[victim]]
+        codes, said = ended(others, within=SLACK)
+    assert codes == [4, 4]
+    for each in said:
+        check(each, f"process {victim} (", alone=victim != 0)
+        assert "is gone: its connection closed; start all processes again" in each
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_stopped_is_named_within_the_timeout(victim):
+    with joined(TIMEOUT, "waits", "waits", "waits") as runs:
+        until_joined(runs)
+        runs[victim].send_signal(signal.SIGSTOP)
+        others = [run for run in runs if run is not runs[victim]]
+        codes, said = ended(others, within=TIMEOUT + SLACK)
+        runs[victim].send_signal(signal.SIGCONT)  # too late: it sees that the others are gone
+        late, lates = ended([runs[victim]], within=TIMEOUT + SLACK)
+    assert codes == [4, 4]
+    for each in said:
+        check(each, f"process {victim} (")
+        assert "gave no sign of life for" in each
+        assert "(cluster_timeout 8 s)" in each
+    assert late == [4], lates
+
+
+def test_a_process_that_is_slow_or_stopped_for_less_than_the_timeout_is_no_end():
+    with joined(TIMEOUT, "compiles", "locks", "ends") as runs:
+        until_joined(runs)
+        for run in runs[:2]:
+            run.send_signal(signal.SIGSTOP)
+            time.sleep(TIMEOUT / 4)
+            run.send_signal(signal.SIGCONT)
+        codes, said = ended(runs, within=4 * TIMEOUT)
+    assert codes == [0, 0, 0], said
+
+
+def test_a_run_that_is_suspended_for_longer_than_the_timeout_goes_on():
+    """All processes are, as a scheduler does it: nobody listened, so nobody was silent."""
+    with joined(TIMEOUT / 2, "compiles", "compiles") as runs:
+        until_joined(runs)
+        for run in runs:
+            run.send_signal(signal.SIGSTOP)
+        time.sleep(TIMEOUT * 0.75)
+        for run in runs:
+            run.send_signal(signal.SIGCONT)
+        codes, said = ended(runs, within=4 * TIMEOUT)
+    assert codes == [0, 0], said
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_process_that_never_starts_is_named(absent):
+    whats: list[str | None] = ["waits", "waits", "waits"]
+    whats[absent] = None
+    with joined(3.0, *whats) as runs:
+        codes, said = ended(runs, within=3 + SLACK)
+    assert codes == [4, 4]
+    for each in said:
+        if absent == 0:
+            check(each, "process 0 does not listen at 127.0.0.1:")
+        else:
+            check(each, "process 2 of 3 did not start (cluster_timeout 3 s)")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_fails_says_why_to_all(victim):
+    whats = ["waits", "waits", "waits"]
+    whats[victim] = "fails"
+    with joined(TIMEOUT, *whats) as runs:
+        until_joined(runs)
+        codes, said = ended(runs, within=TIMEOUT + SLACK)
+    assert codes == [2, 2, 2]
+    for number, each in enumerate(said):
+        if number == victim:
+            assert each == "joined: its shard is bad\n"
+        else:
+            check(each, f"process {victim} (")
+            assert "stopped: its shard is bad" in each
