@@ -27,10 +27,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from conversion.mapping import table
+from conversion.weights import to_torch_layout
 from light_jax.checkpoint import protocol
 from light_jax.checkpoint.saver import Saver
 from light_jax.checkpoint.state import named_arrays, save_state
-from light_jax.checkpoint.weights import gather_weights, save_weights, write_weights
+from light_jax.checkpoint.weights import gather_weights, save_weights
 from light_jax.config import load_config
 from light_jax.state import HostState, TrainState
 from light_jax.training.step import init_params, init_state
@@ -62,8 +64,8 @@ class Disk:
 
     def synchronous(self) -> float:
         began = time.perf_counter()
-        staging = protocol.start(self.folder, TAG)
-        save_weights(staging / f"{TAG}.safetensors", self.state.weights, self.cfg.model)
+        staging = protocol.start(self.folder, TAG, self.host.run)
+        save_weights(staging, TAG, self.state.weights, self.cfg.model)
         save_state(staging / f"{TAG}.state", self.state, self.host)
         Saver(self.cfg, None).commit(staging, [TAG], layout.Record(run="benchmark"))
         return time.perf_counter() - began
@@ -86,8 +88,7 @@ class Disk:
 
         if not hasattr(self, "_kept"):
             arrays = gather_weights(self.state.weights, self.cfg.model)
-            write_weights(self.folder / "unused", arrays, self.cfg.model)
-            (self.folder / "unused").unlink()
+            arrays = {e.key: to_torch_layout(arrays[e.key], e) for e in table(self.cfg.model)}
             rest = {k: np.array(v) for k, v in named_arrays(self.state).items()}
             self._kept = tuple(
                 {k: torch.from_numpy(np.array(v)) for k, v in part.items()}

@@ -22,7 +22,8 @@ from light_llm.checkpoint.hub import NAME, fetch_model
 from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, Record, locate
 from light_llm.checkpoint.tensors import WRAPPERS, Folder, Reader, Tensor, read_folder, spelling
 from light_llm.errors import UserError
-from light_llm.files import disk, given
+from light_llm.files import disk, given, tensor_file
+from light_llm.files.tensor_file import Spec
 from light_llm.models.transformer.config import TransformerConfig
 
 TOKENIZER = ".tokenizer"
@@ -194,41 +195,25 @@ def _write_tokenizer(stage: Path, files: Files, folder: Path) -> tuple[str | Non
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The tensors under their new keys in one file; the widest types go first, as safetensors
-    itself orders them, so that each lies at a multiple of its width."""
+    """The tensors under their new keys in one file."""
     places = {file: _places(file) for file in {tensor.file for tensor in tensors.values()}}
-    order = sorted(tensors, key=lambda key: (-_width(tensors[key]), key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | MARK}
-    end = 0
-    for key in order:
-        first, last = places[tensors[key].file][tensors[key].name]
-        begin, end = end, end + last - first
-        header[key] = {
-            "dtype": tensors[key].dtype,
-            "shape": tensors[key].shape,
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with disk.create(path) as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for key in order:
-            tensor = tensors[key]
-            with given.open_regular(tensor.file, "the weights file") as file:
-                first, last = places[tensor.file][tensor.name]
-                file.seek(first)
-                while (rest := last - file.tell()) > 0:
-                    out.write(_some(file.read(min(rest, BUFFER)), tensor.file))
+
+    def data(key: str) -> Iterator[bytes]:
+        tensor = tensors[key]
+        with given.open_regular(tensor.file, "the weights file") as file:
+            first, last = places[tensor.file][tensor.name]
+            file.seek(first)
+            while (rest := last - file.tell()) > 0:
+                yield _some(file.read(min(rest, BUFFER)), tensor.file)
+
+    specs = {key: Spec(tensor.dtype, tensor.shape) for key, tensor in tensors.items()}
+    tensor_file.write(path, specs, {"format": "pt"} | MARK, data)
 
 
 def _some(data: bytes, path: Path) -> bytes:
     if not data:
         raise UserError(f"{path}: was cut short while it was read; import it again")
     return data
-
-
-def _width(tensor: Tensor) -> int:
-    return {"F64": 8, "F32": 4}.get(tensor.dtype, 2)
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from light_jax.othernames import OTHER_NAMES
 from light_llm.checkpoint.layout import Checkpoint, model_config
+from light_llm.checkpoint.parts import parse_size
 from light_llm.configcheck import validate
 from light_llm.configfile import Config, derived
 from light_llm.configsource import read_source
@@ -117,6 +118,7 @@ class TrainingConfig(Config):
     checkpoint_dir: str = "checkpoints"
     save_every: Positive = 1000
     keep_last_n: Positive = 3
+    max_shard_size: str = "5GB"
     log_every: Positive = 10
     eval_every: Positive = 500
     eval_steps: Positive = 50
@@ -183,6 +185,12 @@ class TrainingConfig(Config):
             raise ValueError("must be two steps, the first and the last, such as [100, 104]")
         return value
 
+    @field_validator("max_shard_size")
+    @classmethod
+    def _a_size(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
     @field_validator("checkpoint_dir")
     @classmethod
     def _on_a_file_system(cls, value: str) -> str:
@@ -237,6 +245,10 @@ class TrainingConfig(Config):
                 f"{given} ends after num_steps={self.num_steps}; name steps from 1 to "
                 f"{self.num_steps}, or raise num_steps"
             )
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return parse_size(self.max_shard_size)
 
     def with_vocabulary(self, vocab_size: int | None) -> Self:
         """The config with this `model.vocab_size`, unless one was given in so many words.

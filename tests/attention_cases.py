@@ -15,10 +15,13 @@ import math
 import os
 import re
 import sys
+from importlib.metadata import version
 from typing import Any
 
+from tiny_runs import devices
+
 if __name__ == "__main__" and sys.argv[1] == "devices":
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    os.environ |= {"JAX_PLATFORMS": "cpu"} | devices(8)
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +39,13 @@ from light_llm.models.transformer.mask import Span
 AXES = ("data", "fsdp", "tensor")
 CAUSAL, BIDIRECTIONAL = Span(None, 0), Span(None, None)
 # Here compiling takes all the time: a CPU runs these programs in milliseconds.
-COMPILED_FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+COMPILED_FAST: dict[str, bool | int] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+if version("jaxlib").startswith("0.10."):  # later ones do not know it, and refuse what they do not
+    COMPILED_FAST["xla_cpu_use_fusion_emitters"] = False
 RESULTS = ("out", "dq", "dk", "dv")
 
 

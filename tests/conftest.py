@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Compiling takes most of the time, and most laws hold however well XLA optimizes.
 FAST = "jax_disable_most_optimizations"
 os.environ.setdefault(FAST.upper(), "1")
+# MLIR for every fusion, and many modules of LLVM for a program, take three quarters of the time to
+# compile programs as small as these. A process ends at a flag that its XLA does not know.
+USUAL: dict[str, bool | int] = {"xla_cpu_parallel_codegen_split_count": 32}
+FLAGS = " --xla_cpu_parallel_codegen_split_count=1"
+if version("jaxlib").startswith("0.10."):
+    USUAL["xla_cpu_use_fusion_emitters"] = True
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+if os.environ[FAST.upper()] != "0" and FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,11 +43,29 @@ def _compilers_effort(request):
     before = os.environ[FAST.upper()] != "0"  # 0: the whole suite as a user compiles
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FAST.upper(), "0")
+        patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(FLAGS, ""))
+        _compile_as_usual(patch)
         jax.config.update(FAST, False)
         jax.clear_caches()  # they do not tell the two kinds apart
         yield
     jax.config.update(FAST, before)
     jax.clear_caches()
+
+
+def _compile_as_usual(patch: pytest.MonkeyPatch) -> None:
+    """XLA read the flags as this process started: its programs get the defaults, until undone."""
+    from jax._src import compiler  # JAX has no public setting for all programs of a process
+
+    make = compiler.get_compile_options
+
+    def usual(*args, backend=None, **kwargs):
+        options = make(*args, backend=backend, **kwargs)
+        if backend is None or backend.platform == "cpu":
+            own = dict(options.env_option_overrides)
+            options.env_option_overrides = [*(USUAL | own).items()]
+        return options
+
+    patch.setattr(compiler, "get_compile_options", usual)
 
 
 @pytest.fixture(autouse=True)

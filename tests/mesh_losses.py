@@ -16,14 +16,15 @@ import re
 import sys
 from typing import Any
 
+from tiny_runs import REFERENCE, devices, merged
+
 if __name__ == "__main__":  # a test that imports this file keeps its own devices
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    os.environ |= {"JAX_PLATFORMS": "cpu"} | devices(8)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import yaml
-from tiny_runs import REFERENCE, merged
 
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream

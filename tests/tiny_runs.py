@@ -81,6 +81,12 @@ def command(
     )
 
 
+def devices(count: int) -> dict[str, str]:
+    """The environment of a process that makes `count` devices of this CPU."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}"}
+
+
 def train_command(config: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
     """`llm-train CONFIG ARGS` in the config's folder, which must succeed."""
     done = command("llm-train", config, *args, cwd=config.parent, env=env)

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from light_llm.checkpoint import parts
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir, locate, tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
 from light_llm.errors import UserError
@@ -132,7 +133,7 @@ def check_place(directory: Path, tag: str, run: str) -> None:
     deleting = deleting_file(directory, tag)
     there = [
         path
-        for path in (config, state, directory / f"{tag}{WEIGHTS}", deleting)
+        for path in (config, state, *parts.files_there(directory, tag), deleting)
         if os.path.lexists(path) and not path.is_symlink()  # only the link itself is replaced
     ]
     if deleting in there and run_of_config(deleting) != run:

@@ -79,7 +79,8 @@ def _check_free(cfg: TrainingConfig, resumed: Tag | None, here: bool) -> None:
     """
     directory, first = Path(cfg.checkpoint_dir), 0 if resumed is None else resumed.step
     run = resumed.run if here and resumed else ""
-    there = {path.name.partition(".")[0] for path in directory.glob("*.s*")}
+    names = (path.name for path in directory.glob("*.s*"))
+    there = {tag for name in names if (tag := layout.tag_of_file(name)) is not None}
     staged = {path.name[1:].removesuffix(".writing") for path in directory.glob(".*.writing")}
     fresh = is_fresh(directory)
     for tag in sorted(there | staged):

@@ -6,14 +6,15 @@
         commit()        flush; rename .TAG.writing -> .TAG.committed; sync
     committed           .TAG.committed/ MARK TAG.*             the new tag; recover() publishes it
         publish()       rename TAG.config.json -> .TAG.deleting; sync     the rest is no tag now
-                        move TAG.state, TAG.safetensors; sync
+                        move TAG.state; sync
+                        remove TAG's old index and parts, move TAG's weights, their index last; sync
                         remove .TAG.deleting; sync
                         move TAG.config.json; sync             last in: the three are whole
                         remove MARK and .TAG.committed; sync
-    published           TAG.state/ TAG.safetensors TAG.config.json
+    published           TAG.state/ TAG.safetensors TAG.config.json   (or the weights in parts)
         delete()        rename TAG.config.json -> .TAG.deleting; sync
     deleting            .TAG.deleting TAG.state/ …             recover() completes this
-                        remove TAG.safetensors, TAG.state; sync; remove .TAG.deleting; sync
+                        remove TAG's weights, TAG.state; sync; remove .TAG.deleting; sync
     gone
 
 Each function can be repeated after a crash at any point. The writer holds the directory's lock;
@@ -43,7 +44,9 @@ from light_jax.checkpoint.ownership import (
     may_empty,
     run_of_config,
 )
-from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS, committed_dir
+from light_llm.checkpoint import parts
+from light_llm.checkpoint.layout import CONFIG, STATE, committed_dir
+from light_llm.checkpoint.parts import INDEX, WEIGHTS
 from light_llm.errors import UserError
 from light_llm.files.disk import Lock, create, flush, locked, remove, sync
 
@@ -150,7 +153,7 @@ def link(directory: Path, tag: str, other: str, run: str) -> None:
     """Stage the members of `tag` for another tag as well: the same files under other names.
 
     Files are never changed in place, so the two can share them; where a file system has no hard
-    links they are copied.
+    links they are copied. An index, which names the parts, is written anew.
     """
     source, target = writing_dir(directory, tag), start(directory, other, run)
     for path in sorted(source.rglob("*")):
@@ -159,6 +162,10 @@ def link(directory: Path, tag: str, other: str, run: str) -> None:
             continue
         if path.is_dir():
             copy.mkdir()
+            continue
+        if parts.is_index(path):
+            with create(copy) as file:
+                file.write(parts.index_for(path, other).encode())
             continue
         try:
             os.link(path, copy)
@@ -175,12 +182,11 @@ def publish(directory: Path, tag: str) -> None:
         if os.path.lexists(old):
             os.rename(old, deleting)
         sync(directory)
-        state, weights = committed / f"{tag}{STATE}", committed / f"{tag}{WEIGHTS}"
+        state = committed / f"{tag}{STATE}"
         if state.exists():
             remove(directory / state.name)
             os.rename(state, directory / state.name)
-        if weights.exists():
-            os.replace(weights, directory / weights.name)
+        _place_weights(committed, directory, tag)
         sync(directory)
         if os.path.lexists(deleting):
             deleting.unlink()
@@ -190,6 +196,30 @@ def publish(directory: Path, tag: str) -> None:
     (committed / MARK).unlink(missing_ok=True)
     committed.rmdir()
     sync(directory)
+
+
+def _place_weights(committed: Path, directory: Path, tag: str) -> None:
+    """Move the weights that are still staged, one file or parts with an index, to their place.
+
+    What goes last there, the file or the index, is staged until all else is done, and so says what
+    is left to do. An old index goes first: it must not name new parts.
+    """
+    last = committed / f"{tag}{WEIGHTS}"
+    if not last.exists():
+        last = committed / f"{tag}{INDEX}"
+    if not last.exists():
+        return
+    new = {last.name, *(parts.read_index(last).names if parts.is_index(last) else ())}
+    there = parts.files_there(directory, tag)
+    old = [path for path in there if parts.is_index(path) or path.name not in new]
+    for path in old:
+        path.unlink()
+    staged = [path for path in parts.files_there(committed, tag) if path != last]
+    for path in staged:
+        os.replace(path, directory / path.name)
+    if old or parts.is_index(last):
+        sync(directory)
+    os.replace(last, directory / last.name)
 
 
 def _publish_if_own(directory: Path, tag: str, run: str) -> None:
@@ -221,11 +251,17 @@ def delete(directory: Path, tag: str, run: str) -> None:
         sync(directory)
     elif run_of_config(deleting) != run:
         return
-    (directory / f"{tag}{WEIGHTS}").unlink(missing_ok=True)
-    remove(directory / f"{tag}{STATE}")
+    remove_members(directory, tag)
     sync(directory)
     deleting.unlink()
     sync(directory)
+
+
+def remove_members(directory: Path, tag: str) -> None:
+    """Delete the weights, in whichever form, and the state of a tag."""
+    for path in parts.files_there(directory, tag):
+        path.unlink(missing_ok=True)
+    remove(directory / f"{tag}{STATE}")
 
 
 def recover(directory: Path, run: str | None) -> None:

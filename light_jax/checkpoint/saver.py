@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-from safetensors import SafetensorError
-
-from light_jax.checkpoint import place, protocol, store
+from light_jax.checkpoint import place, protocol, store, writing
 from light_jax.checkpoint.hf_export import Exports
 from light_jax.checkpoint.host_state import is_mine
 from light_jax.checkpoint.ownership import MARK, STEP_TAG
-from light_jax.checkpoint.state import import_orbax, start_saving
+from light_jax.checkpoint.room import Room
+from light_jax.checkpoint.state import import_orbax
 from light_jax.checkpoint.tokenizer import keep_tokenizer
-from light_jax.checkpoint.weights import gather_weights, write_weights
+from light_jax.checkpoint.writing import Digests
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import (
     announce,
@@ -29,7 +28,7 @@ from light_jax.parallel.hosts import (
     together,
 )
 from light_jax.state import HostState, Tag, TrainState
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import layout, parts
 from light_llm.checkpoint.digests import digest
 from light_llm.errors import UserError, one_line, with_earlier
 from light_llm.files import disk, given
@@ -46,6 +45,9 @@ class Saver:
     values are still being saved. A background thread then writes and commits; it runs no
     collective, and what goes wrong there is raised by the next `save`, or by `wait`. One save is
     under way at a time, so there is one copy of the state at most.
+
+    Where the host has no room for a copy (light_jax.checkpoint.room), everything is written on the
+    main thread, from where it is, a tensor at a time; only the commit is left for the other thread.
     """
 
     def __init__(self, cfg: TrainingConfig, resumed: Tag | None) -> None:
@@ -56,6 +58,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="light-save")
         self._saving: Future[None] | None = None
         self._saves = 0
+        self._room = Room()
         self._exports = Exports(self.directory) if cfg.hf_export else None
         self._lock: disk.Lock | None = None  # process 0's, while the directory is open
 
@@ -124,7 +127,7 @@ class Saver:
     ) -> None:
         """Commit the state under each of these tags, in this order; every process calls it.
 
-        Returns when the state is copied to the host, so the next step may donate it.
+        Returns when the state is copied to the host, or written, so the next step may donate it.
 
         Args:
             val_loss: the validation loss of this state, for the record of each tag.
@@ -163,31 +166,19 @@ class Saver:
         staging = protocol.writing_dir(self.directory, tags[0])
         with disk_faults(self.directory / tags[0], "cannot be saved", _CONTINUE):
             together(lambda: self._start(tags[0], host.run) if is_main() else None)
-            weights = gather_weights(state.weights, self.cfg.model)
-            path = staging / f"{tags[0]}{layout.STATE}"
-            begin = together(lambda: start_saving(path, state, host))
+            way = writing.copied if self._room(state) else writing.in_place
+            write = way(staging, tags[0], state, host, self.cfg, self.check)
         known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
         record = layout.Record(run=host.run, generation=self.generation, step=step, val_loss=known)
 
         def finish() -> None:
             if is_main():
-                writing = begin()
-                path = staging / f"{tags[0]}{layout.WEIGHTS}"
-                try:
-                    self.check()
-                    write_weights(path, weights, self.cfg.model)
-                    weights.clear()
-                    weights_digest = digest(path)  # while orbax is still writing
-                except BaseException:
-                    with contextlib.suppress(Exception):  # the first error is the reason
-                        writing()  # the folder must not be touched before orbax is done
-                    raise
-                writing()
+                written = write()
                 others_done(name)
-                self.commit(staging, tags, record, {path: weights_digest})
+                self.commit(staging, tags, record, written)
                 return
             with announce(name):
-                begin()()
+                write()
                 disk.flush(staging, is_mine)
 
         self._saving = self._thread.submit(self._guarded(self.directory / tags[0], finish))
@@ -233,7 +224,7 @@ class Saver:
         staging: Path,
         tags: Sequence[str],
         record: layout.Record,
-        digests: Mapping[Path, layout.Member] = MappingProxyType({}),
+        digests: Digests = MappingProxyType({}),
     ) -> None:
         """Publish a staged tag under each of `tags`, then delete old tags.
 
@@ -277,9 +268,11 @@ def write_config(
     tag: str,
     cfg: TrainingConfig,
     record: layout.Record,
-    digests: Mapping[Path, layout.Member] = MappingProxyType({}),
+    digests: Digests = MappingProxyType({}),
 ) -> None:
     """Write the last member of a staged tag: the config, with the digests of the other files.
+
+    An index has none: it names the files of one tag, and tags of the same step share this config.
 
     Args:
         record: without its `files`.
@@ -290,7 +283,7 @@ def write_config(
         members = {
             str(path.relative_to(staging)).removeprefix(tag): digests.get(path) or digest(path)
             for path in sorted(staging.rglob("*"))
-            if path.is_file() and path.name != MARK
+            if path.is_file() and path.name != MARK and not parts.is_index(path)
         }
         flushed.result()
     record = record.model_copy(update={"files": members})
@@ -304,7 +297,7 @@ def disk_faults(path: Path, what: str, remedy: str) -> Iterator[None]:
     """Raise a fault of the disk as a UserError that names `path` and says what to do."""
     try:
         yield
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and "os_error_code=" not in str(error):
             raise  # tensorstore raises this type for a full disk and for a bug
         raise UserError(

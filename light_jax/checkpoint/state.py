@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import gc
 import logging
+import math
 import os
 import sys
 import warnings
@@ -33,6 +34,7 @@ from light_llm.files import given
 Result = TypeVar("Result")
 
 _SUCCESS = "commit_success.txt"
+_LEAST_LIMIT = 2**26  # bytes: with less, orbax would wait for each small array
 _ARRAYS = "state"  # the folder, in the state's own, that holds a tensorstore database
 
 
@@ -68,14 +70,17 @@ def import_orbax() -> None:
 
 
 def save_state(path: Path, state: TrainState, host: HostState) -> None:
-    """Write the folder; every process calls it."""
-    start_saving(path, state, host)()()
+    """Write the folder from the arrays as they are; every process calls it.
+
+    On a CPU nothing is copied; else the host has as much at a time as the largest array takes.
+    """
+    _begin(path, named_arrays(state), host, one_at_a_time=True)()
 
 
 def start_saving(
     path: Path, state: TrainState, host: HostState
 ) -> Callable[[], Callable[[], None]]:
-    """Copy the arrays to the host; every process calls it.
+    """Copy the arrays to the host, each device's part as it is; every process calls it.
 
     Returns:
         A function that begins to write the folder, on any thread, and returns one that waits until
@@ -92,7 +97,9 @@ def start_saving(
     return lambda: waits
 
 
-def _begin(path: Path, arrays: dict[str, jax.Array], host: HostState) -> Callable[[], None]:
+def _begin(
+    path: Path, arrays: dict[str, jax.Array], host: HostState, *, one_at_a_time: bool = False
+) -> Callable[[], None]:
     """Begin to write the folder. Returns a function that waits until it is written."""
     from orbax.checkpoint import v1 as ocp
 
@@ -100,6 +107,8 @@ def _begin(path: Path, arrays: dict[str, jax.Array], host: HostState) -> Callabl
     context.array.saving.use_compression = False
     # otherwise a folder that cannot be made is an error only 20 minutes later, a timeout
     context.asynchronous.create_directories_asynchronously = False
+    if one_at_a_time:
+        context.memory.transfer_concurrent_bytes = _largest(arrays)
     metadata = dataclasses.asdict(host)
     with context:
         written = ocp.save_async(_real(path), arrays, custom_metadata=metadata).result
@@ -167,6 +176,12 @@ def _stored(path: Path) -> dict[str, tuple[Any, ...]]:
     return arrays
 
 
+def _largest(arrays: dict[str, Any]) -> int:
+    """A limit in bytes for orbax, by which each array can pass alone: it has to be below it."""
+    sizes = (math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays.values())
+    return 1 + max(_LEAST_LIMIT, *sizes)
+
+
 def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in arrays.items()}
 
@@ -188,7 +203,22 @@ def load_arrays(path: Path, abstract: TrainState) -> dict[str, jax.Array]:
             name for name in expected if stored[name] != expected[name]
         ]
         raise UserError(f"{path}: its arrays are not those of this config: {', '.join(names[:8])}")
-    return _from_orbax(path, lambda: ocp.load(real, wanted))
+    arrays: dict[str, jax.Array] = {}
+    for group in _largest_first(wanted):
+        context = ocp.Context()
+        context.memory.read_concurrent_bytes = _largest(group)
+        context.pytree.loading.partial_load = len(group) < len(wanted)
+        with context:
+            arrays |= _from_orbax(path, functools.partial(ocp.load, real, group))
+    return arrays
+
+
+def _largest_first(arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arrays in two groups. Orbax has an array that it reads twice or thrice for a moment, so
+    the largest come while there is room for the rest."""
+    small = {name for name, array in arrays.items() if _largest({name: array}) <= 1 + _LEAST_LIMIT}
+    groups = [{n: a for n, a in arrays.items() if (n in small) == last} for last in (False, True)]
+    return [group for group in groups if group]
 
 
 def _from_orbax(path: Path, read: Callable[[], Result]) -> Result:

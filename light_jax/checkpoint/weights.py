@@ -1,11 +1,11 @@
-"""The weights of a run <-> one safetensors file in PyTorch's layout, float32."""
+"""The weights of a run <-> safetensors in PyTorch's layout, float32: one file, or parts."""
 
 from __future__ import annotations
 
 import contextlib
-import stat
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,95 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from conversion.mapping import TIED_KEY, Entry, table
 from conversion.weights import check_keys, check_tied, to_torch_layout
+from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import copies
+from light_llm.checkpoint import parts
 from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
-from light_llm.files import disk
+from light_llm.files import disk, tensor_file
+from light_llm.files.tensor_file import Spec
 from light_llm.models.transformer.config import TransformerConfig
 
+AHEAD = 2
+"""Tensors that are transposed while another one is written."""
 
-def save_weights(path: Path, weights: nnx.State, cfg: TransformerConfig) -> None:
-    """Write float32 weights; every process calls it, process 0 writes."""
-    arrays = gather_weights(weights, cfg)
-    if jax.process_index() == 0:
-        write_weights(path, arrays, cfg)
+_transposed = jax.jit(lambda array: array.T)
+
+
+class Plan:
+    """Which files the weights of a tag become, and in which order their tensors are written.
+
+    Args:
+        most: bytes of tensors in a file; None is one file for all.
+    """
+
+    def __init__(self, tag: str, cfg: TransformerConfig, most: int | None) -> None:
+        self.index = f"{tag}{parts.INDEX}"
+        self.entries = {entry.key: entry for entry in table(cfg)}
+        if cfg.tie_embeddings:
+            self.entries[TIED_KEY] = self.entries["tok_emb.weight"]
+        self.specs = {key: Spec("F32", entry.shape) for key, entry in self.entries.items()}
+        sizes = {key: spec.nbytes for key, spec in self.specs.items()}
+        self.total = sum(sizes.values())
+        files = parts.plan(tag, sizes, self.total if most is None else most)
+        self.files = {name: self._of(keys) for name, keys in files.items()}
+
+    def _of(self, keys: Iterable[str]) -> dict[str, Spec]:
+        specs = {key: self.specs[key] for key in keys}
+        return {key: specs[key] for key in tensor_file.in_order(specs)}
+
+    @property
+    def keys(self) -> Iterator[str]:
+        """Of all files, as they are written."""
+        return (key for specs in self.files.values() for key in specs)
+
+    def write(self, folder: Path, tensors: Iterator[np.ndarray]) -> list[Path]:
+        """Write the files, and an index where there are several. Returns those with tensors.
+
+        Args:
+            tensors: in PyTorch's layout, in the order of `keys`.
+        """
+
+        def data(key: str) -> Iterator[memoryview]:
+            yield np.ascontiguousarray(next(tensors), "<f4").data.cast("B")
+
+        for name, specs in self.files.items():
+            tensor_file.write(folder / name, specs, {"format": "pt"}, data)
+        if len(self.files) > 1:
+            places = {key: name for name, specs in self.files.items() for key in specs}
+            ordered = {key: places[key] for key in self.entries}
+            with disk.create(folder / self.index) as file:
+                file.write(parts.index_text(ordered, self.total).encode())
+        return [folder / name for name in self.files]
+
+
+def save_weights(
+    folder: Path, tag: str, weights: nnx.State, cfg: TransformerConfig, most: int | None = None
+) -> list[Path]:
+    """Write float32 weights from where they are, with one tensor at a time on the host.
+
+    Every process calls it, on the main thread; process 0 writes. Equal weights make equal files.
+
+    Args:
+        most: see `Plan`.
+
+    Returns:
+        The files with tensors; of other processes none.
+    """
+    plan = Plan(tag, cfg, most)
+    entries = (plan.entries[key] for key in plan.keys)
+    tensors = (_on_host(_leaf(weights, entry), entry) for entry in entries)
+
+    def work() -> list[Path]:
+        try:
+            return plan.write(folder, tensors) if jax.process_index() == 0 else []
+        finally:
+            deque(tensors, maxlen=0)  # the others gather, so that no process waits for this one
+
+    return together(work)
 
 
 def gather_weights(weights: nnx.State, cfg: TransformerConfig) -> dict[str, np.ndarray]:
@@ -45,23 +118,45 @@ def gather_weights(weights: nnx.State, cfg: TransformerConfig) -> dict[str, np.n
     return arrays
 
 
-def write_weights(path: Path, arrays: dict[str, np.ndarray], cfg: TransformerConfig) -> None:
-    """Write what `gather_weights` gave; `arrays` is in PyTorch's layout afterwards.
+def write_weights(
+    folder: Path,
+    tag: str,
+    arrays: dict[str, np.ndarray],
+    cfg: TransformerConfig,
+    most: int | None = None,
+) -> list[Path]:
+    """Write what `gather_weights` gave, and let go of each array as it is written.
 
-    Two arrays are transposed at a time, and no other copy is made. Equal weights make equal files.
+    The files are those of `save_weights`. A few tensors at a time are there twice, transposed.
     """
+    plan = Plan(tag, cfg, most)
+    shared = {"tok_emb.weight"} if cfg.tie_embeddings else set()  # the head is written of it too
 
-    def transpose(entry: Entry) -> None:
-        arrays[entry.key] = to_torch_layout(arrays[entry.key], entry)
+    def take(key: str) -> np.ndarray:
+        entry = plan.entries[key]
+        array = arrays[entry.key] if entry.key in shared else arrays.pop(entry.key)
+        return to_torch_layout(array, entry)
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(transpose, table(cfg)))
-    if cfg.tie_embeddings:
-        arrays[TIED_KEY] = arrays["tok_emb.weight"]
-    with disk.create(path):
-        mode = path.stat().st_mode  # the mode of any new file; safetensors makes its own 0600
-    save_file(arrays, path, metadata={"format": "pt"})
-    path.chmod(stat.S_IMODE(mode))
+    written = plan.write(folder, _ahead(take, plan.keys))
+    arrays.clear()
+    return written
+
+
+def _ahead(work: Callable[[str], np.ndarray], keys: Iterable[str]) -> Iterator[np.ndarray]:
+    """What `work` gives for each key, in order, made on other threads a little before its turn."""
+    made: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for key in keys:
+            made.append(pool.submit(work, key))
+            if len(made) > AHEAD:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+
+
+def _on_host(array: jax.Array, entry: Entry) -> np.ndarray:
+    """One tensor in PyTorch's layout; its devices transpose it, so the host has it once."""
+    return _gather(array) if not entry.transposed else _whole_array(_transposed(array))
 
 
 def _leaf(weights: Any, entry: Entry) -> jax.Array:
@@ -71,14 +166,18 @@ def _leaf(weights: Any, entry: Entry) -> jax.Array:
 
 
 def _gather(array: jax.Array) -> np.ndarray:
+    # of a copy: the step reuses the array's own memory, or it would keep the host's for itself
+    return _whole_array(copies([array])[0] if array.is_fully_addressable else array)
+
+
+def _whole_array(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
-        # of a copy: the step reuses the array's own memory, or it would keep the host's for itself
-        return np.asarray(copies([array])[0])
+        return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_weights(path: Path, cfg: TransformerConfig) -> None:
-    """Compare the headers of a weights file, or of a Hugging Face folder, with the config.
+    """Compare the headers of the weights, or of a Hugging Face folder, with the config.
 
     No tensor is read, no model built.
 
@@ -109,7 +208,7 @@ def load_weights(
     """Float32 parameters, laid out by `shardings`; each process reads only the slices it holds.
 
     Args:
-        verified: the file is one that `save_weights` wrote, so a tied head is a copy; otherwise
+        verified: the files are ones that `save_weights` wrote, so a tied head is a copy; otherwise
             every process reads both to compare them.
 
     Raises:
@@ -138,6 +237,6 @@ def _read(stored: Any, entry: Entry, sharding: jax.sharding.Sharding) -> jax.Arr
         index = index or ()
         if not entry.transposed:
             return np.asarray(stored[index], np.float32)
-        return np.ascontiguousarray(np.asarray(stored[index[::-1]], np.float32).T)
+        return np.asarray(stored[index[::-1]], np.float32).T  # jax transposes it as it copies
 
     return jax.make_array_from_callback(entry.jax_shape, sharding, part)

@@ -20,7 +20,8 @@ from light_jax.parallel.sharding import batch_shards, local_rows, make_mesh, to_
 from light_jax.state import Params, TrainState, params_of
 from light_jax.training.compiled import blank_state, compile_eval_step
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, read_checkpoint, steadily
+from light_llm.checkpoint.layout import Checkpoint, read_checkpoint, steadily
+from light_llm.checkpoint.parts import is_weights
 from light_llm.errors import UserError
 
 Result = TypeVar("Result")
@@ -96,7 +97,7 @@ def _load(plan: Plan, shardings: TrainState) -> tuple[int | None, Params]:
     """The step of the checkpoint, and the weights as its model computes with them."""
 
     def read(checkpoint: Checkpoint) -> tuple[int | None, Params]:
-        verify(checkpoint, lambda name: name == WEIGHTS)
+        verify(checkpoint, is_weights)
         weights = load_weights(checkpoint.files.weights, plan.cfg.model, shardings.weights)
         return checkpoint.step, weights
 

@@ -25,7 +25,8 @@ from light_jax.checkpoint.ownership import (
 from light_jax.reporting.metrics import NAME
 from light_jax.runs import notes, report
 from light_jax.runs.folder import TagFiles, files_below, tags_of
-from light_llm.checkpoint.layout import CONFIG, STATE, TORCH_STATE, WEIGHTS
+from light_llm.checkpoint import layout
+from light_llm.checkpoint.layout import CONFIG, STATE
 from light_llm.files import given
 from light_llm.files.disk import remove, sync
 
@@ -85,10 +86,8 @@ def _in_parts(directory: Path, tags: list[TagFiles], run: str) -> Iterator[Item]
     """Step tags that cannot be used, and whose rest names this run."""
     for tag in tags:
         name = tag.name
-        published = any(os.path.lexists(directory / f"{name}{e}") for e in (CONFIG, WEIGHTS, STATE))
-        broken = tag.problem is not None and (
-            published or os.path.lexists(deleting_file(directory, name))
-        )
+        there = layout.published(directory, name) or os.path.lexists(deleting_file(directory, name))
+        broken = tag.problem is not None and there
         if not broken or not STEP_TAG.fullmatch(name) or not run:
             continue
         owners = (
@@ -137,8 +136,8 @@ def _of_tag(directory: Path, tags: list[TagFiles], tag: TagFiles, run: str, why:
 
 
 def _files(directory: Path, name: str) -> Iterator[tuple[tuple[int, int], int]]:
-    for ending in (WEIGHTS, STATE, CONFIG, TORCH_STATE):
-        yield from files_below(directory / f"{name}{ending}")
+    for path in layout.published(directory, name):
+        yield from files_below(path)
 
 
 def clean(directory: Path, keep: int | None) -> list[Item]:
@@ -167,6 +166,5 @@ def _delete(item: Item) -> None:
     ):
         protocol.delete(item.directory, item.name, item.run)
     else:  # its state alone names the run
-        (item.directory / f"{item.name}{WEIGHTS}").unlink(missing_ok=True)
-        remove(item.directory / f"{item.name}{STATE}")
+        protocol.remove_members(item.directory, item.name)
     sync(item.directory)

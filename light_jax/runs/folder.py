@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from light_jax.reporting.metrics import NAME
-from light_llm.checkpoint import layout
-from light_llm.checkpoint.layout import CONFIG, STATE, TORCH_STATE, WEIGHTS
+from light_llm.checkpoint import layout, parts
+from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS
 from light_llm.errors import UserError
 
 _UNDER_WAY = re.compile(r"\.(.+)\.(writing|committed|deleting)")
@@ -85,9 +85,9 @@ def tags_of(directory: Path) -> list[TagFiles]:
         if under_way:
             names.add(under_way[1])
             continue
-        for ending in (CONFIG, WEIGHTS, STATE):
-            if name.endswith(ending) and name != ending and not name.startswith("."):
-                names.add(name.removesuffix(ending))
+        tag = layout.tag_of_file(name)
+        if tag is not None and not name.startswith("."):
+            names.add(tag)
     return sorted((look(directory, name) for name in names), key=lambda tag: tag.order)
 
 
@@ -129,7 +129,9 @@ def _damage(seen: layout.Checkpoint) -> str | None:
         ending, _, inner = name.partition("/")
         if ending == STATE and not files.state.is_dir():
             return None  # a copy of the weights to give away
-        at = {WEIGHTS: files.weights, STATE: files.state}.get(ending)
+        at = {STATE: files.state}.get(ending)
+        if parts.is_weights(name):
+            at = parts.place(files.weights, f"{files.tag}{name}")
         try:
             there = None if at is None else os.lstat(at / inner if inner else at)
         except (OSError, ValueError):
@@ -148,15 +150,16 @@ def size_of(files: layout.Files) -> int:
     """Bytes of a tag's files, staged ones included."""
     staged = files.directory / f".{files.tag}.writing"
     members = (files.weights, files.state, files.config, files.torch_state, staged)
-    return sum(size for path in members for _, size in files_below(path))
+    paths = [*members, *(part.path for part in files.parts)]
+    return sum(size for path in paths for _, size in files_below(path))
 
 
 def size_on_disk(directory: Path, tags: list[TagFiles]) -> int:
     """Bytes of these tags together; files that they share count once."""
     seen: dict[tuple[int, int], int] = {}
     for tag in tags:
-        for ending in (WEIGHTS, STATE, CONFIG, TORCH_STATE):
-            seen.update(files_below(directory / f"{tag.name}{ending}"))
+        for path in layout.published(directory, tag.name):
+            seen.update(files_below(path))
         for stage in ("writing", "committed"):
             seen.update(files_below(directory / f".{tag.name}.{stage}"))
     return sum(seen.values())

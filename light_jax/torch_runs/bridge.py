@@ -29,6 +29,7 @@ from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
 from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint.parts import is_weights
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -84,7 +85,7 @@ def _commit(
     protocol.check_lock(directory, lock)
     staging = protocol.start(directory, tag, host.run)
     try:
-        save_weights(staging / f"{tag}{layout.WEIGHTS}", weights, cfg.model)
+        save_weights(staging, tag, weights, cfg.model, cfg.max_shard_bytes)
         save_state(staging / f"{tag}{layout.STATE}", state, host)
         write_config(staging, tag, cfg, record)
         protocol.check_lock(directory, lock)
@@ -179,7 +180,7 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
     if record is None:
         return
     try:
-        digests.verify(found, lambda name: name == layout.WEIGHTS)
+        digests.verify(found, is_weights)
     except UserError as error:
         raise UserError(
             f"{error}\n(if PyTorch wrote these weights after {layout.CONFIG}, take the key "

@@ -122,7 +122,7 @@ def _write(
             file.write((json.dumps(report, indent=2) + "\n").encode())
 
     together(lambda: begin() if is_main() else None)
-    save_weights(staging / WEIGHTS, state.weights, cfg.model)
+    save_weights(staging, WEIGHTS.removesuffix(".safetensors"), state.weights, cfg.model)
     if is_main():
         check()
         protocol.commit_report(folder.parent, folder.name, run.host.run)

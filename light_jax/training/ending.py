@@ -12,6 +12,7 @@ from light_jax.reporting.units import duration
 from light_jax.state import Run
 from light_jax.training.signals import Stopper
 from light_jax.training.validation import patience_is_over
+from light_llm.checkpoint.layout import locate
 
 
 def nothing_to_do(run: Run) -> str | None:
@@ -34,7 +35,7 @@ def tell_end(run: Run, log: Log, saver: Saver, stopper: Stopper, config_path: Pa
     resume = ["llm-train", str(config_path), "--resume", "auto"]
     if finished:
         why = f": {patience_is_over(run)}" if step < run.cfg.num_steps else ""
-        log.message(f"done        the model is {saver.directory / 'final.safetensors'}{why}")
+        log.message(f"done        the model is {locate(saver.directory / 'final').weights}{why}")
     else:
         by = "a signal"
         if stopper.out_of_time and run.cfg.max_time is not None:

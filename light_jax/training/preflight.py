@@ -29,7 +29,8 @@ from light_jax.training.sampling import prompts_of
 from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.folder import check_like_folder
 from light_llm.checkpoint.hub import starting_weights
-from light_llm.checkpoint.layout import WEIGHTS, model_config, read_checkpoint, steadily
+from light_llm.checkpoint.layout import model_config, read_checkpoint, steadily
+from light_llm.checkpoint.parts import is_weights
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.preprocess.manifest import check_vocabulary, manifests
 
@@ -246,7 +247,7 @@ def _verify_weights(path_or_prefix: str, model: TransformerConfig) -> None:
     if files.config.is_file():
         steadily(
             lambda: read_checkpoint(path_or_prefix),
-            lambda checkpoint: verify(checkpoint, lambda name: name == WEIGHTS),
+            lambda checkpoint: verify(checkpoint, is_weights),
         )
     steadily(
         lambda: starting_weights(path_or_prefix, fetch=False),

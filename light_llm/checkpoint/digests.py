@@ -6,7 +6,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from light_llm.checkpoint import parts
 from light_llm.checkpoint.layout import STATE, WEIGHTS, Checkpoint, Files, Member
+from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.tensors import read_tensors
 from light_llm.errors import UserError
 from light_llm.files import given
 
@@ -30,18 +33,40 @@ def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: 
         UserError: a file is missing, cut short or changed. A config without digests (as the
             PyTorch trainer writes it) has nothing to compare with and passes.
     """
-    record = checkpoint.record
-    for name, recorded in record.files.items() if record else ():
-        if wanted(name):
-            path = _path_of(checkpoint.files, name)
-            if name != WEIGHTS and path.is_symlink():  # orbax makes none
-                raise UserError(f"{path}: is a link; a state holds its own files; use another tag")
-            _verify_file(path, recorded)
+    files, record = checkpoint.files, checkpoint.record
+    recorded = record.files if record else {}
+    for name in filter(wanted, recorded):
+        path = _path_of(files, name)
+        if not is_weights(name) and path.is_symlink():  # orbax makes none
+            raise UserError(f"{path}: is a link; a state holds its own files; use another tag")
+        _verify_file(path, recorded[name])
+    if weights := {name for name in recorded if is_weights(name) and wanted(name)}:
+        _verify_form(files, weights)
+
+
+def _verify_form(files: Files, recorded: set[str]) -> None:
+    """Check that what readers take for the weights is what was recorded, an index included.
+
+    An index has no checksum: what it says must be what its parts hold, which have one.
+    """
+    there = {WEIGHTS}
+    if parts.is_index(files.weights):
+        there = {name.removeprefix(files.tag) for name in parts.read_index(files.weights).names}
+    if there != recorded:
+        odd = sorted(there ^ recorded)[0]
+        raise UserError(
+            f"{files.weights}: the weights are not the files that {files.config.name} records, "
+            f"which differ in {files.tag}{odd}; use another tag"
+        )
+    if parts.is_index(files.weights):
+        read_tensors(files.weights)
 
 
 def _path_of(files: Files, name: str) -> Path:
     ending, _, inner = name.partition("/")
-    place = {WEIGHTS: files.weights, STATE: files.state}.get(ending)
+    place = {STATE: files.state}.get(ending)
+    if is_weights(name):
+        place = parts.place(files.weights, f"{files.tag}{name}")
     if place is None or ".." in Path(inner).parts or Path(inner).is_absolute():
         raise UserError(
             f"{files.config}: checkpoint.files names {name!r}, which does not belong to a "

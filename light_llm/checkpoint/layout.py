@@ -1,6 +1,6 @@
 """Checkpoints on disk: where the files of a tag are, and how they are read (never written here).
 
-    DIR/TAG.safetensors     weights, float32, PyTorch's keys
+    DIR/TAG.safetensors     weights, float32, PyTorch's keys; or parts (light_llm.checkpoint.parts)
     DIR/TAG.state/          orbax: what the trainer needs besides the weights
     DIR/TAG.config.json     config snapshot, with the digests that tie the three together
     DIR/.TAG.committed/     the three before they are published, after a crash in between
@@ -13,6 +13,7 @@ reader turns it once into a value, `Files` or `Checkpoint`, and passes that on.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,14 +22,16 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from light_llm.checkpoint import parts
 from light_llm.checkpoint.folder import CONFIG_JSON, SINGLE, folder_snapshot, is_model_folder
+from light_llm.checkpoint.parts import INDEX, WEIGHTS
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig
 
-WEIGHTS, STATE, CONFIG = ".safetensors", ".state", ".config.json"
+STATE, CONFIG = ".state", ".config.json"
 TORCH_STATE = ".state.pt"
 FORMAT = 1
 
@@ -64,9 +67,11 @@ class Files:
     """Where the members of a tag are, found in one look; each may be there or not."""
 
     prefix: Path  # DIR/TAG
-    weights: Path  # a Hugging Face folder itself
+    weights: Path  # the file, or the index of its parts; a Hugging Face folder itself
     state: Path
     config: Path
+    parts: tuple[parts.Seen, ...] = ()
+    """Of the weights, where there are some, as they lay at the look."""
 
     @property
     def directory(self) -> Path:
@@ -108,17 +113,37 @@ class Checkpoint:
 def locate(prefix: str | Path) -> Files:
     """The files of DIR/TAG, with or without one of the endings; a committed copy goes first."""
     text = str(prefix).rstrip("/")
-    for ending in (WEIGHTS, STATE, CONFIG, TORCH_STATE):
+    for ending in (INDEX, WEIGHTS, STATE, CONFIG, TORCH_STATE):
         text = text.removesuffix(ending)
     path = Path(text)
     directory, tag = path.parent, path.name
+    whole = parts.tag_of_file(f"{tag}{WEIGHTS}")
+    if whole != tag and whole is not None and (directory / f"{whole}{INDEX}").exists():
+        path, tag = directory / whole, whole  # the name of a part
     staging = committed_dir(directory, tag)
+    weights, there = parts.find(directory, staging, tag)
 
     def member(ending: str) -> Path:
         staged = staging / f"{tag}{ending}"
         return staged if staged.exists() else directory / f"{tag}{ending}"
 
-    return Files(path, member(WEIGHTS), member(STATE), member(CONFIG))
+    return Files(path, weights, member(STATE), member(CONFIG), parts.look(there))
+
+
+def published(directory: Path, tag: str) -> list[Path]:
+    """What belongs to a tag in its folder, whole or not: files, folders or links, the index of its
+    weights first."""
+    members = [directory / f"{tag}{ending}" for ending in (STATE, CONFIG, TORCH_STATE)]
+    there = [path for path in members if os.path.lexists(path)]
+    return [*parts.files_there(directory, tag), *there]
+
+
+def tag_of_file(name: str) -> str | None:
+    """The tag that a file or folder belongs to that has such a name; None if it is no member."""
+    if (tag := parts.tag_of_file(name)) is not None:
+        return tag
+    ending = next((ending for ending in (CONFIG, STATE) if name.endswith(ending)), name)
+    return name.removesuffix(ending) or None
 
 
 def locate_weights(prefix: str | Path) -> Files:
@@ -256,17 +281,32 @@ def read_own(prefix: str | Path) -> Checkpoint:
 def steadily(look: Callable[[], Seen], read: Callable[[Seen], Result]) -> Result:
     """`read` what `look` sees; if that fails and another look sees a change, read again.
 
+    Weights in parts are read again too where they were replaced meanwhile: one part could be of the
+    old save and the next of the new one.
+
     For readers without the directory's lock, beside a run that saves.
     """
     seen = look()
     while True:
         try:
-            return read(seen)
+            result = read(seen)
         except (OSError, UserError):
             again = look()
             if again == seen:
                 raise
-            seen = again
+        else:
+            before = _parts_of(seen)
+            if parts.look(part.path for part in before) == before:
+                return result
+            again = look()
+        seen = again
+
+
+def _parts_of(seen: Any) -> tuple[parts.Seen, ...]:
+    """The parts that `Files`, or what has them (a checkpoint, a tag), saw."""
+    seen = getattr(seen, "checkpoint", seen)
+    files = getattr(seen, "files", seen)
+    return files.parts if isinstance(files, Files) else ()
 
 
 def model_config(checkpoint: Checkpoint) -> TransformerConfig:

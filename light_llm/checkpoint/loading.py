@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.layout import (
-    WEIGHTS,
     Checkpoint,
     locate_weights,
     model_config,
     read_checkpoint,
     steadily,
 )
+from light_llm.checkpoint.parts import is_weights
 from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -77,7 +77,7 @@ def read_weights(
     framework: str,
     check: Callable[[dict[str, Tensor], TransformerConfig, Path], None],
 ) -> Weights:
-    """The weights of a file, a prefix, a Hugging Face folder or a checkpoint.
+    """The weights of a file or its parts, a prefix, a Hugging Face folder or a checkpoint.
 
     Without a config, the snapshot's is used, and the file is compared with the digest there.
 
@@ -101,7 +101,7 @@ def read_weights(
 
     def of_checkpoint(checkpoint: Checkpoint) -> Weights:
         cfg = model_config(checkpoint)
-        verify(checkpoint, lambda name: name == WEIGHTS)
+        verify(checkpoint, is_weights)
         return read(checkpoint.files.weights, cfg)
 
     if config is not None:

@@ -1,19 +1,23 @@
-"""The tensors of a safetensors file or of a Hugging Face folder, by our keys; values when asked."""
+"""The tensors of a safetensors file, of its parts or of a Hugging Face folder, by our keys; values
+when asked."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from conversion.families import hf_key, our_key
 from conversion.mapping import TIED_KEY
+from light_llm.checkpoint import parts
 from light_llm.checkpoint.folder import CONFIG_JSON, folder_config, weight_files
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.tensor_file import WIDTHS
 
-DTYPES = ("F64", "F32", "F16", "BF16")  # names in the header of a weights file
+DTYPES = tuple(WIDTHS)  # names in the header of a weights file
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DistributedDataParallel"}
 """Parts of a key that wrappers of PyTorch add, and which does."""
 BUFFER = ".rotary_emb.inv_freq"
@@ -28,6 +32,10 @@ class Tensor(NamedTuple):
     file: Path
     name: str  # in the file
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * WIDTHS[self.dtype]
+
 
 class Folder(NamedTuple):
     """The tensors of a Hugging Face folder by our keys; a key that is not ours stays as it is."""
@@ -37,38 +45,64 @@ class Folder(NamedTuple):
     buffers: int  # how many tensors were left out, since they follow from the config
 
 
+MAPPED = 2**28
+"""Bytes that are read of mapped files before they are mapped anew: until then, what was read counts
+as this process's memory."""
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
 class Reader:
-    """Tensors read one at a time; each file is opened once, until the `with` ends."""
+    """Tensors read one at a time; each file is opened once, until the `with` ends.
+
+    It is mapped again and again, and not by its name, which a run may give to a newer file.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], framework: str) -> None:
         self._tensors, self._framework = tensors, framework
         self._files: dict[Path, Any] = {}
-        self._open = contextlib.ExitStack()
+        self._mapped, self._open = contextlib.ExitStack(), contextlib.ExitStack()
+        self._names: dict[Path, Path] = {}  # by which a file is mapped
+        self._read = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._files.clear()
+        self._unmap()
         self._open.close()
 
-    def _file(self, path: Path) -> Any:
+    def _unmap(self) -> None:
+        self._files.clear()
+        self._mapped.close()
+        self._read = 0
+
+    def _file(self, tensor: Tensor) -> Any:
         from safetensors import safe_open
 
-        if path not in self._files:
-            opened = safe_open(path, framework=self._framework)
-            self._files[path] = self._open.enter_context(opened)
-        return self._files[path]
+        if self._read > MAPPED and _DESCRIPTORS.is_dir():
+            self._unmap()
+        self._read += tensor.nbytes
+        if tensor.file not in self._files:
+            opened = safe_open(self._name(tensor.file), framework=self._framework)
+            self._files[tensor.file] = self._mapped.enter_context(opened)
+        return self._files[tensor.file]
+
+    def _name(self, path: Path) -> Path:
+        if path not in self._names:
+            file = self._open.enter_context(given.open_regular(path, "the weights file"))
+            named = _DESCRIPTORS / str(file.fileno())
+            self._names[path] = named if _DESCRIPTORS.is_dir() else path
+        return self._names[path]
 
     def whole(self, key: str) -> Any:
         """An array or tensor of the framework, in the stored type."""
         tensor = self._tensors[key]
-        return self._file(tensor.file).get_tensor(tensor.name)
+        return self._file(tensor).get_tensor(tensor.name)
 
     def part(self, key: str) -> Any:
         """What reads a part by slices in brackets."""
         tensor = self._tensors[key]
-        return self._file(tensor.file).get_slice(tensor.name)
+        return self._file(tensor).get_slice(tensor.name)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -102,19 +136,52 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of a Hugging Face folder, by our keys.
+    """The tensors of a weights file, of the parts of an index, or of a Hugging Face folder, by our
+    keys.
 
     Raises:
         UserError: damaged files, or keys that are somebody else's as a whole.
     """
     if not path.is_dir():
-        tensors = read_header(path)
+        tensors = read_parts(path) if parts.is_index(path) else read_header(path)
         _refuse_foreign_keys(tensors, path)
         return tensors
     folder = read_folder(path)
     if folder.wrapped:
         raise UserError(f"{path}: {_wrapped(folder.wrapped)}; llm-convert from-hf takes it off")
     return folder.tensors
+
+
+def read_parts(path: Path) -> dict[str, Tensor]:
+    """The tensors of all parts of an index.
+
+    Raises:
+        UserError: a part is missing or damaged, or holds other tensors than the index says.
+    """
+    index = parts.read_index(path)
+    files = {name: parts.place(path, name) for name in index.names}
+    if absent := [name for name, file in files.items() if not file.exists()]:
+        raise UserError(f"{path}: names {absent[0]}, which is not there; use another tag")
+    tensors: dict[str, Tensor] = {}
+    for file in files.values():
+        header = read_header(file)
+        if twice := sorted(header.keys() & tensors.keys()):
+            raise UserError(
+                f"{file}: {twice[0]} is also in {tensors[twice[0]].file.name}, and each tensor "
+                "must be there once; use another tag"
+            )
+        tensors |= header
+    held = {key: tensor.file.name for key, tensor in tensors.items()}
+    if odd := sorted({key for key, _ in held.items() ^ index.places.items()}):
+        raise UserError(
+            f"{path}: does not say where {odd[0]} is, or says it of another part; use another tag"
+        )
+    if (size := sum(tensor.nbytes for tensor in tensors.values())) != index.total_size:
+        raise UserError(
+            f"{path}: metadata.total_size is {index.total_size:,} bytes, and the tensors have "
+            f"{size:,}; use another tag"
+        )
+    return tensors
 
 
 def read_folder(folder: Path) -> Folder:

@@ -11,8 +11,9 @@ import numpy as np
 from conversion.mapping import TIED_KEY
 from conversion.weights import check_keys, check_tied
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, model_config, read_own, steadily
-from light_llm.checkpoint.tensors import read_header
+from light_llm.checkpoint.layout import Checkpoint, model_config, read_own, steadily
+from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.tensors import Reader, read_tensors
 from light_llm.checkpoint.tokenizer import chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.files import disk, given
@@ -72,7 +73,7 @@ def write_gguf(
         cfg = model_config(found)
         architecture = architecture_of(cfg, prefix)
         vocab = _vocabulary(found, cfg, tokenizer) if with_tokenizer else None
-        verify(found, lambda name: name == WEIGHTS)
+        verify(found, is_weights)
         return _write(found, cfg, architecture, vocab, dtype, out)
 
     return steadily(lambda: read_own(prefix), convert)
@@ -101,7 +102,7 @@ def _write(
     import gguf
 
     source = found.files.weights
-    shapes = {key: tensor.shape for key, tensor in read_header(source).items()}
+    shapes = {key: tensor.shape for key, tensor in read_tensors(source).items()}
     check_keys(shapes, cfg, source)
     tensors, factors = plan(cfg, architecture, dtype), rope_factors(cfg)
     with disk.replacing(out) as temporary:
@@ -190,16 +191,16 @@ def _add_vocabulary(writer: GGUFWriter, vocab: Vocabulary | None, size: int) -> 
 def _arrays(source: Path, tensors: list[Tensor], cfg: TransformerConfig) -> Iterator[np.ndarray]:
     """The tensors as they are written, read one after the other."""
     import ml_dtypes  # noqa: F401  (numpy then knows bfloat16)
-    from safetensors import safe_open
 
+    stored = read_tensors(source)
     with (
         given.foreign(lambda reason: f"{source}: not a whole safetensors file: {reason}"),
-        safe_open(source, framework="numpy") as file,
+        Reader(stored, "numpy") as reader,
     ):
-        if cfg.tie_embeddings and TIED_KEY in file.keys():  # noqa: SIM118
-            check_tied(file.get_tensor("tok_emb.weight"), file.get_tensor(TIED_KEY), source)
+        if cfg.tie_embeddings and TIED_KEY in stored:
+            check_tied(reader.whole("tok_emb.weight"), reader.whole(TIED_KEY), source)
         for tensor in tensors:
-            array = file.get_tensor(tensor.key).astype(np.float32)
+            array = reader.whole(tensor.key).astype(np.float32)
             if tensor.heads is not None:
                 array = paired(array, tensor.heads)
             yield _encoded(array, tensor, source)

@@ -15,7 +15,8 @@ from conversion.families import family_of, hf_config, hf_key
 from conversion.mapping import table
 from light_llm import __version__
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import WEIGHTS, Checkpoint, model_config, read_own, steadily
+from light_llm.checkpoint.layout import Checkpoint, model_config, read_own, steadily
+from light_llm.checkpoint.parts import is_weights
 from light_llm.checkpoint.tokenizer import check_vocabulary, chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.hf.card import card, figures
@@ -136,7 +137,7 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     empty(folder)
     cfg, dtype = model_config(checkpoint), DTYPES[asked.dtype]
     tokenizer, absent = _tokenizer(checkpoint, cfg, asked)
-    verify(checkpoint, lambda member: member == WEIGHTS)
+    verify(checkpoint, is_weights)
     shape = _shape(cfg, tokenizer)
     written = write_weights(
         checkpoint.files.weights, cfg, shape.names, shape.zeros, dtype, asked.max_shard_size, folder

@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from conversion.mapping import TIED_KEY, table
 from conversion.weights import as_numpy, check_keys, check_tied
 from light_llm import __version__
-from light_llm.checkpoint.tensors import read_header
+from light_llm.checkpoint import parts
+from light_llm.checkpoint.tensors import Reader, read_tensors
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.hf.place import MARK, MARKER
 from light_llm.models.transformer.config import TransformerConfig
 
 INDEX = "model.safetensors.index.json"
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class Written(NamedTuple):
@@ -40,16 +40,10 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: it is not a positive number with a unit.
     """
-    unit = text.strip()[-2:].upper()
     try:
-        size = float(text.strip()[:-2]) * UNITS[unit]
-        if not 1 <= size < 2**63:
-            raise ValueError
-    except (KeyError, ValueError):
-        raise UserError(
-            f"--max-shard-size={text} must be a positive number with KB, MB, GB or TB, such as 5GB"
-        ) from None
-    return int(size)
+        return parts.parse_size(text)
+    except ValueError as error:
+        raise UserError(f"--max-shard-size={text} {error}") from None
 
 
 def write_weights(
@@ -61,7 +55,7 @@ def write_weights(
     max_shard_size: int,
     folder: Path,
 ) -> Written:
-    """Write the tensors of a checkpoint's weights file into `folder`, rounded to `dtype`.
+    """Write the tensors of a checkpoint's weights into `folder`, rounded to `dtype`.
 
     Args:
         names: our key -> the one to write, of every tensor to write.
@@ -69,9 +63,10 @@ def write_weights(
         max_shard_size: bytes; a tensor that is larger has a file of its own.
 
     Raises:
-        UserError: the file does not fit the config, or a number is too large for `dtype`.
+        UserError: the weights do not fit the config, or a number is too large for `dtype`.
     """
-    check_keys({key: tensor.shape for key, tensor in read_header(source).items()}, cfg, source)
+    stored = read_tensors(source)
+    check_keys({key: tensor.shape for key, tensor in stored.items()}, cfg, source)
     shapes = {entry.key: entry.shape for entry in table(cfg)}
     shapes_there = {name: shapes[key] for key, name in names.items()} | dict(zeros)
     on_meta = {
@@ -81,17 +76,17 @@ def write_weights(
     ours = {name: key for key, name in names.items()}
     with (
         given.foreign(lambda reason: f"{source}: not a whole safetensors file: {reason}"),
-        safe_open(source, framework="pt") as file,
+        Reader(stored, "pt") as reader,
     ):
-        if cfg.tie_embeddings and TIED_KEY in file.keys():  # noqa: SIM118
-            emb, head = (as_numpy(file.get_tensor(key)) for key in ("tok_emb.weight", TIED_KEY))
+        if cfg.tie_embeddings and TIED_KEY in stored:
+            emb, head = (as_numpy(reader.whole(key)) for key in ("tok_emb.weight", TIED_KEY))
             check_tied(emb, head, source)
             del emb, head
         for shard, members in plan.filename_to_tensors.items():
             tensors = {
                 name: torch.zeros(zeros[name], dtype=dtype)
                 if name in zeros
-                else _rounded(file.get_tensor(ours[name]), dtype, f"{source}: {ours[name]}")
+                else _rounded(reader.whole(ours[name]), dtype, f"{source}: {ours[name]}")
                 for name in members
             }
             try:

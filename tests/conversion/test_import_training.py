@@ -11,7 +11,15 @@ import pytest
 import yaml
 from foreign_models import save_model, save_tokenizer
 from safetensors.numpy import load_file
-from tiny_runs import ROOT, assert_same_weights, column, command, contents, write_config
+from tiny_runs import (
+    ROOT,
+    assert_same_weights,
+    column,
+    command,
+    contents,
+    devices,
+    write_config,
+)
 
 from conversion.families import our_config
 from conversion.import_hf import import_model
@@ -80,8 +88,7 @@ def test_a_run_starts_from_a_folder_on_one_device_or_more(qwen2, here):
     for key, value in stored.items():
         np.testing.assert_array_equal(final[key], value.astype(np.float32), err_msg=key)
     start(here, mesh={"data": 1, "fsdp": 2}, checkpoint_dir="two")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    done = command("llm-train", "c.yaml", cwd=here, env=flags)
+    done = command("llm-train", "c.yaml", cwd=here, env=devices(2))
     assert done.returncode == 0, done.stderr
     assert_same_weights(here / "two/final.safetensors", here / "out/final.safetensors")
 

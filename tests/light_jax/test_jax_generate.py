@@ -65,22 +65,21 @@ def test_cached_decoding_equals_the_full_forward(name):
     T, first, pad_B = 15, 9, np.array([0, 3, 8])
     tokens = tokens_for(model.cfg, 3, T)
     cache = model.new_cache(T, jnp.asarray(pad_B))
-    logits = [model.logits(model.hidden(tokens[:, :first], cache=cache))]
     graphdef, params = nnx.split(model)
 
     @jax.jit
-    def one(params, tokens_B1, cache):
+    def some(params, tokens_BT, cache):
         model = nnx.merge(graphdef, params)
-        return model.logits(model.hidden(tokens_B1, cache=cache)), cache
+        return model.logits(model.hidden(tokens_BT, cache=cache)), cache
 
-    for t in range(first, T):
-        logits_B1V, cache = one(params, tokens[:, t : t + 1], cache)
-        logits.append(logits_B1V)
+    logits = []
+    for part in (slice(first), *(slice(t, t + 1) for t in range(first, T))):
+        logits_BTV, cache = some(params, tokens[:, part], cache)
+        logits.append(logits_BTV)
     logits_BTV = np.concatenate(logits, axis=1)
     # at once: each row without its padding, and what comes after it is not seen
-    alone_BTV = model(
-        np.stack([np.roll(row, -pad) for row, pad in zip(tokens, pad_B, strict=True)])
-    )
+    alone_BT = np.stack([np.roll(row, -pad) for row, pad in zip(tokens, pad_B, strict=True)])
+    alone_BTV = jax.jit(lambda params: nnx.merge(graphdef, params)(alone_BT))(params)
     for cached_TV, alone_TV, pad in zip(logits_BTV, alone_BTV, pad_B, strict=True):
         np.testing.assert_allclose(cached_TV[pad:], alone_TV[: T - pad], rtol=0, atol=2e-5)
     window = model.cfg.attention.window_size

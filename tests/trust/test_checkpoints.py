@@ -23,7 +23,7 @@ from tiny_runs import TINY, contents, merged, write_config
 
 from conversion import load_jax
 from light_jax.checkpoint import host_state, protocol, state, store
-from light_jax.checkpoint import saver as saving
+from light_jax.checkpoint import writing as saving
 from light_jax.checkpoint.ownership import MARK
 from light_jax.checkpoint.saver import Saver
 from light_jax.config import TrainingConfig, load_config
@@ -246,11 +246,11 @@ def test_a_save_that_fails_ends_the_run_after_the_next_one_is_committed(here, mo
     """The disk may be well again: what was trained meanwhile is not lost with the failed save."""
     real, calls = saving.write_weights, []
 
-    def full_once(path, weights, cfg):
-        calls.append(path)
+    def full_once(folder, *args):
+        calls.append(folder)
         if len(calls) == 1:
             raise OSError(28, "No space left on device")
-        return real(path, weights, cfg)
+        return real(folder, *args)
 
     monkeypatch.setattr(saving, "write_weights", full_once)
     with pytest.raises(UserError, match="No space left on device"):

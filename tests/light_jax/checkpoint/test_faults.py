@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_runs import TINY, assert_same_weights, merged, metrics, write_config
 
 from light_jax.checkpoint import protocol, store
@@ -28,6 +30,7 @@ from light_jax.state import HostState
 from light_jax.training.loop import run_config
 from light_jax.training.step import init_params, init_state
 from light_llm.checkpoint import digests, layout, load_transformer
+from light_llm.checkpoint.tensors import read_tensors
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -60,20 +63,36 @@ class FileSystem:
         return watched
 
 
-def stage(directory: Path, tag: str, step: int) -> None:
-    """What a save has written before its commit: bytes that name the step."""
+def stage(directory: Path, tag: str, step: int, parts: int = 1) -> None:
+    """What a save has written before its commit: bytes that name the step, weights in parts too."""
     staging = protocol.start(directory, tag, "run")
     (staging / f"{tag}.state/d").mkdir(parents=True)
     (staging / f"{tag}.state/meta").write_bytes(b"meta %d" % step)
     (staging / f"{tag}.state/d/array").write_bytes(b"array %d" % step)
-    (staging / f"{tag}.safetensors").write_bytes(b"weights %d" % step)
+    if parts == 1:
+        (staging / f"{tag}.safetensors").write_bytes(b"weights %d" % step)
+        return
+    names = [f"{tag}-{number:05d}-of-{parts:05d}.safetensors" for number in range(1, parts + 1)]
+    for name in names:
+        save_file({name[-25:]: np.full(3, step, np.float32)}, staging / name)
+    index = {"metadata": {"total_size": 12 * parts}, "weight_map": {n[-25:]: n for n in names}}
+    (staging / f"{tag}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def save(directory: Path, step: int) -> None:
+def step_of(files: layout.Files) -> int:
+    """The step that the weights name."""
+    if not files.parts:
+        return int(files.weights.read_bytes().removeprefix(b"weights "))
+    paths = {tensor.file for tensor in read_tensors(files.weights).values()}
+    (step,) = {float(array[0]) for path in paths for array in load_file(path).values()}
+    return int(step)
+
+
+def save(directory: Path, step: int, parts: int = 1) -> None:
     """A step that is the best as well, in a run that keeps one step tag."""
     cfg = TrainingConfig(**merged(TINY, {"keep_last_n": 1, "checkpoint_dir": str(directory)}))
     tags = ["best", step_tag(step)]
-    stage(directory, tags[0], step)
+    stage(directory, tags[0], step, parts)
     record = layout.Record(run="run", generation=1, step=step)
     Saver(cfg, None).commit(protocol.writing_dir(directory, tags[0]), tags, record)
 
@@ -84,7 +103,7 @@ def newest(directory: Path) -> int:
         checkpoint = layout.read_checkpoint(directory / tag)
         digests.verify(checkpoint)
         step = checkpoint.record.step
-        assert checkpoint.files.weights.read_bytes() == b"weights %d" % step
+        assert step_of(checkpoint.files) == step
     return max(tag.step for tag in store.own_tags(directory))
 
 
@@ -92,13 +111,25 @@ def listing(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
-def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
-    """Every call of a commit is where the process ends, and then every call of the recovery."""
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (1, 1),
+        (3, 2),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch, old, new):
+    """Every call of a commit is where the process ends, and then every call of the recovery.
+
+    The weights are one file or parts, before and after.
+    """
     before = tmp_path / "before"
     before.mkdir()
-    save(before, 1)
+    save(before, 1, old)
     after = shutil.copytree(before, tmp_path / "after")
-    save(after, 2)
+    save(after, 2, new)
     out, crashed = tmp_path / "out", tmp_path / "crashed"
 
     def interrupted(work, at: int) -> list[tuple[str, str]] | None:
@@ -115,7 +146,7 @@ def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
     for at in itertools.count():
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(before, out)
-        done = interrupted(lambda: save(out, 2), at)
+        done = interrupted(lambda: save(out, 2, new), at)
         if done is None:
             break
         points += 1
@@ -134,7 +165,7 @@ def test_a_crash_at_every_call_of_commit_and_recovery(tmp_path, monkeypatch):
             protocol.recover(out, "run")
             assert newest(out) == (2 if committed else 1)
             assert not [name for name in listing(out) if name.startswith(".")]
-        save(out, 2)  # a run that is resumed comes to the same save again
+        save(out, 2, new)  # a run that is resumed comes to the same save again
         assert listing(out) == listing(after)
     assert points > 60
     assert recoveries > 5 * points

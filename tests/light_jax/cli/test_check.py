@@ -11,7 +11,7 @@ import in_process
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_runs import ROOT, TINY, command, write_config
+from tiny_runs import ROOT, TINY, command, devices, write_config
 
 import light_jax
 from light_jax.cli.train import main
@@ -335,8 +335,7 @@ def test_a_run_that_would_not_is_told_in_one_go(here):
         here / "c.yaml", train_data="none", init_from="none", save_every=9, model=SMALL
     )
     before = standing(here)
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = command("llm-train", config, "--check", cwd=here, env=env)
+    done = command("llm-train", config, "--check", cwd=here, env=devices(4))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert standing(here) == before

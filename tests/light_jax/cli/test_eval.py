@@ -18,7 +18,7 @@ import pytest
 import torch
 from in_process import call
 from safetensors.numpy import load_file, save_file
-from tiny_runs import BIN, command, metrics, write_config
+from tiny_runs import BIN, command, devices, metrics, write_config
 
 from light_jax.cli.eval import main
 from light_jax.data import TokenStream
@@ -29,7 +29,6 @@ from light_llm.checkpoint.layout import tag_of
 from light_llm.cli import preprocess
 from light_llm.tokenizer import train_bpe, train_char
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 POEM = "Füße, 世界 und 👩‍👩‍👧: der Text Nummer {} hat {} Zeichen, die mehr als ein Byte sind.\n"
 SEQ_LEN, SEED = 16, 42
 
@@ -137,7 +136,7 @@ def test_sixteen_bits_are_near_float32_in_both_frameworks(dtype):
 def test_eight_devices_give_what_one_gives(folder):
     """The mesh of the config covers one device; eight share the batch."""
     args = ("llm-eval", "out/final", "--data", "data/val", "--json")
-    done = command(*args, cwd=folder, env=EIGHT)
+    done = command(*args, cwd=folder, env=devices(8))
     assert done.returncode == 0, done.stderr
     eight = json.loads(done.stdout)
     assert eight["backend"] == "jax on 8 × cpu"
@@ -272,7 +271,7 @@ def test_bad_input_is_one_message_and_exit_code_2(case, folder):
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(folder):
     args = ("llm-eval", "out", "--data", "data/val", "--batch-size", 9)
-    done = command(*args, cwd=folder, env=EIGHT)
+    done = command(*args, cwd=folder, env=devices(8))
     assert done.returncode == 2
     assert done.stderr == ("llm-eval: --batch-size=9 does not divide over 8 devices; use 8 or 16\n")
 

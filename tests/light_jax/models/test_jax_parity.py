@@ -50,7 +50,8 @@ def test_logits_loss_and_gradients_equal_the_reference(case):
         return losses.mean(), logits
 
     params = from_torch(weights, cfg)
-    (loss, logits), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(params)
+    run = jax.jit(jax.value_and_grad(loss_and_logits, has_aux=True))
+    (loss, logits), grads = run(params)
     np.testing.assert_allclose(logits, expected["logits"], **TOLERANCE)
     np.testing.assert_allclose(loss, expected["loss"][0], **TOLERANCE)
     assert_reference_gradients(grads, cfg, expected)

@@ -59,7 +59,7 @@ def deviations(cfg, tokens, seed):
         logits = build(cfg, params)(tokens)
         return (logits * mixture).sum(), logits
 
-    (_, jax_logits), jax_grads = jax.value_and_grad(mixed, has_aux=True)(crossed)
+    (_, jax_logits), jax_grads = jax.jit(jax.value_and_grad(mixed, has_aux=True))(crossed)
     torch_logits = torch_model(torch.tensor(tokens).long())
     (torch_logits * torch.tensor(mixture)).sum().backward()
 

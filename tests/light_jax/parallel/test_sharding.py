@@ -10,6 +10,7 @@ from tiny_runs import (
     assert_same_weights,
     column,
     command,
+    devices,
     metrics,
     start_processes,
     train_command,
@@ -30,7 +31,7 @@ from light_jax.parallel.sharding import (
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+EIGHT = devices(8)
 MODEL = {
     "vocab_size": 136,  # divides by 8, so that every axis is cut
     "num_layers": 1,

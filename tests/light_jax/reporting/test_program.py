@@ -27,6 +27,27 @@ HAS_CUDA = any(importlib.util.find_spec(name) for name in targets._cuda_plugins(
 SHARD = ROWS * COLUMNS * 4  # bytes on a device
 
 
+PROGRAM = """
+import jax, re
+function = lambda x: jax.nn.softmax(jax.numpy.tanh(x @ x.T) + jax.numpy.sin(x).sum(), axis=-1) @ x
+program = jax.jit(function).lower(jax.ShapeDtypeStruct((64, 64), "float32")).compile()
+found = re.findall("^ .* = .*", re.sub(", metadata={.*?}", "", program.as_text()), re.MULTILINE)
+"""
+
+
+def test_a_module_marked_so_compiles_as_a_user_does():
+    """Whatever conftest.py asks of XLA for the others."""
+    here: dict[str, list[str]] = {}
+    exec(PROGRAM, here)
+    asked = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
+    env = {name: value for name, value in os.environ.items() if name not in asked}
+    script = [sys.executable, "-c", PROGRAM + "print(found)"]
+    done = subprocess.run(script, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(here["found"])
+    assert any(" fusion(" in line for line in here["found"])
+
+
 def loop_on(where: str, **env: str) -> dict:
     """What is read of the program in tests/collective_loop.py."""
     script = [sys.executable, ROOT / "tests/collective_loop.py", where]

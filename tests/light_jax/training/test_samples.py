@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from tiny_runs import command, start_processes, write_config
+from tiny_runs import command, devices, start_processes, write_config
 
 from light_jax.training.loop import run_config
 from light_llm.errors import UserError
@@ -107,7 +107,6 @@ def test_two_processes_and_a_sharded_mesh_write_the_same(config, tmp_path):
     assert len(both) == 2
     mesh = {"data": 1, "fsdp": 2, "tensor": 2}
     write_config(config, **changes, mesh=mesh, checkpoint_dir="four")
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = command("llm-train", config, cwd=tmp_path, env=env)
+    done = command("llm-train", config, cwd=tmp_path, env=devices(4))
     assert done.returncode == 0, done.stderr
     assert samples(tmp_path / "four") == both

@@ -1,0 +1,76 @@
+"""The two ways of a save: from a copy beside training, or from the state itself while it waits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from light_jax.checkpoint.state import save_state, start_saving
+from light_jax.checkpoint.weights import gather_weights, save_weights, write_weights
+from light_jax.config import TrainingConfig
+from light_jax.parallel.hosts import is_main, together
+from light_jax.state import HostState, TrainState
+from light_llm.checkpoint.digests import digest
+from light_llm.checkpoint.layout import STATE, Member
+
+Digests = Mapping[Path, Member]
+"""Of the files with weights; none but on process 0."""
+Write = Callable[[], Digests]
+
+
+def copied(
+    staging: Path,
+    tag: str,
+    state: TrainState,
+    host: HostState,
+    cfg: TrainingConfig,
+    check: Callable[[], None],
+) -> Write:
+    """Copy the state to the host; every process calls it.
+
+    Args:
+        check: called by process 0 before it writes.
+
+    Returns:
+        What writes the weights and the state from the copy, on any thread.
+    """
+    weights = gather_weights(state.weights, cfg.model)
+    begin = together(lambda: start_saving(staging / f"{tag}{STATE}", state, host))
+
+    def write() -> Digests:
+        writing = begin()
+        digests: Digests = {}
+        try:
+            if is_main():
+                check()
+                paths = write_weights(staging, tag, weights, cfg.model, cfg.max_shard_bytes)
+                digests = {path: digest(path) for path in paths}  # while orbax is still writing
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the reason
+                writing()  # the folder must not be touched before orbax is done
+            raise
+        writing()
+        return digests
+
+    return write
+
+
+def in_place(
+    staging: Path,
+    tag: str,
+    state: TrainState,
+    host: HostState,
+    cfg: TrainingConfig,
+    check: Callable[[], None],
+) -> Write:
+    """Write the weights and the state, with one tensor at a time beside them; every process calls
+    it.
+
+    Returns:
+        What reads the weights again for their digests, on any thread.
+    """
+    together(lambda: check() if is_main() else None)
+    paths = save_weights(staging, tag, state.weights, cfg.model, cfg.max_shard_bytes)
+    together(lambda: save_state(staging / f"{tag}{STATE}", state, host))
+    return lambda: {path: digest(path) for path in paths}
