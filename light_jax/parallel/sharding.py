@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from light_jax.config import MeshConfig
@@ -68,8 +69,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
             f"mesh={{{asked}}} does not cover the {len(devices)} devices; "
             f"their product must be that number: use {_sizes_that_do(sizes, len(devices))}"
         )
-    axis_types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+    # An axis may be part of a TPU's own: 8 of 4 x 4 x 4 chips, which jax.make_mesh refuses.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def _sizes_that_do(asked: Sequence[int], count: int, num_heads: int = 0) -> str:

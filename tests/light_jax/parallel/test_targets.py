@@ -13,8 +13,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_runs import IMPORTS, ROOT, contents
 
+from light_jax.config import MeshConfig
 from light_jax.parallel import targets
 from light_jax.parallel.cuda import memory_fraction
+from light_jax.parallel.sharding import make_mesh
 from light_llm.errors import UserError
 
 pytestmark = pytest.mark.compiled_fully
@@ -48,6 +50,13 @@ def test_a_tpu_is_known_by_its_cloud_name(name, kind, count, gib):
     assert (found.name, found.kind, len(found.devices)) == (name, kind, count)
     assert found.memory_limit == pytest.approx(gib * 2**30)
     assert targets.device_of(found.kind) is found.device
+
+
+def test_a_mesh_need_not_follow_the_axes_of_the_tpu():
+    """Eight of 4 x 4 x 4 chips are neither a row nor a layer."""
+    mesh = make_mesh(MeshConfig(fsdp=8), targets.target("v5p-128").devices)
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 8, "tensor": 1}
+    assert len(set(mesh.devices.flat)) == 64
 
 
 @pytest.mark.parametrize("name", ["v5e-1", "v5p-8", "v6e-1"])
