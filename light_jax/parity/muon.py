@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from light_jax.config import OptimizerConfig
+from light_jax.sections import OptimizerConfig
 from light_jax.torch_runs.file import require_muon
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
 from light_jax.parity.muon import MuonWithAdamW
+from light_jax.sections import OptimizerConfig
 from light_jax.training.verdict import MAX_SKIPS
 from light_llm.models.transformer import Transformer
 

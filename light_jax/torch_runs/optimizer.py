@@ -13,7 +13,8 @@ import numpy as np
 
 from conversion.mapping import Entry, idle_keys
 from conversion.weights import from_torch, to_torch
-from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
+from light_jax.sections import OptimizerConfig
 from light_jax.torch_runs.file import require_muon, require_torch
 from light_jax.torch_runs.parts import (
     COUNTING,

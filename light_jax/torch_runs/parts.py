@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conversion.mapping import Entry, parameter_groups
-from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
+from light_jax.sections import OptimizerConfig
 from light_jax.training.muon import ITERATIONS
 
 _ADAM = {"mu": "exp_avg", "nu": "exp_avg_sq"}

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import path_names
+from light_jax.sections import OptimizerConfig
 from light_jax.training.muon import scale_by_muon
 
 

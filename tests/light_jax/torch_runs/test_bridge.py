@@ -24,7 +24,8 @@ from tiny_runs import (
 )
 
 from light_jax.checkpoint.store import find
-from light_jax.config import OptimizerConfig, TrainingConfig, load_config
+from light_jax.config import TrainingConfig, load_config
+from light_jax.sections import OptimizerConfig
 from light_jax.torch_runs.bridge import export_tag, import_tag
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
