@@ -13,62 +13,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from light_jax.othernames import OTHER_NAMES
+from light_jax.sections import MeshConfig, OptimizerConfig, SchedulerConfig
 from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.checkpoint.parts import parse_size
 from light_llm.configcheck import validate
-from light_llm.configfile import Config, derived
+from light_llm.configfile import Config
 from light_llm.configsource import read_source
 from light_llm.files import urls
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
-NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 CLUSTER_TIMEOUT = 120.0  # seconds
 _NUMBER = r"\s*(?:([0-9]+(?:\.[0-9]+)?)\s*{})?"
 TIME = re.compile("".join(_NUMBER.format(unit) for unit in "dhms"))
 """Days, hours, minutes and seconds, each of which may be left out."""
-
-
-class OptimizerConfig(Config):
-    type: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: PositiveFloat = 3e-4
-    weight_decay: NonNegativeFloat = 0.1
-    beta1: Beta = 0.9
-    beta2: Beta = 0.95
-    eps: PositiveFloat = 1e-8
-    grad_clip: NonNegativeFloat = 1.0
-
-
-class SchedulerConfig(Config):
-    type: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup_steps: NonNegative = derived()
-    """100; for wsd a tenth of num_steps. TrainingConfig sets it."""
-    min_lr_ratio: Fraction = 0.1
-
-
-class MeshConfig(Config):
-    """Devices along each axis; -1 takes the rest."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-
-    @field_validator("data", "fsdp", "tensor")
-    @classmethod
-    def _size(cls, value: int) -> int:
-        if value != -1 and value < 1:
-            raise ValueError("must be 1 or more, or -1 for the devices that remain")
-        return value
-
-    @model_validator(mode="after")
-    def _one_rest(self) -> Self:
-        if [self.data, self.fsdp, self.tensor].count(-1) > 1:
-            raise ValueError(
-                f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: only one axis can be -1"
-            )
-        return self
 
 
 @dataclasses.dataclass(frozen=True)

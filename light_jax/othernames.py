@@ -65,7 +65,7 @@ _UPDATE = {
     **dict.fromkeys(("adam_beta1", "adam_b1", "b1"), "optimizer.beta1"),
     **dict.fromkeys(("adam_beta2", "adam_b2", "b2"), "optimizer.beta2"),
     "betas": "optimizer.beta1 (and optimizer.beta2)",
-    "momentum": "optimizer.beta1",
+    "momentum": "optimizer.beta1 (or optimizer.muon_momentum)",
     **dict.fromkeys(("adam_epsilon", "adam_eps", "epsilon"), "optimizer.eps"),
     **dict.fromkeys(("optim", "opt_type", "optimizer_name"), "optimizer.type"),
     **dict.fromkeys(("lr_scheduler_type", "lr_schedule", "decay_type"), "scheduler.type"),

@@ -2,7 +2,8 @@
 
 `python tests/mesh_losses.py CASE [MESH…]` prints one JSON object: by mesh, such as `data2 fsdp2`,
 the losses, and of the compiled step, on one device, the bytes of its arguments and what it keeps of
-the layers. `data2 fsdp2 recomputed` has each layer computed again in the backward pass.
+the layers. `data2 fsdp2 recomputed` has each layer computed again in the backward pass. The case
+`NAME muon` is the reference run NAME with that optimizer.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ SIZES = {"batch_size": 8, "model": {"vocab_size": 136}}
 
 def config_of(case: str, mesh: str) -> TrainingConfig:
     """The reference run; over several devices its layers are a loop, as on a GPU or TPU."""
-    folder = REFERENCE / "training" / case
+    name, _, optimizer = case.partition(" ")
+    folder = REFERENCE / "training" / name
     read = merged(yaml.safe_load((folder / "config.yaml").read_text()), SIZES)
     axes = {axis: int(size) for axis, size in re.findall(r"([a-z]+)(\d+)", mesh)}
     changes = {
@@ -50,6 +52,8 @@ def config_of(case: str, mesh: str) -> TrainingConfig:
         "mesh": {"data": 1} | axes,
         "model": {"gradient_checkpointing": _recompute(mesh)},
     }
+    if optimizer == "muon":  # in 16 bits its iteration would turn a last bit into a hundredth
+        changes["optimizer"] = {"type": "muon", "muon_dtype": "float32"}
     return TrainingConfig.model_validate(merged(read, changes))
 
 

@@ -187,11 +187,11 @@ def _compare_training(config: str, steps: int, tolerance: float | None, png: Pat
 
     cfg = load_config(config)
     from light_jax.parity import report
-    from light_jax.parity.lockstep import TOLERANCE, Tolerance, comparable, lockstep
+    from light_jax.parity.lockstep import Tolerance, comparable, lockstep, tolerance_of
 
     if png is not None:
         report.check_png(png)
-    bounds = TOLERANCE[cfg.dtype] if tolerance is None else Tolerance(*(tolerance,) * 3)
+    bounds = tolerance_of(cfg) if tolerance is None else Tolerance(*(tolerance,) * 3)
     cfg, notes = comparable(cfg)
     rows: list[Row] = []
     for row in lockstep(cfg, steps):

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from light_jax.checkpoint.weights import load_weights
-from light_jax.config import MeshConfig
 from light_jax.evaluation.plan import Plan
 from light_jax.parallel.cache import keep_compiled
 from light_jax.parallel.devices import out_of_memory
 from light_jax.parallel.hosts import initialize, is_main, together
 from light_jax.parallel.sharding import batch_shards, local_rows, make_mesh, to_global
+from light_jax.sections import MeshConfig
 from light_jax.state import Params, TrainState, params_of
 from light_jax.training.compiled import blank_state, compile_eval_step
 from light_llm.checkpoint.digests import verify

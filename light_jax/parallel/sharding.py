@@ -18,10 +18,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from light_jax.config import MeshConfig
 from light_jax.models.placement import Placement
 from light_jax.parallel.devices import devices as all_devices
 from light_jax.parallel.tables import Tables, lookup
+from light_jax.sections import MeshConfig
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 

@@ -37,6 +37,12 @@ TOLERANCE = {
 }
 
 
+def tolerance_of(cfg: TrainingConfig) -> Tolerance:
+    """Of the coarsest numbers that a step computes with: muon's own may be the only of 16 bits."""
+    coarse = cfg.optimizer.type == "muon" and cfg.dtype == "float32"
+    return TOLERANCE[cfg.optimizer.muon_dtype if coarse else cfg.dtype]
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One step in both frameworks."""

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
+from light_jax.parity.muon import MuonWithAdamW
+from light_jax.sections import OptimizerConfig
 from light_jax.training.verdict import MAX_SKIPS
 from light_llm.models.transformer import Transformer
 
@@ -124,7 +126,9 @@ class ReferenceTrainer:
 def make_optimizer(
     cfg: OptimizerConfig, parameters: Mapping[str, torch.Tensor]
 ) -> torch.optim.Optimizer:
-    """torch's own, in two groups: weight decay acts on two or more dimensions only."""
+    """torch's own, in groups: weight decay acts on two or more dimensions only."""
+    if cfg.type == "muon":
+        return MuonWithAdamW(cfg, parameters)
     groups = [
         {
             "params": [p for p in parameters.values() if p.ndim >= 2],

@@ -78,6 +78,21 @@ def require_torch() -> Any:
     return torch
 
 
+def require_muon() -> Any:
+    """torch.optim.Muon.
+
+    Raises:
+        UserError: PyTorch is not installed, or has none.
+    """
+    torch = require_torch()
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"optimizer.type=muon: PyTorch {torch.__version__} has no torch.optim.Muon, which came "
+            "with 2.9; run `pip install 'torch>=2.9'`"
+        )
+    return torch.optim.Muon
+
+
 def _reason(error: Exception) -> str:
     """torch's message without its advice to load the file anyway."""
     text = one_line(error, 10_000)

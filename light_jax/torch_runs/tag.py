@@ -16,12 +16,8 @@ import optax
 
 from light_jax.config import TrainingConfig
 from light_jax.state import LossScale, TrainState
-from light_jax.torch_runs.optimizer import (
-    optimizer_from_torch,
-    optimizer_to_torch,
-    torch_schedule,
-    whole_number,
-)
+from light_jax.torch_runs.optimizer import optimizer_from_torch, optimizer_to_torch, torch_schedule
+from light_jax.torch_runs.parts import parts, whole_number
 from light_jax.training.optimizer import learning_rate
 from light_jax.training.step import init_state
 from light_jax.training.verdict import LOSS_SCALE_GROWTH_INTERVAL
@@ -73,7 +69,8 @@ def state_from_torch(
             f"{source}: the optimizer made {int(count)} updates by step {step}; the two are of "
             "different saves"
         )
-    notes = _rate_note(data["optimizer"]["param_groups"][0].get("lr"), learning_rate(cfg, step))
+    first = parts(cfg)[0].of(data["optimizer"])
+    notes = _rate_note(first["param_groups"][0].get("lr"), learning_rate(cfg, step))
     return state, None if math.isinf(best) else float(best), notes
 
 
@@ -82,15 +79,18 @@ def state_to_torch(
 ) -> dict[str, Any]:
     """What the PyTorch trainer would have saved, for `torch_file.write`."""
     step = int(state.step)
-    groups, scheduler = torch_schedule(cfg, step, learning_rate(cfg, step))
+    moments = optimizer_to_torch(state.opt_state, cfg)
+    schedules = torch_schedule(cfg, step, learning_rate(cfg, step))
+    optimizer = {
+        name: {"state": moments[name], "param_groups": groups}
+        for name, (groups, _) in schedules.items()
+    }
+    scheduler = {name: schedule for name, (_, schedule) in schedules.items()}
     return {
         "step": step,
         "epoch": _windows_before(cfg, step) // windows_per_epoch,
-        "optimizer": {
-            "state": optimizer_to_torch(state.opt_state, cfg),
-            "param_groups": groups,
-        },
-        "scheduler": scheduler,
+        "optimizer": optimizer.get("", optimizer),
+        "scheduler": scheduler.get("", scheduler),
         "scaler": _scaler(state.loss_scale),
         "best_val_loss": math.inf if best_val_loss is None else best_val_loss,
     }

@@ -9,25 +9,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from light_jax.config import OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
+from light_jax.parallel.sharding import path_names
+from light_jax.sections import OptimizerConfig
+from light_jax.training.muon import scale_by_muon
 
 
-def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+def make_optimizer(cfg: OptimizerConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
     """Clipped gradients -> a direction; the step then subtracts lr times it.
 
-    adamw decays the weights apart from the gradient (Loshchilov & Hutter 2019); adam and sgd add
-    the decay to the gradient, as torch.optim does. Only tensors of two or more dimensions decay.
+    adamw and muon decay the weights apart from the gradient (Loshchilov & Hutter 2019); adam and
+    sgd add the decay to the gradient, as torch.optim does. Only tensors of two or more dimensions
+    decay. With muon the matrices inside layers are Muon's, and all else is AdamW's.
+
+    Args:
+        mesh: where gradients lie on several devices.
     """
     decay = optax.add_decayed_weights(cfg.weight_decay, mask=_matrices)
     if cfg.type == "sgd":
         return optax.chain(decay, optax.trace(cfg.beta1))
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
+    if cfg.type == "muon":
+        muon = scale_by_muon(cfg.muon_momentum, cfg.muon_dtype, mesh)
+        return optax.chain(optax.partition({"muon": muon, "adamw": adam}, _owners), decay)
     return optax.chain(adam, decay) if cfg.type == "adamw" else optax.chain(decay, adam)
 
 
 def _matrices(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def _owners(params: Any) -> Any:
+    """`muon` or `adamw` for each parameter (torch.optim.Muon is for hidden layers' matrices)."""
+
+    def owner(path: tuple[Any, ...], param: jax.Array) -> str:
+        return "muon" if param.ndim == 2 and path_names(path)[0] == "layers" else "adamw"
+
+    return jax.tree_util.tree_map_with_path(owner, params)
 
 
 def clip_scale(norm: jax.Array, max_norm: float) -> jax.Array:

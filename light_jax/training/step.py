@@ -155,7 +155,7 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, StepMetrics]]:
     """(state, tokens_ABS int32, learning rate) -> (state after the update, metrics)."""
     grads_of = micro_batch_grads(cfg, mesh)
-    optimizer = make_optimizer(cfg.optimizer)
+    optimizer = make_optimizer(cfg.optimizer, mesh)
 
     def train_step(
         state: TrainState, tokens_ABS: jax.Array, lr: jax.Array

@@ -95,6 +95,14 @@ ILLEGAL = {
         {"bf16_model_weights": True},
         "bf16_model_weights=True needs dtype='bfloat16'",
     ),
+    "muon's key with adamw": (
+        {"optimizer": {"muon_momentum": 0.9}},
+        "optimizer.muon_momentum=0.9 is for type='muon', and type is 'adamw'; remove it",
+    ),
+    "sgd's momentum with muon": (
+        {"optimizer": {"type": "muon", "momentum": 0.9}},
+        "momentum is not a known key; here it is optimizer.beta1 (or optimizer.muon_momentum)",
+    ),
     "two rests": ({"mesh": {"fsdp": -1}}, "only one axis can be -1"),
     "mesh size": ({"mesh": {"fsdp": 0}}, "mesh.fsdp=0 must be 1 or more, or -1"),
     "kv heads do not divide": (

@@ -37,6 +37,7 @@ MESHES = {
     "adam-biases-epochs": KINDS,
     "sgd-constant": ["data2 fsdp2 tensor2 recomputed"],
     "adamw-bf16": KINDS[-1:],
+    "adamw-cosine muon": ["fsdp8", "data2 fsdp2 tensor2"],
 }
 
 

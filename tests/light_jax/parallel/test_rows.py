@@ -15,7 +15,7 @@ SEQ_LEN, BATCH, STEPS, GROUP = 16, 8, 4, 2  # a row group holds as many windows
 
 READER = f"""
 import json, sys
-from light_jax.config import MeshConfig
+from light_jax.sections import MeshConfig
 from light_jax.data import BatchLoader, TokenStream, stream
 from light_jax.parallel.hosts import initialize
 from light_jax.parallel.sharding import local_rows, make_mesh

@@ -17,7 +17,7 @@ from tiny_runs import (
     write_config,
 )
 
-from light_jax.config import MeshConfig, TrainingConfig
+from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import (
     batch_shards,
     check_batch,
@@ -28,6 +28,7 @@ from light_jax.parallel.sharding import (
     state_shardings,
     warn_of_copies,
 )
+from light_jax.sections import MeshConfig
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
 

@@ -13,10 +13,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_runs import IMPORTS, ROOT, contents
 
-from light_jax.config import MeshConfig
 from light_jax.parallel import targets
 from light_jax.parallel.cuda import memory_fraction
 from light_jax.parallel.sharding import make_mesh
+from light_jax.sections import MeshConfig
 from light_llm.errors import UserError
 
 pytestmark = pytest.mark.compiled_fully

@@ -17,7 +17,7 @@ from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")
 
-from light_jax.parity.lockstep import TOLERANCE, comparable, lockstep  # noqa: E402
+from light_jax.parity.lockstep import TOLERANCE, comparable, lockstep, tolerance_of  # noqa: E402
 from light_jax.parity.reference import ReferenceTrainer, rate_factor  # noqa: E402
 from light_jax.parity.report import row_line, row_verdict  # noqa: E402
 
@@ -119,6 +119,17 @@ WAYS: dict[str, dict[str, Any]] = {
         "scheduler": {"type": "wsd"},
     },
 }
+
+
+@pytest.mark.parametrize(("dtype", "loss"), [("bfloat16", 2e-3), ("float32", 2e-5)])
+def test_muon_is_torchs(dtype, loss, tmp_path):
+    """Its iteration in either precision, on biases, an untied head and learned positions too."""
+    muon = {"type": "muon", "lr": 3e-3, "muon_dtype": dtype}
+    changes = {"num_steps": 20, "optimizer": muon, "model": PARALLEL | {"tie_embeddings": False}}
+    cfg = load_config(write_config(tmp_path / "c.yaml", **changes))
+    rows = list(lockstep(cfg, 20))
+    assert row_verdict(rows, tolerance_of(cfg)).startswith("the same: 20 steps within ")
+    assert max(row.loss for row in rows) < loss
 
 
 @pytest.mark.parametrize("way", WAYS)

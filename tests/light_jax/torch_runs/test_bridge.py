@@ -25,6 +25,7 @@ from tiny_runs import (
 
 from light_jax.checkpoint.store import find
 from light_jax.config import TrainingConfig, load_config
+from light_jax.sections import OptimizerConfig
 from light_jax.torch_runs.bridge import export_tag, import_tag
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
@@ -117,8 +118,10 @@ def test_there_and_back_every_bit_is_the_same(case, foreign):
     }
     completed = json.loads(Path(f"{prefix}.config.json").read_text())
     model = TransformerConfig.model_validate(config.pop("model"))
+    optimizer = OptimizerConfig.model_validate(config.pop("optimizer"))
     assert {key: completed[key] for key in config} == config
     assert completed["model"] == model.model_dump(mode="json")
+    assert completed["optimizer"] == optimizer.model_dump(mode="json")
     assert completed.keys() == {*TrainingConfig.model_fields, "checkpoint"}
     load_transformer(prefix)
 
@@ -147,6 +150,7 @@ CONTINUED = {
             "norm": {"placement": "sandwich"},
         },
     },
+    "muon-untied": {"optimizer": {"type": "muon"}, "model": {"tie_embeddings": False}},
 }
 
 
@@ -167,7 +171,8 @@ def test_a_jax_run_continues_in_pytorch(changes, tmp_path, monkeypatch):
     assert losses == pytest.approx(column(tmp_path / "out", "train/loss")[3:], abs=2e-5)
     trained, final = torch_run.model.state_dict(), load_file("out/final.safetensors")
     for key, value in trained.items():
-        np.testing.assert_allclose(value.numpy(), final[key], rtol=0, atol=2e-5, err_msg=key)
+        bound = 1e-3 if "muon" in str(changes) else 2e-5  # its iteration is in 16 bits
+        np.testing.assert_allclose(value.numpy(), final[key], rtol=0, atol=bound, err_msg=key)
 
 
 def test_a_run_goes_to_pytorch_and_comes_back(tmp_path, monkeypatch):
@@ -200,6 +205,7 @@ KINDS = {
         "model": {"tie_embeddings": False},
     },
     "sgd-without-momentum": {"optimizer": {"type": "sgd", "beta1": 0.0}},
+    "muon": {"optimizer": {"type": "muon"}},
     "adamw-not-begun": {"updates": 0, "tag": "step0000000"},
 }
 

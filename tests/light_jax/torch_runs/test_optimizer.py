@@ -17,13 +17,14 @@ from tiny_runs import REFERENCE
 from conversion.mapping import idle_keys, parameter_groups, table
 from light_jax.config import TrainingConfig
 from light_jax.torch_runs import file as torch_file
-from light_jax.torch_runs.optimizer import MOMENTS, optimizer_from_torch, optimizer_to_torch
+from light_jax.torch_runs.optimizer import optimizer_from_torch, optimizer_to_torch
+from light_jax.torch_runs.parts import MOMENTS, parts
 from light_jax.training.optimizer import make_optimizer
 from light_jax.training.step import init_params
 from light_llm.errors import UserError
 
 torch = pytest.importorskip("torch")
-from torch_trainer import TorchRun, bits  # noqa: E402
+from torch_trainer import TorchRun, bits, saved  # noqa: E402
 
 from light_llm.models.transformer.model import Transformer  # noqa: E402
 
@@ -45,21 +46,23 @@ def run_of(model: Any, kind: str, **optimizer: Any) -> TorchRun:
 def update(run: TorchRun, times: int, seed: int = 0) -> None:
     """Updates by real gradients; then moments of random bits, of which some make no number."""
     for _ in range(times):
-        run.optimizer.zero_grad()
+        run.model.zero_grad()
         tokens = torch.from_numpy(tokens_for(run.cfg.model, 1, 9, seed)).long()
         run.model(tokens).square().mean().backward()
-        run.optimizer.step()
+        for optimizer in run.optimizers.values():
+            optimizer.step()
     generator = torch.Generator().manual_seed(seed)
-    for fields in run.optimizer.state.values():
-        for name, value in fields.items():
-            if name != "step" and value is not None:
-                random = torch.randint(-(2**31), 2**31, value.shape, generator=generator)
-                value.copy_(random.to(torch.int32).view(torch.float32))
+    for optimizer in run.optimizers.values():
+        for fields in optimizer.state.values():
+            for name, value in fields.items():
+                if name != "step" and value is not None:
+                    random = torch.randint(-(2**31), 2**31, value.shape, generator=generator)
+                    value.copy_(random.to(torch.int32).view(torch.float32))
 
 
 def there_and_back(run: TorchRun, path) -> tuple[Any, Any]:
-    """(the optax state, torch's `state` again), through files."""
-    torch.save({"optimizer": run.optimizer.state_dict()}, path)
+    """(the optax state, each torch optimizer's `state` again), through files."""
+    torch.save({"optimizer": saved(run.optimizers)}, path)
     opt_state = optimizer_from_torch(torch_file.read(path)["optimizer"], run.cfg, path)
     torch_file.write(path, {"state": optimizer_to_torch(opt_state, run.cfg)})
     return opt_state, torch.load(path, weights_only=True)["state"]
@@ -72,9 +75,9 @@ def test_a_round_trip_is_the_identity(tmp_path_factory, model, kind, updates, se
     update(run, updates, seed)
     path = tmp_path_factory.getbasetemp() / "round_trip.state.pt"
     _, back = there_and_back(run, path)
-    given_state = run.optimizer.state_dict()["state"]
+    given_state = {name: owner.state_dict()["state"] for name, owner in run.optimizers.items()}
     if updates == 0 and kind == "sgd":  # zeros and no buffer at all give the same first update
-        assert not any(fields["momentum_buffer"].any() for fields in back.values())
+        assert not any(fields["momentum_buffer"].any() for fields in back[""].values())
     else:
         assert bits(back) == bits(given_state)
 
@@ -90,16 +93,19 @@ def test_the_state_is_that_of_the_optimizer(kind, tmp_path):
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(opt_state)] == [
         (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(blank)
     ]
-    for ours, theirs in MOMENTS[kind].items():
-        moments = optax.tree.get(opt_state, ours)
-        parameters = dict(run.model.named_parameters())
-        for entry in table(run.cfg.model):
+    parameters, seen = dict(run.model.named_parameters()), 0
+    owned = [(part, ours) for part in parts(run.cfg) for ours in MOMENTS[part.kind]]
+    for part, ours in owned:
+        moments, theirs = optax.tree.get(opt_state, ours), MOMENTS[part.kind][ours]
+        for entry in part.entries:
             value = moments
-            for part in entry.path:
-                value = value[part]
-            stored = run.optimizer.state[parameters[entry.key]][theirs].numpy()
+            for step in entry.path:
+                value = value[step]
+            stored = run.optimizers[part.name].state[parameters[entry.key]][theirs].numpy()
             stored = stored.T if entry.transposed else stored
             assert np.asarray(value[...]).tobytes() == np.ascontiguousarray(stored).tobytes()
+            seen += 1
+    assert seen == len(jax.tree.leaves(opt_state)) - (kind != "sgd")  # the count
     if kind != "sgd":
         assert optax.tree.get(opt_state, "count") == 2
 
@@ -147,7 +153,7 @@ def test_half_precision_moments_become_float32_exactly(tmp_path):
     }
     torch.save(state_dict, tmp_path / "s.pt")
     opt_state = optimizer_from_torch(torch_file.read(tmp_path / "s.pt"), run.cfg, "s.pt")
-    back = optimizer_to_torch(opt_state, run.cfg)
+    back = optimizer_to_torch(opt_state, run.cfg)[""]
     for number, fields in state_dict["state"].items():
         exact = fields["momentum_buffer"].float().numpy()
         np.testing.assert_array_equal(back[number]["momentum_buffer"], exact)
@@ -163,7 +169,7 @@ def broken(change) -> dict[str, Any]:
         for number, fields in state_dict["state"].items()
     }
     change(state_dict)
-    return {"state_dict": state_dict, "cfg": run.cfg}
+    return {"saved": state_dict, "cfg": run.cfg}
 
 
 def _set(place, name):

@@ -24,24 +24,20 @@ class TorchRun:
 
     def __init__(self, cfg: TrainingConfig, model: Transformer) -> None:
         self.cfg, self.model, self.step = cfg, model.train(), 0
-        opt, parameters = cfg.optimizer, list(model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": opt.weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        adam = {"betas": (opt.beta1, opt.beta2), "eps": opt.eps}
-        self.optimizer = {
-            "adamw": lambda: torch.optim.AdamW(groups, lr=opt.lr, **adam),
-            "adam": lambda: torch.optim.Adam(groups, lr=opt.lr, **adam),
-            "sgd": lambda: torch.optim.SGD(groups, lr=opt.lr, momentum=opt.beta1),
-        }[opt.type]()
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda n: self._factor(n)
-        )
+        self.optimizers = _optimizers(cfg, model)
+        self.schedulers = {
+            name: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: self._factor(n))
+            for name, optimizer in self.optimizers.items()
+        }
         self.scaler = torch.amp.GradScaler("cpu", enabled=cfg.dtype == "float16")
         self.stream = TokenStream(
             cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, window_order=cfg.window_order
         )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The only one, or AdamW beside Muon."""
+        return list(self.optimizers.values())[-1]
 
     def _factor(self, step: int) -> float:
         """Warmup, then the cosine down to min_lr_ratio."""
@@ -54,15 +50,18 @@ class TorchRun:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what a .state.pt holds (the model has its weights already)."""
         self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for name, optimizer in self.optimizers.items():
+            saved = {key: state[key] for key in ("optimizer", "scheduler")}
+            saved = {key: value[name] if name else value for key, value in saved.items()}
+            optimizer.load_state_dict(saved["optimizer"])
+            self.schedulers[name].load_state_dict(saved["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
 
     def train_to(self, last: int) -> list[float]:
         """Train until `last` updates are made; the loss of each step."""
         cfg, losses = self.cfg, []
         for step in range(self.step, last):
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             loss_sum = 0.0
             for a in range(cfg.gradient_accumulation_steps):
                 first = (step * cfg.gradient_accumulation_steps + a) * cfg.batch_size
@@ -72,11 +71,13 @@ class TorchRun:
                 loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
                 self.scaler.scale(loss / cfg.gradient_accumulation_steps).backward()
                 loss_sum += loss.item()
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers.values():
+                self.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.optimizer.grad_clip)
-            self.scaler.step(self.optimizer)
+            for name, optimizer in self.optimizers.items():
+                self.scaler.step(optimizer)
+                self.schedulers[name].step()
             self.scaler.update()
-            self.scheduler.step()
             losses.append(loss_sum / cfg.gradient_accumulation_steps)
         self.step = last
         return losses
@@ -86,8 +87,8 @@ class TorchRun:
         return {
             "step": self.step,
             "epoch": windows // len(self.stream),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "optimizer": saved(self.optimizers),
+            "scheduler": saved(self.schedulers),
             "scaler": self.scaler.state_dict(),
             "best_val_loss": best_val_loss,
         }
@@ -103,6 +104,36 @@ class TorchRun:
         config = self.cfg.model_dump(mode="json", exclude={"init_from", "mesh", "window_order"})
         (folder / f"{tag}.config.json").write_text(json.dumps(config))
         return folder / tag
+
+
+def _optimizers(cfg: TrainingConfig, model: Transformer) -> dict[str, torch.optim.Optimizer]:
+    """By name where there are two."""
+    opt, named = cfg.optimizer, dict(model.named_parameters())
+    matrices = {key: p for key, p in named.items() if p.dim() >= 2}
+    hidden = [p for key, p in matrices.items() if key.startswith("layers.")]
+    if opt.type == "muon":
+        matrices = {key: p for key, p in matrices.items() if not key.startswith("layers.")}
+    groups = [
+        {"params": list(matrices.values()), "weight_decay": opt.weight_decay},
+        {"params": [p for p in named.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adam = {"lr": opt.lr, "betas": (opt.beta1, opt.beta2), "eps": opt.eps}
+    match opt.type:
+        case "sgd":
+            return {"": torch.optim.SGD(groups, lr=opt.lr, momentum=opt.beta1)}
+        case "adam":
+            return {"": torch.optim.Adam(groups, **adam)}
+        case "adamw":
+            return {"": torch.optim.AdamW(groups, **adam)}
+    settings = {"momentum": opt.muon_momentum, "adjust_lr_fn": "match_rms_adamw"}
+    muon = torch.optim.Muon(hidden, lr=opt.lr, weight_decay=opt.weight_decay, **settings)
+    return {"muon": muon, "adamw": torch.optim.AdamW(groups, **adam)}
+
+
+def saved(owners: dict[str, Any]) -> Any:
+    """The state dict of the only owner, or of each by its name."""
+    states = {name: owner.state_dict() for name, owner in owners.items()}
+    return states.get("", states)
 
 
 def bits(value: Any) -> Any:

@@ -16,8 +16,9 @@ from tiny_runs import TINY, merged
 
 from conversion import to_torch
 from conversion.mapping import table
-from light_jax.config import MeshConfig, OptimizerConfig, TrainingConfig
+from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import make_mesh, tables_of
+from light_jax.sections import MeshConfig, OptimizerConfig
 from light_jax.training.loss import cross_entropy_sum
 from light_jax.training.optimizer import clip_scale, learning_rate, make_optimizer
 from light_jax.training.step import (
