@@ -27,6 +27,8 @@ from tiny_runs import (
 from light_jax.checkpoint.host_state import load_host_state
 from light_jax.data import TokenStream
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "scheduler": {"type": "constant"},  # the same in a run that is to have fewer steps
     "window_order": "shuffled",

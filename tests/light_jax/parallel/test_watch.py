@@ -78,6 +78,7 @@ def test_a_process_that_is_slow_or_stopped_for_less_than_the_timeout_is_no_end()
     assert codes == [0, 0, 0], said
 
 
+@pytest.mark.slow
 def test_a_run_that_is_suspended_for_longer_than_the_timeout_goes_on():
     """All processes are, as a scheduler does it: nobody listened, so nobody was silent."""
     with joined(TIMEOUT / 2, "compiles", "compiles") as runs:

@@ -55,7 +55,7 @@ def resumes_with_the_same_losses(config: Path, mesh: dict, **env: str) -> None:
     ("count", "victim", "number", "how"),
     [
         (2, 0, signal.SIGKILL, "is gone"),
-        (2, 1, signal.SIGSTOP, "gave no sign of life"),
+        pytest.param(2, 1, signal.SIGSTOP, "gave no sign of life", marks=pytest.mark.slow),
         pytest.param(4, 0, signal.SIGSTOP, "gave no sign of life", marks=pytest.mark.slow),
         pytest.param(4, 2, signal.SIGKILL, "is gone", marks=pytest.mark.slow),
     ],
