@@ -69,6 +69,7 @@ class Watch:
         self.over = threading.Event()
         self._result: int | None = None  # the exit code, once all is done
         self._all_done_at = math.inf
+        self._all_done = threading.Event()
         self._verdict, self._ends_at = (LOST, ""), 0.0
         self._every = min(1.0, timeout / 10)
         others = range(1, count) if process == 0 else [0]
@@ -118,16 +119,20 @@ class Watch:
 
     def finished(self, code: int) -> None:
         """All is done and printed: what is left is to exit with this code. Once the others say so
-        too, this process does not wait for a JAX that cannot end its threads."""
+        too, this process does so, whatever threads of it still run."""
         self._result = code
         self._tell({"done": True})
 
     def leave(self) -> None:
-        """Before the process exits: say so, or exit at once where JAX would wait for the others."""
+        """Exit, as the last that the interpreter does. JAX's own end is left out: it waits for the
+        others, and for minutes in a barrier, should one of them be ahead of it."""
         if not self.over.is_set():
             self._tell({"done": True})
-            return
-        if self.code is None:
+            if self._result is None:  # not a command of ours: its exit code is not known
+                return
+            self._all_done.wait()
+            self.code = self._result
+        elif self.code is None:
             self.await_end(0)
         self._ends_at = math.inf  # here and now
         if self.process == 0:
@@ -244,6 +249,7 @@ class Watch:
                 self._lost(peer, f"gave no sign of life for {silence:.0f} s {self._within()}")
         if self._result is not None and all(peer.done for peer in self._peers.values()):
             self._all_done_at = min(self._all_done_at, now)
+            self._all_done.set()
             if now > self._all_done_at + min(_SHUTDOWN, self.timeout) and not self.over.is_set():
                 os._exit(self._result)
         if self.over.is_set() and now >= self._ends_at:
