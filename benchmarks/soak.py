@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 SETTLED = 200
 """The step from which on nothing may grow: caches are full, every kind of work was done."""
 MOST_GROWTH = 16 * 1024
+FEW = 2  # a pool may start its last thread late; a leak shows in each of 170 saves
 """KiB per 1,000 steps, which are 100 saves. One state in memory that a save does not free would add
 eight times as much. The heap moves by less: each save has its own threads, and orbax asks
 tensorstore (0.1.86) for its counters, which leaks some 17 KiB each time."""
@@ -216,8 +217,8 @@ def main() -> None:
         late = at_step(samples, args.steps - 2 * window, args.steps - window)
         if (
             growth(samples) > MOST_GROWTH
-            or late.files > early.files
-            or late.threads > early.threads
+            or late.files > early.files + FEW
+            or late.threads > early.threads + FEW
         ):
             broken.append(f"it grows: {early}, {late}")
         text = page(args, samples, seconds, outcome, broken)
