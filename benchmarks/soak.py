@@ -36,10 +36,10 @@ ROOT = Path(__file__).parents[1]
 SETTLED = 200
 """The step from which on nothing may grow: caches are full, every kind of work was done."""
 MOST_GROWTH = 16 * 1024
-FEW = 2  # a pool may start its last thread late; a leak shows in each of 170 saves
 """KiB per 1,000 steps, which are 100 saves. One state in memory that a save does not free would add
 eight times as much. The heap moves by less: each save has its own threads, and orbax asks
 tensorstore (0.1.86) for its counters, which leaks some 17 KiB each time."""
+FEW = 2  # a pool may start its last thread late; a leak shows in each of 170 saves
 UNBROKEN = """\
 After every signal that ended the process, each checkpoint that was there was whole. At the end both
 folders had the same bits of weights, optimizer state and all else of `best`, `final` and the last

@@ -5,6 +5,7 @@ Letters: B batch, T position, S column so far, D model, V vocab.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from light_llm.models.transformer.mask import past_span_of, span_of
 from light_llm.models.transformer.model import WRITES_TO_RESIDUAL, Transformer
 
 OF_THE_LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")
+_FIELDS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+CACHE = "cache" if "cache" in _FIELDS else "past_key_values"  # the name since transformers 5.24
 OF_GENERATE = ("cache_position",)  # passed by transformers 4, and follows from the cache
 
 
@@ -56,6 +59,7 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits [B, T, V], float32; the loss of predicting each next label too if there are any.
@@ -65,6 +69,7 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [B, S], 0 for padding at the start or the end of a row.
             labels: [B, T], those at -100 do not count.
             logits_to_keep: logits of this many last positions alone, or of these positions.
+            cache: `past_key_values`, as transformers calls it from 5.24 on.
 
         Raises:
             ValueError: an argument that this model has no use for, or more tokens than max_seq_len.
@@ -72,6 +77,7 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
         """
         _refuse(kwargs)
         cfg = self.model.cfg
+        past_key_values = cache if past_key_values is None else past_key_values
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -79,10 +85,10 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
         if past_key_values is not None:
             past_span_of(cfg.attention)
         is_causal = span_of(cfg.attention).right == 0
-        cache = views(
+        layers = views(
             past_key_values, cfg.num_layers, input_ids.shape[1], attention_mask, is_causal
         )
-        hidden_BTD = self.model.hidden(input_ids, cache)  # type: ignore[arg-type]
+        hidden_BTD = self.model.hidden(input_ids, layers)  # type: ignore[arg-type]
         kept = logits_to_keep
         rows = slice(-kept if kept else None, None) if isinstance(kept, int) else kept
         logits_BTV = self.model.logits(hidden_BTD[:, rows])
@@ -90,9 +96,8 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             of_loss = {key: kwargs[key] for key in OF_THE_LOSS if kwargs.get(key) is not None}
             loss = self.loss_function(logits_BTV, labels, self.config.vocab_size, **of_loss)
-        output = CausalLMOutputWithPast(
-            loss=loss, logits=logits_BTV, past_key_values=past_key_values if use_cache else None
-        )
+        kept_cache: dict[str, Any] = {CACHE: past_key_values if use_cache else None}
+        output = CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **kept_cache)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 

@@ -114,7 +114,7 @@ def test_print_config_stands_alone():
         ("c.yaml --block_size 1", "edit seq_len"),
         ("c.yaml steps=10", "steps is not an option.* edit num_steps"),
         ("--num_steps 10", r"edit num_steps in it, and name the file: llm-train CONFIG"),
-        ("c.yaml --colour blue", r"No such option:? '?--colour .*see llm-train --help"),
+        ("c.yaml --colour blue", r"No such option:? '?--colour'? .*see llm-train --help"),
         ("c.yaml --devices", "requires an argument"),
         ("c.yaml d.yaml", "unexpected extra argument"),
     ],
