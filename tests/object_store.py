@@ -5,13 +5,16 @@ It writes down each request, and fails as it is told to. `installed` lets comman
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from fsspec import AbstractFileSystem
 
 ROOT = "TEST_OBJECT_STORE"
@@ -114,3 +117,23 @@ def requests(store: Path, operation: str) -> list[str]:
     log = store / ".requests"
     lines = log.read_text().splitlines() if log.exists() else []
     return [key for name, key in (line.split(" ", 1) for line in lines) if name == operation]
+
+
+@contextlib.contextmanager
+def used(folder: Path, patch: Any) -> Iterator[Path]:
+    """This process uses the store too, and has looked at nothing yet; gives the store's folder.
+
+    Args:
+        patch: pytest's monkeypatch.
+    """
+    from light_llm.files import fetched, remote  # a command that knows the store has its own
+
+    for name, value in installed(folder).items():
+        if name != "PYTHONPATH":
+            patch.setenv(name, value)
+    fsspec.register_implementation("s3", ObjectStore, clobber=True)
+    patch.setattr(remote, "WAITS", (0.01, 0.01))
+    patch.setattr(fetched, "_versions", {})
+    remote.filesystem.cache_clear()
+    yield folder / "store"
+    remote.filesystem.cache_clear()

@@ -69,6 +69,8 @@ class Watch:
         self.over = threading.Event()
         self._result: int | None = None  # the exit code, once all is done
         self._all_done_at = math.inf
+        # Process 0 goes last: JAX in the others complains when it is gone.
+        self._cut_off = min(_SHUTDOWN, timeout) + _LEAVING * (process == 0)
         self._all_done = threading.Event()
         self._verdict, self._ends_at = (LOST, ""), 0.0
         self._every = min(1.0, timeout / 10)
@@ -127,16 +129,16 @@ class Watch:
         """Exit, as the last that the interpreter does. JAX's own end is left out: it waits for the
         others, and for minutes in a barrier, should one of them be ahead of it."""
         if not self.over.is_set():
-            self._tell({"done": True})
             if self._result is None:  # not a command of ours: its exit code is not known
+                self._tell({"done": True})
                 return
             self._all_done.wait()
             self.code = self._result
         elif self.code is None:
             self.await_end(0)
         self._ends_at = math.inf  # here and now
-        if self.process == 0:
-            self._alone.wait(GRACE + _LEAVING)  # JAX would abort the others
+        if self.process == 0:  # JAX would abort the others
+            self._alone.wait(GRACE + _LEAVING if self.over.is_set() else self._cut_off)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
@@ -250,7 +252,7 @@ class Watch:
         if self._result is not None and all(peer.done for peer in self._peers.values()):
             self._all_done_at = min(self._all_done_at, now)
             self._all_done.set()
-            if now > self._all_done_at + min(_SHUTDOWN, self.timeout) and not self.over.is_set():
+            if now > self._all_done_at + self._cut_off and not self.over.is_set():
                 os._exit(self._result)
         if self.over.is_set() and now >= self._ends_at:
             self._exit(*self._verdict)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.mapping import Entry, idle_keys
+from conversion.mapping import idle_keys, table
 from conversion.weights import from_torch, to_torch
 from light_jax.config import TrainingConfig
 from light_jax.sections import OptimizerConfig
@@ -64,7 +64,7 @@ def optimizer_from_torch(saved: Any, cfg: TrainingConfig, source: str | Path) ->
     for part in parts(cfg):
         fields, values = stored[part.name], {}
         for ours, theirs in MOMENTS[part.kind].items():
-            arrays = {entry.key: np.zeros(entry.shape, np.float32) for entry in _all(cfg)}
+            arrays = {entry.key: np.zeros(entry.shape, np.float32) for entry in table(cfg.model)}
             arrays |= {
                 key: moments[theirs]
                 for key, moments in fields.items()
@@ -87,17 +87,22 @@ def optimizer_to_torch(opt_state: Any, cfg: TrainingConfig) -> dict[str, dict[in
     Where torch keeps nothing there is no entry: before the first update, for sgd without momentum,
     and for parameters that never have a gradient.
     """
-    return {part.name: _part_to_torch(opt_state, part, cfg) for part in parts(cfg)}
+    import jax
+
+    from light_jax.training.step import init_params
+
+    params = jax.eval_shape(lambda: init_params(cfg))
+    return {part.name: _part_to_torch(opt_state, params, part, cfg) for part in parts(cfg)}
 
 
-def _part_to_torch(opt_state: Any, part: Part, cfg: TrainingConfig) -> dict[int, Any]:
+def _part_to_torch(opt_state: Any, params: Any, part: Part, cfg: TrainingConfig) -> dict[int, Any]:
     import optax
 
     count = optax.tree.get(opt_state, "count")  # for muon AdamW's, as many as its own
     if count == 0 or (count is None and cfg.optimizer.beta1 == 0):
         return {}
     moments = {
-        theirs: to_torch(_unmasked(optax.tree.get(opt_state, ours), cfg), cfg.model)
+        theirs: to_torch(_unmasked(optax.tree.get(opt_state, ours), params), cfg.model)
         for ours, theirs in MOMENTS[part.kind].items()
     }
     idle = idle_keys(cfg.model)
@@ -108,10 +113,6 @@ def _part_to_torch(opt_state: Any, part: Part, cfg: TrainingConfig) -> dict[int,
             step = {"step": np.array(np.float32(count))} if part.kind in COUNTING else {}
             state[number] = step | {name: arrays[entry.key] for name, arrays in moments.items()}
     return state
-
-
-def _all(cfg: TrainingConfig) -> list[Entry]:
-    return [entry for part in parts(cfg) for entry in part.entries]
 
 
 def _masked_like(blank: Any, moments: Any) -> Any:
@@ -127,12 +128,10 @@ def _masked_like(blank: Any, moments: Any) -> Any:
     )
 
 
-def _unmasked(moments: Any, cfg: TrainingConfig) -> Any:
+def _unmasked(moments: Any, params: Any) -> Any:
     """Zeros, which take no memory, for the parameters of another part."""
     import jax
     import optax
-
-    from light_jax.training.step import init_params
 
     return jax.tree.map(
         lambda moment, param: (
@@ -141,7 +140,7 @@ def _unmasked(moments: Any, cfg: TrainingConfig) -> Any:
             else moment
         ),
         moments,
-        jax.eval_shape(lambda: init_params(cfg)),
+        params,
         is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
 

@@ -5,7 +5,6 @@ import shutil
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import object_store
 import pyarrow as pa
@@ -17,7 +16,6 @@ from tiny_runs import REFERENCE, assert_same_weights, command, metrics, train_co
 from light_jax.config import load_config
 from light_jax.data import BatchLoader, TokenStream, footer, warn_of_overlap
 from light_llm.errors import UserError
-from light_llm.files import fetched, remote
 from light_llm.preprocess import manifest
 
 CORPUS = REFERENCE / "training/adamw-cosine"
@@ -35,19 +33,11 @@ def write_shard(path: Path, first: int, lengths: tuple[int, ...] = (30, 10)) -> 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """The store's folder, with shards in bucket/train."""
-    for name, value in installed(tmp_path).items():
-        if name != "PYTHONPATH":
-            monkeypatch.setenv(name, value)
-    fsspec.register_implementation("s3", object_store.ObjectStore, clobber=True)
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(fetched, "_versions", {})
-    remote.filesystem.cache_clear()
     manifest._read_remote.cache_clear()
-    for number in range(SHARDS):
-        at = tmp_path / "store/bucket/train" / f"shard_{number:05}.parquet"
-        write_shard(at, 1000 * number)
-    yield tmp_path / "store"
-    remote.filesystem.cache_clear()
+    with object_store.used(tmp_path, monkeypatch) as folder:
+        for number in range(SHARDS):
+            write_shard(folder / "bucket/train" / f"shard_{number:05}.parquet", 1000 * number)
+        yield folder
 
 
 def stream(paths, order="sequential", **options) -> TokenStream:

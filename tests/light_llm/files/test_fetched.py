@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import fsspec
 import object_store
 import pytest
 from object_store import fail, requests
@@ -22,17 +21,9 @@ URL = f"s3://{KEY}"
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """The store's folder, with one object; this process has looked at nothing yet."""
-    for name, value in object_store.installed(tmp_path).items():
-        if name != "PYTHONPATH":
-            monkeypatch.setenv(name, value)
-    fsspec.register_implementation("s3", object_store.ObjectStore, clobber=True)
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(fetched, "_versions", {})
-    remote.filesystem.cache_clear()
-    folder = tmp_path / "store"
-    put(folder, KEY, b"0123456789" * 100)
-    yield folder
-    remote.filesystem.cache_clear()
+    with object_store.used(tmp_path, monkeypatch) as folder:
+        put(folder, KEY, b"0123456789" * 100)
+        yield folder
 
 
 def put(store: Path, key: str, data: bytes) -> None:
