@@ -2,6 +2,8 @@
 # uv installs it where there is one (`make UV=` does without), else pip; both from the same file.
 PYTHON ?= python3
 UV ?= $(shell command -v uv 2>/dev/null)
+# Packages are installed without bytecode: the first command that imports a file writes its own.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CUDA := .venv-cuda
