@@ -11,6 +11,7 @@ import yaml
 from tiny_runs import REFERENCE
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("PYTHONUNBUFFERED", None)  # containers set it; then no output waits in a buffer
 # The same tiny steps are compiled in many tests and processes: once is enough.
 CACHE = Path(__file__).parents[1] / ".pytest_cache/jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

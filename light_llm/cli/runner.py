@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 
@@ -116,6 +116,7 @@ def run(
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
     code = _exit_code(name, app, misplaced)
+    _flush_or_drop(sys.stderr)
     exits.over(code)
     gc.freeze()  # or the interpreter looks for cycles among a million objects, half a second long
     sys.exit(code)
@@ -160,7 +161,7 @@ def _exit_code(name: str, app: typer.Typer, misplaced: Misplaced | None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of the output, such as `| head`, has ended
-        _flush_or_drop()
+        _flush_or_drop(sys.stdout)
         return 128 + signal.SIGPIPE
     except MemoryError:
         return _report(name, "the memory of this machine is not enough for this; ask for less", 2)
@@ -188,7 +189,7 @@ def _arguments(name: str) -> list[str]:
 
 def _report_bug(name: str, error: Exception) -> int:
     """The traceback, since after hours of a run it cannot be had again, and what to do with it."""
-    _flush_or_drop()
+    _flush_or_drop(sys.stdout)
     trace = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         print(printable(trace), end="", file=sys.stderr)
@@ -211,19 +212,21 @@ def _where_to_report() -> str:
 
 
 def _report(name: str, message: object, code: int) -> int:
-    _flush_or_drop()
+    _flush_or_drop(sys.stdout)
     with contextlib.suppress(OSError):  # nobody reads it
         tell(f"{name}: {message}")
     return code
 
 
-def _flush_or_drop() -> None:
-    """Write what was printed, or drop it if that fails: otherwise Python tries again as it ends."""
+def _flush_or_drop(file: TextIO | None) -> None:
+    """Write what was printed, or drop it if that fails: otherwise Python tries again as it ends,
+    and ends with 120."""
+    if file is None or file.closed:
+        return
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        file.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:
