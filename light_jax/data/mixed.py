@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from light_jax.data.reader import AHEAD_BYTES, WindowReader, threads
 from light_jax.data.shards import Paths
 from light_jax.data.stream import TokenStream, WindowOrder
 from light_jax.data.wanted import Share, Wanted
+from light_jax.sources import DataSource, is_mixture, paths_of
 from light_llm.errors import UserError
 
 
@@ -135,6 +136,46 @@ class MixedStream:
             if first < stop
             for place in stream.locate(first, stop - first)
         ]
+
+
+Stream = TokenStream | MixedStream
+
+
+def stream_of(data: str | list[str] | list[DataSource], **options: Any) -> Stream:
+    """The stream of a config's `train_data` or `val_data`; of sources without weights, each has the
+    same share.
+
+    Args:
+        options: those of `TokenStream`.
+
+    Raises:
+        UserError: as `TokenStream` and `MixedStream`.
+    """
+    if not is_mixture(data):
+        return TokenStream(paths_of(data), **options)
+    sources = [Source(each.label, each.path, each.weight or 1.0) for each in data]
+    return MixedStream(sources, **options)
+
+
+class Part(NamedTuple):
+    """What an evaluation reads of a source."""
+
+    name: str | None
+    """None where there is only one."""
+    share: float
+    stream: TokenStream
+    steps: int
+    """Batches."""
+
+
+def parts_of(stream: Stream, steps: int) -> list[Part]:
+    """An evaluation of `steps` batches, shared out by the mixture; each source has at least one."""
+    if isinstance(stream, TokenStream):
+        return [Part(None, 1.0, stream, steps)]
+    each = zip(
+        stream.names, stream.shares, stream.streams, stream.mixture.taken(steps), strict=True
+    )
+    return [Part(name, float(share), one, max(1, count)) for name, share, one, count in each]
 
 
 class MixedReader:
