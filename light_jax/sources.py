@@ -120,6 +120,18 @@ def paths_of(data: str | list[str] | list[DataSource] | None) -> list[str]:
     return [path for path in data if isinstance(path, str)]
 
 
+def fields_of(data: str | list[str] | list[DataSource], name: str) -> list[tuple[str, str]]:
+    """(the key that holds it, such as `train_data[1].path`; a path) for each path of the key
+    `name`."""
+    if not is_mixture(data):
+        return [(name, path) for path in paths_of(data)]
+    return [
+        (f"{name}[{number}].path", path)
+        for number, source in enumerate(data)
+        for path in source.paths
+    ]
+
+
 def check_data(value: Any) -> Any:
     """`value`, the data of a config.
 

@@ -63,7 +63,7 @@ class MixedStream:
         try:
             self.mixture = Mixture(weights)
         except ValueError as error:
-            shown = ", ".join(f"{weight:g}" for weight in weights)
+            shown = ", ".join(str(weight) for weight in weights)
             raise UserError(f"{field}: the weights {shown} {error}") from None
         self.streams = [
             TokenStream(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from light_jax.reporting import sources
 from light_jax.reporting.units import count, duration
-from light_jax.sources import paths_of
+from light_jax.sources import is_mixture, paths_of
 from light_jax.state import Run
 from light_llm.checkpoint.layout import tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
@@ -50,6 +50,8 @@ def next_commands(run: Run, directory: Path) -> list[str]:
     write += [] if torch else ["--backend", "jax"]
     data = cfg.train_data if cfg.val_data is None else cfg.val_data
     evaluate = ["llm-eval", prefix, "--data", *paths_of(data)]
+    if cfg.val_data is not None and is_mixture(cfg.val_data):
+        evaluate = ["llm-eval", prefix, "--val-data"]
     export = ["llm-convert", "hf", prefix, f"{directory}-hf"]
     if not _has_tokenizer(run, directory):
         shards = folder_of(run.train_stream.shards[0].path)
