@@ -14,12 +14,12 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from light_jax.othernames import OTHER_NAMES
 from light_jax.sections import MeshConfig, OptimizerConfig, SchedulerConfig
+from light_jax.sources import DataPaths, check_data, check_form, is_mixture, paths_of
 from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.checkpoint.parts import parse_size
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.configsource import read_source
-from light_llm.files import urls
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 CLUSTER_TIMEOUT = 120.0  # seconds
@@ -42,8 +42,8 @@ class TrainingConfig(Config):
     hub_keys = ("tokenizer_path", "init_from")
     other_names = OTHER_NAMES
 
-    train_data: str | list[str]
-    val_data: str | list[str] | None = None
+    train_data: DataPaths
+    val_data: DataPaths | None = None
     tokenizer_path: str | None = None
     hf_export: bool = False
     model: TransformerConfig = TransformerConfig()
@@ -86,22 +86,14 @@ class TrainingConfig(Config):
         """Set by `load_config`; empty where the config came from elsewhere."""
         return self._source
 
-    @field_validator("train_data", "val_data", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        texts = value if isinstance(value, list | tuple) else [value]
-        if value is not None and not all(isinstance(text, str) for text in texts):
-            raise ValueError("must be the path of shards, or a list of such paths")
-        return value
+    _form_of_data = field_validator("train_data", "val_data", mode="before")(check_form)
+    _legal_data = field_validator("train_data", "val_data")(check_data)
 
-    @field_validator("train_data", "val_data")
+    @field_validator("train_data")
     @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        if value == "" or value == [] or (isinstance(value, list) and "" in value):
-            raise ValueError("must name a folder, a file or a glob of parquet shards")
-        for path in value if isinstance(value, list) else [value]:
-            if urls.is_url(path):
-                urls.check(path)
+    def _weights(cls, value: Any) -> Any:
+        if is_mixture(value) and value[0].weight is None:
+            raise ValueError("has no weights; give each entry a `weight`, its part of the tokens")
         return value
 
     @field_validator("max_time", "cluster_timeout", mode="before")
@@ -264,6 +256,6 @@ def load_config(path: str | Path) -> TrainingConfig:
     if "vocab_size" not in cfg.model.model_fields_set:
         from light_llm.preprocess.manifest import vocabulary_of  # its imports are heavy
 
-        cfg = cfg.with_vocabulary(vocabulary_of(cfg.train_data))
+        cfg = cfg.with_vocabulary(vocabulary_of(paths_of(cfg.train_data)))
     cfg._source = Source(source.text.encode())
     return cfg

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
-from light_jax.data.stream import TokenStream
+from light_jax.data.mixed import Stream
 from light_llm.checkpoint.layout import Checkpoint, Record
 
 Params = Any  # the nnx.State of nnx.Param, a pytree
@@ -113,8 +113,8 @@ class Run:
 
     cfg: TrainingConfig
     mesh: Mesh
-    train_stream: TokenStream
-    val_stream: TokenStream | None
+    train_stream: Stream
+    val_stream: Stream | None
     rows: list[int]  # the rows of a global batch that this process holds
     shardings: TrainState
     leaves: list[jax.Array]

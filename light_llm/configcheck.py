@@ -120,7 +120,7 @@ def _problem(
     key, shown = _place(config_class, error["loc"])
     value, kind = error["input"], error["type"]
     if kind == "missing":
-        return Problem(f"{key} is required and not set", (key,)), False
+        return Problem(f"{shown} is required and not set", (key,)), False
     keys = keys_of(config_class)
     whole = not key or section_in(keys[key].annotation) is not None
     if whole and isinstance(value, Mapping | BaseModel) and kind == "value_error":
@@ -144,9 +144,10 @@ def _problem(
 
 
 def _place(config_class: type[Config], loc: Sequence[int | str]) -> tuple[str, str]:
-    """(the dotted key of a place of pydantic's, the same with the number in a list).
+    """(the dotted key of a place of pydantic's, the same with the number in a list, and what is
+    below).
 
-    Pydantic adds which kind of a union a value was taken for, as in `train_data.str`.
+    Pydantic adds which kind of a union a value was taken for, as in `train_data.paths`.
     """
     section: type[Config] | None = config_class
     keys: list[str] = []
@@ -156,7 +157,9 @@ def _place(config_class: type[Config], loc: Sequence[int | str]) -> tuple[str, s
             keys.append(str(part))
             section = section_in(section.model_fields[str(part)].annotation)
         elif isinstance(part, int):
-            number = f"[{part}]"
+            number += f"[{part}]"
+        elif number and not part.startswith(("list[", "str")):
+            number += f".{part}"
     return ".".join(keys), ".".join(keys) + number
 
 

@@ -111,6 +111,8 @@ SWITCH = " (which yes, no, on and off are in YAML: put such a text in quotes)"
 def _expanded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_expanded, value))
+    if isinstance(value, Config):  # it expanded its own
+        return value
     if value is None or urls.is_url(value):  # what a variable holds is sent nowhere
         return value
     path = type(value)(userpath.expanded(str(value)))
@@ -128,9 +130,12 @@ def _check_local(path: str) -> None:
 
 
 def section_in(annotation: Any) -> type[Config] | None:
-    """The section that a field of this annotation holds, or may hold; None if it is no section."""
+    """The section that a field of this annotation holds, or may hold; None if it is no section, as
+    a list of entries is none."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
+    if typing.get_origin(annotation) is list:
+        return None
     found = (section_in(part) for part in typing.get_args(annotation))
     return next((section for section in found if section is not None), None)
 

@@ -37,7 +37,7 @@ ORDER = [
     ("light_llm.text",),
     ("conversion.weights", "conversion.import_hf"),
     ("light_llm.hf", "light_llm.formats"),
-    ("light_jax.othernames", "light_jax.sections", "light_jax.config"),
+    ("light_jax.othernames", "light_jax.sections", "light_jax.sources", "light_jax.config"),
     ("light_jax.models",),
     ("light_jax.generate",),
     ("light_jax.data",),

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from light_jax.checkpoint.ownership import NOTE
+from light_jax.data.index import SHARE, SOURCE
 from light_jax.state import HostState
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -64,6 +65,9 @@ def load_host_state(path: Path) -> HostState:
             for name, *numbers in shards
         ):
             raise ValueError("its fingerprint does not list shards")
+        for key in (SOURCE, SHARE):
+            if not all(isinstance(shard.get(key, ""), str) for shard in host.fingerprint):
+                raise ValueError(f"its fingerprint has a {key} that is not a text")
         if not isinstance(host.run, str) or not isinstance(host.wandb_run_id, str | None):
             raise ValueError("its run or wandb_run_id is not a text")
         if not isinstance(host.trackio_run, str | None):

@@ -6,7 +6,7 @@ import json
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,8 @@ from light_llm.errors import UserError
 from light_llm.printing import say, shown
 
 if TYPE_CHECKING:
+    from light_jax.config import TrainingConfig
+    from light_jax.data.mixed import Stream
     from light_jax.data.stats import Stats
     from light_llm.tokenizer import Tokenizer
 
@@ -25,7 +27,7 @@ PATH = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH",
-        help="Folders, files or globs, as in train_data.",
+        help="Folders, files or globs, as in train_data; or a config, for its train_data.",
         callback=runner.user_path,
     ),
 ]
@@ -75,22 +77,32 @@ def stats(
     """Count documents, tokens and lengths, and draw them. Reads every token once."""
     from light_jax.data.stats import as_json as in_json
     from light_jax.data.stats import count, draw, require_matplotlib
+    from light_jax.sources import paths_of
 
     if png is not None and no_png:
         raise UserError("--png and --no-png exclude each other; use one")
     picture = None if no_png or (as_json and png is None) else png or PNG
     if picture is not None:
         require_matplotlib()  # before minutes of counting
-    known, note = find_tokenizer(path, tokenizer)
-    counted = count(path, "PATH")
+    cfg = config_of(path)
+    paths = path if cfg is None else paths_of(cfg.train_data)
+    known, note = find_tokenizer(paths, tokenizer)
+    counted = count(paths, "PATH" if cfg is None else "train_data")
+    sources = [] if cfg is None else sources_of(cfg)
     if as_json:
 
         def text_of(id: int) -> str | None:
             return None if known is None else known.decode([id], False)
 
         report = in_json(counted, top, text_of)
-        print(shown(json.dumps(report | {"tokenizer": None if known is None else note})))
+        report |= {"tokenizer": None if known is None else note}
+        print(shown(json.dumps(report | ({"sources": sources} if sources else {}))))
     else:
+        for each in sources:
+            say(
+                f"{'source':<12} {each['name']}: {each['share']:.2%} of the windows, "
+                f"{each['documents']:,} documents, {each['tokens']:,} tokens"
+            )
         _print(counted, known, note, top)
     if picture is not None:
         draw(counted, " ".join(path), picture)
@@ -116,27 +128,37 @@ def show(
     window: Annotated[
         int, typer.Option(min=0, max=2**62, metavar="G", help="Of the endless stream.")
     ] = 0,
-    seq_len: Annotated[int, typer.Option(min=1, metavar="T", help="The config's seq_len.")] = 1024,
-    seed: Annotated[int, typer.Option(metavar="N", help="The config's seed.")] = 42,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="T", help="The config's seq_len.  [default: 1024]"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="The config's seed.  [default: 42]")
+    ] = None,
     window_order: Annotated[
-        WindowOrder, typer.Option(help="The config's window_order.")
-    ] = WindowOrder.sequential,
+        WindowOrder | None,
+        typer.Option(help="The config's window_order.  [default: sequential]"),
+    ] = None,
     tokenizer: TOKENIZER = None,
 ) -> None:
     """Print window G, which is row r of micro-batch a of step n, from 0:
     G = (n · gradient_accumulation_steps + a) · batch_size + r."""
-    import numpy as np
+    from light_jax.data.mixed import stream_of
+    from light_jax.sources import paths_of
 
-    from light_jax.data import TokenStream
-
-    known, note = find_tokenizer(path, tokenizer)
-    stream = TokenStream(
-        path, seq_len=seq_len, seed=seed, window_order=window_order.value, field="PATH"
-    )
+    cfg = config_of(path)
+    known, note = find_tokenizer(path if cfg is None else paths_of(cfg.train_data), tokenizer)
+    given = {"seq_len": seq_len, "seed": seed, "window_order": window_order and window_order.value}
+    defaults = {"seq_len": 1024, "seed": 42, "window_order": "sequential"}
+    options = {
+        key: value if value is not None else defaults[key] if cfg is None else getattr(cfg, key)
+        for key, value in given.items()
+    }
+    data, field = (path, "PATH") if cfg is None else (cfg.train_data, "train_data")
+    stream = stream_of(data, **options, field=field)
     tokens = stream[window].tolist()
-    epoch, number = divmod(int(stream.unshuffled(np.array([window]))[0]), len(stream))
-    print(f"window    {window}: number {number} of the {len(stream)} of epoch {epoch}", end="")
-    print(f" (seq_len {seq_len}, seed {seed})")
+    print(f"window    {window}: {_place(stream, window)}", end="")
+    print(f" (seq_len {stream.seq_len}, seed {stream.seed})")
     for shard, first, last in stream.locate(window):
         rows = f"row {first}" if first == last else f"rows {first} to {last}"
         say(f"shard     {shard}: {rows}")
@@ -144,6 +166,52 @@ def show(
     _doubt(known, tokens)
     print()
     print(*tokens) if known is None else print(shown(known.decode(tokens, False)))
+
+
+def _place(stream: Stream, window: int) -> str:
+    """Where a window stands in its epoch, and of a mixture in its source's."""
+    import numpy as np
+
+    from light_jax.data import MixedStream
+
+    of_source = ""
+    if isinstance(stream, MixedStream):
+        sources, numbers = stream.mixture.at(np.array([window]))
+        source, window = int(sources[0]), int(numbers[0])
+        of_source = f" of source {stream.names[source]}, whose window {window} it is"
+        stream = stream.streams[source]
+    epoch, number = divmod(int(stream.unshuffled(np.array([window]))[0]), len(stream))
+    return f"number {number} of the {len(stream)} of epoch {epoch}{of_source}"
+
+
+def config_of(path: list[str]) -> TrainingConfig | None:
+    """The config that PATH names instead of shards, by its ending."""
+    if len(path) > 1 or not path[0].endswith((".yaml", ".yml", ".json")):
+        return None
+    from light_jax.config import load_config
+
+    return load_config(path[0])
+
+
+def sources_of(cfg: TrainingConfig) -> list[dict[str, Any]]:
+    """What each source of a mixture has, from the footers of its shards."""
+    from light_jax.data.index import index_shards
+    from light_jax.data.mixture import proportions
+    from light_jax.sources import is_mixture
+
+    if not is_mixture(cfg.train_data):
+        return []
+    parts = proportions([source.weight or 1.0 for source in cfg.train_data])
+    found = []
+    for source, part in zip(cfg.train_data, parts, strict=True):
+        shards = index_shards(source.path)
+        numbers = {
+            "shards": len(shards),
+            "documents": sum(int(shard.rows.sum()) for shard in shards),
+            "tokens": sum(int(shard.tokens.sum()) for shard in shards),
+        }
+        found.append({"name": source.label, "share": part / sum(parts), **numbers})
+    return found
 
 
 def _doubt(known: Tokenizer | None, ids: list[int]) -> None:

@@ -44,6 +44,12 @@ def command(
             callback=runner.user_path,
         ),
     ] = None,
+    val_data: Annotated[
+        bool,
+        typer.Option(
+            "--val-data", help="Instead of --data: val_data of the checkpoint's config, by source."
+        ),
+    ] = False,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -80,11 +86,16 @@ def command(
     PREFIX stands before --data, or at the end. Exits with 0, or with 3 if the loss is not finite.
     """
     if tasks is not None:
-        if data or more or seq_len is not None:
-            raise UserError("--tasks goes with neither --data nor --seq-len; leave these out")
+        if data or more or val_data or seq_len is not None:
+            raise UserError(
+                "--tasks goes with neither --data nor --val-data nor --seq-len; leave these out"
+            )
         _run_tasks(prefix, tasks, include_path, batch_size, dtype, as_json)
         return 0
-    if not data:
+    if val_data and (data or more):
+        given = "--data" if data else "a path"
+        raise UserError(f"--val-data and {given} exclude each other; give one of them")
+    if not data and not val_data:
         raise UserError("there is nothing to evaluate on; give --data PATH, or --tasks NAMES")
     if include_path is not None:
         raise UserError("--include-path belongs to --tasks; leave it out")
@@ -94,7 +105,7 @@ def command(
 
         report = evaluate(
             prefix,
-            [*data, *more],
+            [*data, *more] if data else None,
             backend=backend,
             batch_size=batch_size,
             seq_len=seq_len,

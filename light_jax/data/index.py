@@ -12,7 +12,8 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,8 @@ from light_llm.preprocess.schema import LENGTH, TOKENS
 
 COUNTS_EMPTY_LISTS = ("parquet-cpp-arrow", "Polars", "DuckDB")
 READERS = 8
+SOURCE, SHARE = "source", "share"
+"""Of a shard in a mixture's fingerprint: the name of its source, and that one's part of it."""
 
 Fingerprint = list[dict[str, Any]]
 
@@ -75,8 +78,52 @@ def fingerprint(shards: list[IndexedShard]) -> Fingerprint:
     ]
 
 
+def of_source(shards: Fingerprint, name: str, share: Fraction) -> Fingerprint:
+    """The fingerprint of a source as a part of a mixture's. The name is for messages alone."""
+    return [{**shard, SOURCE: name, SHARE: str(share)} for shard in shards]
+
+
 def describe_change(old: Fingerprint, new: Fingerprint) -> str | None:
-    """How the shards differ between two fingerprints; None if they are the same."""
+    """How the shards, and in a mixture the shares of its sources, differ between two fingerprints;
+    None if they are the same."""
+    if not any(SOURCE in shard for shard in [*old, *new]):
+        return _change_of_shards(old, new)
+    before, after = _sources(old), _sources(new)
+    if len(before) != len(after):
+        return f"sources: {_told(before)} -> {_told(after)}"
+    parts = []
+    for was, is_now in zip(before, after, strict=True):
+        if was.share != is_now.share:
+            parts.append(f"share of {is_now.name or was.name}: {was.share} -> {is_now.share}")
+        if (change := _change_of_shards(was.shards, is_now.shards)) is not None:
+            parts.append(f"shards of {is_now.name or was.name}: {change}")
+    return "; ".join(parts) or None
+
+
+class _Source(NamedTuple):
+    name: str | None
+    share: str
+    shards: Fingerprint
+
+
+def _sources(shards: Fingerprint) -> list[_Source]:
+    """The sources of a mixture; of shards that are none, one without a name."""
+    found: list[_Source] = []
+    for shard in shards:
+        plain = {key: value for key, value in shard.items() if key not in (SOURCE, SHARE)}
+        name = shard.get(SOURCE)
+        if not found or found[-1].name != name:
+            found.append(_Source(name, str(shard.get(SHARE, 1)), []))
+        found[-1].shards.append(plain)
+    return found
+
+
+def _told(sources: list[_Source]) -> str:
+    named = [f"{source.name} {source.share}" for source in sources if source.name is not None]
+    return f"{len(named)} ({', '.join(named)})" if named else "none, shards alone"
+
+
+def _change_of_shards(old: Fingerprint, new: Fingerprint) -> str | None:
     before, after = _by_name(old), _by_name(new)
     parts = [
         _listed("added", [name for name in after if name not in before]),

@@ -6,9 +6,11 @@ from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
+from light_jax.data.mixed import MixedReader, MixedStream
 from light_jax.data.pools import PoolReader
-from light_jax.data.reader import Wanted, WindowReader
+from light_jax.data.reader import WindowReader
 from light_jax.data.stream import TokenStream
+from light_jax.data.wanted import Wanted
 
 
 class BatchLoader:
@@ -22,7 +24,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: TokenStream | MixedStream,
         *,
         batch_size: int,
         last_step: int,
@@ -36,8 +38,13 @@ class BatchLoader:
         self._shape = (accum, len(held), stream.seq_len + 1)
         span = range(first_step * per_step, last_step * per_step)
         wanted = Wanted(span, per_step, batch_size, held)
-        reader = WindowReader if stream.order is None else PoolReader
-        self._reader = reader(stream, wanted, num_workers)
+        self._reader: MixedReader | WindowReader | PoolReader
+        if isinstance(stream, MixedStream):
+            self._reader = MixedReader(stream, wanted, num_workers)
+        elif stream.order is None:
+            self._reader = WindowReader(stream, wanted, num_workers)
+        else:
+            self._reader = PoolReader(stream, wanted, num_workers)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self

@@ -16,14 +16,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from light_jax.data.reader import Wanted, cancel, threads
+from light_jax.data.reader import cancel, threads
 from light_jax.data.stream import TokenStream, lay
+from light_jax.data.wanted import Demand
 
 PACE = 2  # the next pool is decoded in 1/PACE of the steps of the one before
 
@@ -43,11 +44,11 @@ class Pool:
     are the host's windows in it, ascending, and `windows` (int32 [m, S + 1]) their tokens.
     """
 
-    def __init__(self, stream: TokenStream, epoch: int, span: range, held: np.ndarray) -> None:
+    def __init__(self, stream: TokenStream, epoch: int, span: range, wanted: Demand) -> None:
         S, self._epoch = stream.seq_len, epoch
         self.span = span
         numbers = np.arange(span.start, span.stop)
-        self.numbers = numbers[held[numbers % len(held)]]
+        self.numbers = numbers[wanted.held(numbers)]
         in_epoch = stream.unshuffled(self.numbers) - epoch * len(stream)
         self._by_place = np.argsort(in_epoch)
         self._sorted = in_epoch[self._by_place]
@@ -82,7 +83,14 @@ class Pool:
 class PoolReader:
     """The windows that are wanted, int32 [n, S + 1], step by step, from a shuffled stream."""
 
-    def __init__(self, stream: TokenStream, wanted: Wanted, num_workers: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        wanted: Demand,
+        num_workers: int,
+        pool: Executor | None = None,
+    ) -> None:
+        """`pool` are threads that several readers share; the first that is closed stops them."""
         self._stream, self._wanted = stream, wanted
         self._steps = iter(range(wanted.num_steps))
         self._pools = _pools(stream, wanted)
@@ -92,7 +100,7 @@ class PoolReader:
         if self._pool is not None and stream.is_remote:
             self._pool.fetch_ahead(stream)
         self._laying: deque[tuple[Pool, Future[None]]] = deque()
-        self._threads = threads(num_workers)
+        self._threads = threads(num_workers) if pool is None else pool
         self._finalizer = weakref.finalize(self, cancel, self._threads)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -103,11 +111,8 @@ class PoolReader:
         if step is None:
             self.close()
             raise StopIteration
-        wanted = self._wanted
-        start = wanted.span.start + step * wanted.per_step
-        g_n = np.arange(start, start + wanted.per_step, wanted.batch_size)[:, None] + wanted.rows
         try:
-            return self._take(g_n.reshape(-1), start + wanted.per_step)
+            return self._take(*self._wanted.numbers(step))
         except BaseException:
             self.close()
             raise
@@ -167,16 +172,14 @@ class PoolReader:
             self._laying.append((pool, laid))
 
 
-def _pools(stream: TokenStream, wanted: Wanted) -> Iterator[Pool]:
+def _pools(stream: TokenStream, wanted: Demand) -> Iterator[Pool]:
     """The pools that hold wanted windows, in the order of the stream."""
     assert stream.order is not None
     W, order, span = len(stream), stream.order, wanted.span
-    held = np.zeros(wanted.batch_size, bool)
-    held[wanted.rows] = True
     g = span.start
     while g < span.stop:
         epoch, position = divmod(g, W)
         pool = order.pool(int(order.pool_of(np.array([position]))[0]))
         stop = min(span.stop, epoch * W + pool.stop)
-        yield Pool(stream, epoch, range(g, stop), held)
+        yield Pool(stream, epoch, range(g, stop), wanted)
         g = stop

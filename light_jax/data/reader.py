@@ -14,42 +14,21 @@ stretch by stretch. Where a window goes on in the next row group, each writes it
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from light_jax.data.stream import TokenStream, lay
+from light_jax.data.wanted import Demand, Stretch
 
 STEPS_AHEAD = 4
 AHEAD_BYTES = 256 * 2**20  # of windows that lie ready, but always one row group's
-
-
-class Stretch(NamedTuple):
-    """Windows that are neighbours in the stream and in their step's array."""
-
-    step: int
-    """The reader's, from 0."""
-    slot: int
-    """Where the first one lies in the step's array [n, S + 1]."""
-    window: int
-    """The first one's number in its epoch."""
-    num_windows: int
-
-
-class RowRange(NamedTuple):
-    """Rows of a batch that follow each other: `row` to row + num_rows - 1."""
-
-    row: int
-    slot: int
-    """How many of this host's rows come before them in the batch's array."""
-    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -70,55 +49,6 @@ class RowGroup:
         return self.stretches[-1].step
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The windows of `span` that lie on `rows` of their batch.
-
-    A step is `per_step` windows, micro-batches of `batch_size`; span.start is a multiple of
-    batch_size. Where `spread_over` is a number W, window i of the span, which begins with 0, is not
-    window i of the stream but floor(i · W / len(span)): the span is spread over the first W.
-    """
-
-    span: range
-    per_step: int
-    batch_size: int
-    rows: np.ndarray
-    spread_over: int | None = None
-
-    @property
-    def num_steps(self) -> int:
-        return -(-len(self.span) // self.per_step)
-
-    @property
-    def windows_per_step(self) -> int:
-        return self.per_step // self.batch_size * len(self.rows)
-
-    def ranges(self) -> list[RowRange]:
-        """The rows, cut where they do not count up by one."""
-        firsts = np.concatenate([[0], np.flatnonzero(np.diff(self.rows) != 1) + 1])
-        counts = np.diff(firsts, append=len(self.rows)).tolist()
-        ranges = zip(self.rows[firsts].tolist(), firsts.tolist(), counts, strict=True)
-        return [RowRange(*rows) for rows in ranges]
-
-    def window(self, i: int) -> int:
-        """The window of the stream that window i of the span is."""
-        return i if self.spread_over is None else i * self.spread_over // len(self.span)
-
-    def below(self, windows: np.ndarray) -> np.ndarray:
-        """The first window of the span that is not below each of these of the stream."""
-        if self.spread_over is not None:
-            windows = -(-windows * len(self.span) // self.spread_over)
-        return np.clip(windows, self.span.start, self.span.stop)
-
-    def within(self, step: int) -> np.ndarray | slice:
-        """The entries of a step's array that are in the span; the last step may go beyond it."""
-        start = self.span.start + step * self.per_step
-        if start + self.per_step <= self.span.stop:
-            return slice(None)
-        g_n = np.arange(start, start + self.per_step, self.batch_size)[:, None] + self.rows
-        return g_n.reshape(-1) < self.span.stop
-
-
 class WindowReader:
     """The windows that are wanted, int32 [n, S + 1], step by step, from a sequential stream.
 
@@ -128,9 +58,16 @@ class WindowReader:
     written. The consumer's thread does the bookkeeping, so nothing here needs a lock.
     """
 
-    def __init__(self, stream: TokenStream, wanted: Wanted, num_workers: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        wanted: Demand,
+        num_workers: int,
+        pool: Executor | None = None,
+        ahead_bytes: int = AHEAD_BYTES,
+    ) -> None:
+        """`pool` are threads that several readers share; the first that is closed stops them."""
         self._stream, self._wanted = stream, wanted
-        self._shape = (wanted.windows_per_step, stream.seq_len + 1)
         self._groups = _row_groups(stream, wanted)
         if stream.is_remote:
             self._groups = _fetching_ahead(stream, self._groups)
@@ -142,10 +79,11 @@ class WindowReader:
         # reaches there, and are complete when they leave it. Only a last step that ends before the
         # rows of this host has no array in it.
         self._steps: deque[np.ndarray] = deque()
+        self._bytes, self._ahead_bytes = 0, ahead_bytes  # of the ring
         self._laying: deque[tuple[RowGroup, Future[None]]] = deque()
         self._step, self._end = 0, wanted.num_steps
         self._workers = num_workers
-        self._pool = threads(num_workers)
+        self._pool = threads(num_workers) if pool is None else pool
         self._finalizer = weakref.finalize(self, cancel, self._pool)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -167,7 +105,8 @@ class WindowReader:
             raise
         while self._laying and self._laying[0][0].last_step <= self._step:
             self._laying.popleft()
-        windows = self._steps.popleft() if self._steps else self._empty()
+        windows = self._steps.popleft() if self._steps else self._empty(self._step)
+        self._bytes = max(0, self._bytes - windows.nbytes)
         windows = windows[self._wanted.within(self._step)]
         self._step += 1
         return windows
@@ -187,7 +126,7 @@ class WindowReader:
             return False
         if group.first_step <= self._step:
             return True
-        if not self._workers or 4 * len(self._steps) * math.prod(self._shape) > AHEAD_BYTES:
+        if not self._workers or self._bytes > self._ahead_bytes:
             return False
         ahead = sum(other.first_step > self._step for other, _ in self._laying)
         return group.first_step <= self._step + STEPS_AHEAD or ahead < self._workers
@@ -195,15 +134,16 @@ class WindowReader:
     def _submit(self) -> None:
         group, self._next_group = self._next_group, next(self._groups, None)
         assert group is not None
-        while self._step + len(self._steps) <= group.last_step:
-            self._steps.append(self._empty())
+        while (step := self._step + len(self._steps)) <= group.last_step:
+            self._steps.append(self._empty(step))
+            self._bytes += self._steps[-1].nbytes
         first = group.first_step - self._step
         steps = [self._steps[n] for n in range(first, group.last_step - self._step + 1)]
         laid = self._pool.submit(_lay_group, self._stream, group, steps, self._closed)
         self._laying.append((group, laid))
 
-    def _empty(self) -> np.ndarray:
-        return np.empty(self._shape, np.int32)
+    def _empty(self, step: int) -> np.ndarray:
+        return np.empty((self._wanted.size(step), self._stream.seq_len + 1), np.int32)
 
 
 def _lay_group(
@@ -216,10 +156,9 @@ def _lay_group(
         lay(tokens, start, window, steps[step - group.first_step][slot : slot + num_windows])
 
 
-def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
+def _row_groups(stream: TokenStream, wanted: Demand) -> Iterator[RowGroup]:
     """The row groups that hold tokens of a wanted window, in the order of the stream."""
     W, S, span = len(stream), stream.seq_len, wanted.span
-    ranges = wanted.ranges()
     for epoch in range(span.start // W, -(-span.stop // W)):
         starts = stream.epoch(epoch).starts
         first = np.maximum((starts[:-1] + S - 1) // S - 1, 0)  # a window takes S + 1 tokens
@@ -229,7 +168,7 @@ def _row_groups(stream: TokenStream, wanted: Wanted) -> Iterator[RowGroup]:
         before = span.start - epoch * W  # window of the span + before = window of the epoch
         for place in np.flatnonzero(high > low).tolist():
             near = range(low[place].item(), high[place].item())
-            stretches = list(_stretches(near, before, wanted, ranges))
+            stretches = list(wanted.stretches(near, before))
             if stretches:
                 yield RowGroup(epoch, place, stretches)
 
@@ -251,25 +190,6 @@ def _fetching_ahead(stream: TokenStream, groups: Iterator[RowGroup]) -> Iterator
             if at is not None:
                 stream.fetch_ahead(at.epoch, [at.place])
         yield group
-
-
-def _stretches(
-    near: range, before: int, wanted: Wanted, ranges: list[RowRange]
-) -> Iterator[Stretch]:
-    """The windows in `near`, counted from the span's start, that are on the rows of `ranges`."""
-    batches_per_step = wanted.per_step // wanted.batch_size
-    for batch in range(near.start // wanted.batch_size, -(-near.stop // wanted.batch_size)):
-        step, micro_batch = divmod(batch, batches_per_step)
-        for rows in ranges:
-            start = batch * wanted.batch_size + rows.row
-            first, stop = max(near.start, start), min(near.stop, start + rows.num_rows)
-            if first < stop:
-                slot = micro_batch * len(wanted.rows) + rows.slot + first - start
-                if wanted.spread_over is None:
-                    yield Stretch(step, slot, first + before, stop - first)
-                else:
-                    for i in range(first, stop):
-                        yield Stretch(step, slot + i - first, wanted.window(i), 1)
 
 
 class _Inline(Executor):

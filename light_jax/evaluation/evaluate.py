@@ -51,7 +51,7 @@ class Model(Protocol):
 
 def evaluate(
     prefix: str | Path,
-    paths: Sequence[str],
+    paths: Sequence[str] | None,
     *,
     backend: str = "jax",
     batch_size: int | None = None,
@@ -64,7 +64,8 @@ def evaluate(
 
     Args:
         prefix: DIR/TAG, or a run's folder.
-        paths: folders, files or globs of shards, each with a score of its own.
+        paths: folders, files or globs of shards, each with a score of its own; None is the
+            `val_data` of the checkpoint's config, each of its sources with one.
         backend: jax or torch.
         batch_size, seq_len, dtype: the checkpoint's own where they are None.
         note: is told why bits per byte are not known.
@@ -104,7 +105,8 @@ def _evaluate(model: Model, progress: Progress, note: Note) -> Report | None:
     for (path, stream), nats in zip(plan.sources, sums, strict=True):
         size = _size_of_text(plan, path, stream, note)
         scores.append((path, Score(nats, len(stream) * stream.seq_len, size)))
-    return Report(plan.prefix, model.step, plan.cfg.seq_len, plan.cfg.dtype, model.where, scores)
+    cfg = plan.cfg
+    return Report(plan.prefix, model.step, cfg.seq_len, cfg.dtype, model.where, scores, plan.shares)
 
 
 def _on_torch(make: Callable[[], Plan]) -> Model:

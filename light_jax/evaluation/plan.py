@@ -9,8 +9,11 @@ from typing import Any
 
 from light_jax.config import TrainingConfig, config_of
 from light_jax.data import TokenStream
+from light_jax.data.mixed import Stream, stream_of
+from light_jax.sources import paths_of
 from light_llm.checkpoint.layout import read_checkpoint, tag_of
 from light_llm.errors import UserError
+from light_llm.files import urls
 from light_llm.preprocess.manifest import listings
 
 FIELD = "--data"
@@ -28,7 +31,10 @@ class Plan:
     batch_size: int | None
     """Rows of a batch; None where it was left open."""
     sources: list[tuple[str, TokenStream]]
-    """Each path, and its windows in the order of the shards that the config's seed gives."""
+    """Each path or name of a source, and its windows in the order of the shards that the config's
+    seed gives."""
+    shares: list[float] | None = None
+    """Of named sources in the loss of all; None where each token counts once."""
 
     @property
     def most_windows(self) -> int:
@@ -38,13 +44,16 @@ class Plan:
 
 def make_plan(
     prefix: str | Path,
-    paths: Sequence[str],
+    paths: Sequence[str] | None,
     *,
     batch_size: int | None = None,
     seq_len: int | None = None,
     dtype: str | None = None,
 ) -> Plan:
     """Read the checkpoint's config, and index the shards of each path.
+
+    Args:
+        paths: None is the `val_data` of the checkpoint's config.
 
     Raises:
         UserError: no such checkpoint or data, a number that the model cannot take, or tokens that
@@ -54,6 +63,12 @@ def make_plan(
     cfg = _changed(config_of(read_checkpoint(prefix)), seq_len, dtype)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size={batch_size} must be 1 or more")
+    if paths is None:
+        stream = _val_data(cfg)
+        if isinstance(stream, TokenStream):
+            return Plan(prefix, cfg, batch_size, [("val_data", stream)])
+        named = list(zip(stream.names, stream.streams, strict=True))
+        return Plan(prefix, cfg, batch_size, named, [float(share) for share in stream.shares])
     if not paths:
         raise UserError(f"{FIELD} names no data; give a folder, a file or a glob of shards")
     return Plan(prefix, cfg, batch_size, [(str(path), _stream(path, cfg)) for path in paths])
@@ -74,6 +89,26 @@ def _changed(cfg: TrainingConfig, seq_len: int | None, dtype: str | None) -> Tra
     return cfg.model_copy(update=changes)
 
 
+def _val_data(cfg: TrainingConfig) -> Stream:
+    if cfg.val_data is None:
+        raise UserError("--val-data: the checkpoint's config names no val_data; give --data PATH")
+    for path in paths_of(cfg.val_data):
+        if urls.is_url(path):  # the config may be a stranger's
+            raise UserError(
+                f"--val-data: val_data={path!r} of the checkpoint's config is a URL, which is "
+                "asked only where the command names it; give it with --data"
+            )
+    stream = stream_of(
+        cfg.val_data,
+        seq_len=cfg.seq_len,
+        seed=cfg.seed,
+        vocab_size=cfg.model.vocab_size,
+        field="val_data",
+    )
+    _check_tokenizer((shard.path for shard in stream.shards), cfg.model.vocab_size, "val_data")
+    return stream
+
+
 def _stream(path: str, cfg: TrainingConfig) -> TokenStream:
     vocab_size = cfg.model.vocab_size
     stream = TokenStream(
@@ -83,7 +118,7 @@ def _stream(path: str, cfg: TrainingConfig) -> TokenStream:
     return stream
 
 
-def _check_tokenizer(shards: Iterable[str], vocab_size: int) -> None:
+def _check_tokenizer(shards: Iterable[str], vocab_size: int, field: str = FIELD) -> None:
     """Also where no token of the shards happens to be too large.
 
     Raises:
@@ -92,7 +127,7 @@ def _check_tokenizer(shards: Iterable[str], vocab_size: int) -> None:
     for shard, manifest in listings(shards):
         if manifest.vocab_size > vocab_size:
             raise UserError(
-                f"{FIELD}: {shard} was written with a tokenizer of {manifest.vocab_size} ids "
+                f"{field}: {shard} was written with a tokenizer of {manifest.vocab_size} ids "
                 f"({manifest.path}), more than the model's vocab_size={vocab_size}; give shards "
                 "that were written with the model's own tokenizer"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from light_jax.reporting.units import perplexity, perplexity_form
 
-TOGETHER = "together"
+TOGETHER, WEIGHTED = "together", "weighted"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Score:
     nats: float
     """The sum of the tokens' losses."""
     tokens: int
-    num_bytes: int | None
+    num_bytes: float | None
     """Of the text that these tokens are, in UTF-8; None where it is unknown."""
 
     @property
@@ -61,6 +61,18 @@ def together(scores: Sequence[Score]) -> Score:
     )
 
 
+def weighted(scores: Sequence[Score], shares: Sequence[float]) -> Score:
+    """As many tokens in all, of which each source gives its share at its own loss."""
+    tokens = sum(score.tokens for score in scores)
+    each = list(zip(scores, shares, strict=True))
+    sizes = [share * score.num_bytes / score.tokens for score, share in each if score.num_bytes]
+    return Score(
+        tokens * math.fsum(share * score.loss for score, share in each),
+        tokens,
+        tokens * math.fsum(sizes) if len(sizes) == len(scores) else None,
+    )
+
+
 @dataclass(frozen=True)
 class Report:
     """The losses of a checkpoint on the windows of some paths."""
@@ -73,10 +85,13 @@ class Report:
     where: str
     """The framework and its devices."""
     per_source: list[tuple[str, Score]]
+    shares: list[float] | None = None
+    """Of named sources: what each counts in the total. None where each token counts once."""
 
     @property
     def total(self) -> Score:
-        return together([score for _, score in self.per_source])
+        scores = [score for _, score in self.per_source]
+        return together(scores) if self.shares is None else weighted(scores, self.shares)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -87,15 +102,25 @@ class Report:
             "dtype": self.dtype,
             "backend": self.where,
             **self.total.as_json(),
-            "per_source": [{"path": path, **score.as_json()} for path, score in self.per_source],
+            "per_source": [
+                {**place, **score.as_json()}
+                for place, (_, score) in zip(self._places(), self.per_source, strict=True)
+            ],
         }
+
+    def _places(self) -> list[dict[str, Any]]:
+        """Which data each score is of."""
+        if self.shares is None:
+            return [{"path": path} for path, _ in self.per_source]
+        named = zip(self.per_source, self.shares, strict=True)
+        return [{"name": name, "share": share} for (name, _), share in named]
 
     def lines(self) -> list[str]:
         """The report for a person."""
         step = "" if self.step is None else f", step {self.step}"
         rows = list(self.per_source)
         if len(rows) > 1:
-            rows.append((TOGETHER, self.total))
+            rows.append((TOGETHER if self.shares is None else WEIGHTED, self.total))
         cells = [("data", "tokens", "loss", "perplexity", "bits/byte")]
         cells += [(path, *_told(score)) for path, score in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

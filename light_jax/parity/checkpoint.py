@@ -10,7 +10,8 @@ from flax import nnx
 
 from conversion import load_jax, load_torch, to_torch
 from light_jax.config import TrainingConfig, config_of
-from light_jax.data import TokenStream
+from light_jax.data.mixed import stream_of
+from light_jax.sources import is_mixture, paths_of
 from light_llm.checkpoint.layout import read_checkpoint, steadily
 from light_llm.errors import UserError
 from light_llm.files import urls
@@ -71,8 +72,9 @@ def sample_tokens(
             f"--seq-len={length} must be from 1 to model.max_seq_len={cfg.model.max_seq_len}"
         )
     size = f"{sequences} sequences of {length}"
-    paths = [cfg.val_data] if isinstance(cfg.val_data, str) else cfg.val_data or []
-    remote = any(map(urls.is_url, paths))  # a checkpoint's config may be a stranger's
+    remote = any(
+        map(urls.is_url, paths_of(cfg.val_data))
+    )  # a checkpoint's config may be a stranger's
     if random or cfg.val_data is None or remote:
         tokens_BT = np.random.default_rng(cfg.seed).integers(
             cfg.model.vocab_size, size=(sequences, length), dtype=np.int32
@@ -85,7 +87,7 @@ def sample_tokens(
         why = "--random" if random else why
         return tokens_BT, f"random ({why}), {size}"
     try:
-        stream = TokenStream(
+        stream = stream_of(
             cfg.val_data,
             seq_len=length,
             seed=cfg.seed,
@@ -97,4 +99,5 @@ def sample_tokens(
         raise UserError(
             f"{error}\n(val_data of the checkpoint's config; --random compares on random tokens)"
         ) from None
-    return np.ascontiguousarray(windows[:, :-1]), f"val_data {cfg.val_data!r}, {size}"
+    named = paths_of(cfg.val_data) if is_mixture(cfg.val_data) else cfg.val_data
+    return np.ascontiguousarray(windows[:, :-1]), f"val_data {named!r}, {size}"

@@ -6,7 +6,9 @@ import importlib.util
 import shlex
 from pathlib import Path
 
+from light_jax.reporting import sources
 from light_jax.reporting.units import count, duration
+from light_jax.sources import is_mixture, paths_of
 from light_jax.state import Run
 from light_llm.checkpoint.layout import tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
@@ -28,6 +30,7 @@ def results(run: Run, step: int, seconds: float) -> list[str]:
     tokens = here * cfg.tokens_per_step
     speed = f" ({count(tokens / seconds)} tokens/s)" if here and seconds > 0 else ""
     lines = [f"trained     {made}, {tokens:,} tokens, in {duration(seconds)}{speed}"]
+    lines += sources.lines(run, step)
     if host.best_val_loss is not None:
         at = "" if host.best_val_step is None else f" at step {host.best_val_step:,}"
         lines.append(f"best        val loss {host.best_val_loss:.4f}{at}")
@@ -46,7 +49,9 @@ def next_commands(run: Run, directory: Path) -> list[str]:
     write += ["--prompt", cfg.sample_prompts[0] if cfg.sample_prompts else PROMPT]
     write += [] if torch else ["--backend", "jax"]
     data = cfg.train_data if cfg.val_data is None else cfg.val_data
-    evaluate = ["llm-eval", prefix, "--data", *([data] if isinstance(data, str) else data)]
+    evaluate = ["llm-eval", prefix, "--data", *paths_of(data)]
+    if cfg.val_data is not None and is_mixture(cfg.val_data):
+        evaluate = ["llm-eval", prefix, "--val-data"]
     export = ["llm-convert", "hf", prefix, f"{directory}-hf"]
     if not _has_tokenizer(run, directory):
         shards = folder_of(run.train_stream.shards[0].path)

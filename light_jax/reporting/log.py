@@ -20,6 +20,7 @@ from light_jax.reporting.display import Numbers
 from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.meter import Meter, memory_bytes
 from light_jax.reporting.metrics import SAMPLES, MetricsFile
+from light_jax.reporting.sources import taken_as_metrics
 from light_jax.reporting.trackers import TRACKERS
 from light_jax.reporting.tracking import Sample, Tracker
 from light_jax.reporting.units import count, duration, perplexity, perplexity_form
@@ -146,6 +147,7 @@ class Log:
         line["perf/step_seconds"] = speed.step_seconds
         line["perf/data_wait"] = speed.data_wait
         line["perf/memory_bytes"] = memory_bytes(self.run.mesh.local_devices)
+        line |= taken_as_metrics(self.run, step)
         self._write(line)
         self._losses.append(line["train/loss"])
         shown, loss = self.numbers.loss, line["train/loss"]
@@ -205,11 +207,20 @@ class Log:
         left = self.meter.left(step, self.run.cfg.num_steps, line["perf/step_seconds"])
         return [*parts, f"ETA {duration(left)}"]
 
-    def validation(self, step: int, loss: float, best: bool) -> None:
-        self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity(loss)})
+    def validation(self, step: int, loss: float, best: bool, of_sources: dict[str, float]) -> None:
+        """Write an evaluation.
+
+        Args:
+            of_sources: the loss of each, where there are several.
+        """
+        line = {"step": step, "val/loss": loss, "val/perplexity": perplexity(loss)}
+        line |= {f"val/loss/{name}": of for name, of in of_sources.items()}
+        self._write(line)
         self.evaluated()
+        each = ", ".join(f"{name} {of:.4f}" for name, of in of_sources.items())
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
+            f"{f'({each})  ' if each else ''}"
             f"perplexity {perplexity_form(loss)}{'  (best so far)' if best else ''}"
         )
         self.numbers = dataclasses.replace(self.numbers, val_loss=loss)

@@ -6,8 +6,10 @@ import os
 
 import jax
 
+from light_jax.data.mixed import MixedStream, parts_of
 from light_jax.parallel.sharding import MESH_AXES
 from light_jax.reporting.attention import attention_of
+from light_jax.reporting.sources import lines as lines_of_sources
 from light_jax.reporting.units import count, counted, size
 from light_jax.state import Run, bytes_per_device
 
@@ -16,7 +18,10 @@ def describe(run: Run) -> list[str]:
     cfg, model = run.cfg, run.cfg.model
     att = model.attention
     stream, per_step = run.train_stream, cfg.tokens_per_step
-    epochs = cfg.num_windows / len(stream)
+    if isinstance(stream, MixedStream):
+        epochs, sources = "", f", from {counted(len(stream.names), 'source')}"
+    else:
+        epochs, sources = f", {cfg.num_windows / len(stream):.2f} epochs", ""
     device = run.mesh.devices.flat[0]
     micro_batches = counted(cfg.gradient_accumulation_steps, "micro-batch", "micro-batches")
     mesh = " · ".join(f"{axis} {run.mesh.shape[axis]}" for axis in MESH_AXES)
@@ -26,12 +31,16 @@ def describe(run: Run) -> list[str]:
         f"of {att.head_dim}, {model.ffn.variant} {model.ffn_dim}, vocabulary {model.vocab_size}",
         f"steps       {cfg.num_steps:,} of {per_step:,} tokens "
         f"({counted(cfg.batch_size, 'sequence')} × "
-        f"{micro_batches} × {cfg.seq_len}), "
-        f"{epochs:.2f} epochs",
-        f"train data  {stream.num_tokens:,} tokens in {counted(len(stream.shards), 'shard')}",
+        f"{micro_batches} × {cfg.seq_len}){epochs}",
+        f"train data  {stream.num_tokens:,} tokens in {counted(len(stream.shards), 'shard')}"
+        f"{sources}",
+        *lines_of_sources(run, cfg.num_steps),
     ]
     if run.val_stream is not None:
-        windows = min(cfg.eval_steps * cfg.batch_size, len(run.val_stream))
+        windows = sum(
+            min(part.steps * cfg.batch_size, len(part.stream))
+            for part in parts_of(run.val_stream, cfg.eval_steps)
+        )
         lines.append(
             f"val data    {run.val_stream.num_tokens:,} tokens, {windows * cfg.seq_len:,} of them "
             f"every {counted(cfg.eval_every, 'step').removeprefix('1 ')}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from conversion.mapping import table
 from light_jax.config import TrainingConfig
+from light_jax.data.mixed import Taken
 from light_llm.configtext import parse_mapping
 
 
@@ -38,6 +39,11 @@ class Parameter:
         return "embedding" if "emb" in self.name else "head"
 
 
+def of_no_source(windows: int) -> list[Taken]:
+    """What windows take where the data are no mixture."""
+    return []
+
+
 @dataclass(frozen=True)
 class Facts:
     """What does not change while a run goes on."""
@@ -46,12 +52,14 @@ class Facts:
     num_steps: int
     tokens_per_step: int
     windows_per_step: int
-    windows: int  # in an epoch of the training data
+    windows: int  # in an epoch of the training data; 0 where each source has its own
     settings: tuple[Setting, ...]
     parameters: tuple[Parameter, ...]
     data: tuple[tuple[str, str], ...]
     """What the data are: a label and its text."""
     hardware: tuple[tuple[str, str], ...]
+    taken: Callable[[int], list[Taken]] = of_no_source
+    """What the first windows take of each source of a mixture."""
 
 
 def flat(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:

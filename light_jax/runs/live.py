@@ -15,13 +15,14 @@ import jax
 
 from light_jax.checkpoint.place import continues_here
 from light_jax.checkpoint.saver import Saver
+from light_jax.data.mixed import MixedStream
 from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import MESH_AXES
 from light_jax.reporting.console import Reporter
 from light_jax.reporting.log import Log
 from light_jax.reporting.units import size
 from light_jax.runs import html, notes
-from light_jax.runs.facts import Facts, parameters_of, settings_of
+from light_jax.runs.facts import Facts, of_no_source, parameters_of, settings_of
 from light_jax.runs.history import History
 from light_jax.runs.report import NAME, Now, render
 from light_jax.runs.source import commit
@@ -120,18 +121,24 @@ def facts_of(run: Run) -> Facts:
     if run.val_stream is not None:
         val = run.val_stream
         data.append(("validation", f"{val.num_tokens:,} tokens in {_shards(len(val.shards))}"))
-    data.append(("windows", f"{len(stream):,} an epoch of {cfg.seq_len:,} tokens"))
+    windows, taken = 0, of_no_source
+    if isinstance(stream, MixedStream):
+        taken = stream.taken
+    else:
+        windows = len(stream)
+        data.append(("windows", f"{windows:,} an epoch of {cfg.seq_len:,} tokens"))
     data.append(("order", cfg.window_order))
     return Facts(
         name=Path(cfg.checkpoint_dir).resolve().name or cfg.checkpoint_dir,
         num_steps=cfg.num_steps,
         tokens_per_step=cfg.tokens_per_step,
         windows_per_step=cfg.batch_size * cfg.gradient_accumulation_steps,
-        windows=len(stream),
+        windows=windows,
         settings=settings_of(cfg),
         parameters=parameters_of(cfg),
         data=tuple(data),
         hardware=tuple(_hardware(run)),
+        taken=taken,
     )
 
 

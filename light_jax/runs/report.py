@@ -11,6 +11,7 @@ from typing import Any
 
 from light_jax.reporting.units import count, duration, perplexity_form, size
 from light_jax.runs import html, notes
+from light_jax.runs.datatable import data_table, pairs
 from light_jax.runs.draw import Line, chart, reduced, smoothed
 from light_jax.runs.facts import Facts, Parameter, Setting
 from light_jax.runs.folder import TagFiles, size_on_disk, tags_of
@@ -20,6 +21,9 @@ from light_llm import __version__
 
 NAME = "report.html"
 MOST_EVALUATIONS = 500  # rows
+OF_SOURCE = "val/loss/"
+"""What the name of a source follows in the name of its curve."""
+COLOURS = 7  # of the page's palette
 LATELY = 15  # lines that the present speed is the median of
 SAMPLED = 8  # evaluations whose samples are shown
 STATES = ("running", "finished", "stopped", "failed")
@@ -51,8 +55,8 @@ def render(directory: Path, facts: Facts, history: History, now: Now) -> str:
         html.section("Configuration", _configuration(facts.settings)),
         html.section("Parameters", _parameters(facts.parameters)),
         '<div class="two">',
-        f"<div>{html.section('Data', html.card(_data(facts, history)))}</div>",
-        f"<div>{html.section('Hardware and versions', html.card(_pairs(facts.hardware)))}</div>",
+        f"<div>{html.section('Data', html.card(data_table(facts, history)))}</div>",
+        f"<div>{html.section('Hardware and versions', html.card(pairs(facts.hardware)))}</div>",
         "</div>\n",
         html.section("Starts", _starts(starts)),
         f"<footer>Written at {html.moment(now.time)} by light-llm-jax {__version__}. The page is "
@@ -87,8 +91,9 @@ def _tiles(facts: Facts, history: History, starts: Sequence[Mapping[str, Any]], 
             html.tile("best validation", f"{best[1]:.4f}", below, key="best", number=best[1])
         )
     epochs = history.step * facts.windows_per_step / max(1, facts.windows)
-    tokens = history.step * facts.tokens_per_step
-    tiles.append(html.tile("tokens", count(tokens), f"{epochs:.2f} epochs"))
+    tokens, sources = history.step * facts.tokens_per_step, len(facts.taken(0))
+    below = f"from {sources} sources" if sources else f"{epochs:.2f} epochs"
+    tiles.append(html.tile("tokens", count(tokens), below))
     speeds = history.curve("train/tokens_per_second").values[-LATELY:]
     speed = statistics.median(speeds) if speeds else 0.0
     if speed > 0:
@@ -131,6 +136,21 @@ def _charts(history: History) -> Iterable[str]:
         Line("validation", reduced(val), 2, dots=len(val) <= 60),
     ]
     yield chart("Loss", lines, form=number, x_form=short, last_form=loss_form, log=None, tall=True)
+    names = [name for name in history.curves if name.startswith(OF_SOURCE)]
+    if names:
+        lines = [
+            Line(name.removeprefix(OF_SOURCE), reduced(history.curve(name)), 1 + i % COLOURS)
+            for i, name in enumerate(names)
+        ]
+        yield chart(
+            "Validation loss by source",
+            lines,
+            form=number,
+            x_form=short,
+            last_form=loss_form,
+            log=None,
+            tall=True,
+        )
     for title, name, form, log in (
         ("Learning rate", "train/lr", number, False),
         ("Gradient norm", "train/grad_norm", number, None),
@@ -256,20 +276,6 @@ def _parameters(parameters: Sequence[Parameter]) -> str:
         f'<p><b>{count(total)}</b> parameters <span class="dim">(<data value="{total}">{total:,}'
         f'</data>)</span></p><div class="share">{bars}</div>{sums}{shown}'
     )
-
-
-def _data(facts: Facts, history: History) -> str:
-    windows = history.step * facts.windows_per_step
-    epoch, number = divmod(windows, max(1, facts.windows))
-    position = f"window {number:,} of {facts.windows:,} in epoch {epoch}, {windows:,} in all"
-    epochs = f"{windows / max(1, facts.windows):.2f} of "
-    epochs += f"{facts.num_steps * facts.windows_per_step / max(1, facts.windows):.2f}"
-    return _pairs((*facts.data, ("epochs", epochs), ("position", position)))
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    rows = [(f'<span class="dim">{html.text(a)}</span>', html.text(b)) for a, b in pairs]
-    return html.table(("", ""), rows, wrap=True)
 
 
 def _starts(starts: Sequence[Mapping[str, Any]]) -> str:

@@ -24,6 +24,7 @@ from light_jax.checkpoint.state import load_arrays, not_for_orbax, save_state, w
 from light_jax.checkpoint.weights import load_weights, save_weights
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
+from light_jax.sources import is_mixture, paths_of
 from light_jax.state import HostState, Tag, TrainState
 from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
@@ -55,8 +56,12 @@ def import_tag(prefix: str | Path) -> list[str]:
         )
     _check_name(files.prefix)
     _check_links(files)
+    check_no_mixture(cfg, files.config)
     stream = TokenStream(
-        cfg.train_data, seq_len=cfg.seq_len, seed=cfg.seed, vocab_size=cfg.model.vocab_size
+        paths_of(cfg.train_data),
+        seq_len=cfg.seq_len,
+        seed=cfg.seed,
+        vocab_size=cfg.model.vocab_size,
     )
     data = torch_file.read(files.torch_state)
     state, best, notes = torch_tag.state_from_torch(data, cfg, len(stream), files.torch_state)
@@ -69,6 +74,20 @@ def import_tag(prefix: str | Path) -> list[str]:
         record = layout.Record(run=host.run, generation=generation, step=int(state.step))
         _commit(files, cfg, record, weights, state, host, lock)
     return [f"{files.prefix}: step {record.step} of a PyTorch run can be resumed now", *notes]
+
+
+def check_no_mixture(cfg: TrainingConfig, config: Path) -> None:
+    """
+    Raises:
+        UserError: the run reads what the PyTorch trainer cannot.
+    """
+    if is_mixture(cfg.train_data):
+        names = ", ".join(source.label for source in cfg.train_data)
+        raise UserError(
+            f"{config}: train_data mixes the sources {names}, and the PyTorch trainer reads one "
+            "sequence of shards alone, so the run cannot go on there with the same batches; take "
+            "its weights there, which need no conversion"
+        )
 
 
 def _commit(
@@ -106,6 +125,7 @@ def export_tag(prefix: str | Path) -> list[str]:
     """
     _check_name(store.read_tag(prefix).prefix)
     tag, cfg, state, host = layout.steadily(lambda: store.read_tag(prefix), _verified)
+    check_no_mixture(cfg, tag.checkpoint.files.config)
     tokens = sum(shard["tokens"] for shard in host.fingerprint)
     data = torch_tag.state_to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
     path = tag.checkpoint.files.torch_state

@@ -14,8 +14,8 @@ import numpy as np
 from light_jax.checkpoint import store
 from light_jax.checkpoint.place import continues_here, nearest_existing
 from light_jax.config import TrainingConfig
-from light_jax.data import TokenStream
 from light_jax.data.footer import reread_footer
+from light_jax.data.mixed import Stream
 from light_jax.data.rowgroup import decode, row_lengths
 from light_jax.reporting.units import size
 from light_jax.state import Tag
@@ -29,11 +29,11 @@ SAMPLES = 16
 """Row groups that are decoded, of all that there are: a large corpus takes minutes to read."""
 
 
-def _listings(stream: TokenStream) -> list[Listing]:
+def _listings(stream: Stream) -> list[Listing]:
     return manifests(shard.path for shard in stream.shards)
 
 
-def _samples(stream: TokenStream) -> Iterator[tuple[str, int, int]]:
+def _samples(stream: Stream) -> Iterator[tuple[str, int, int]]:
     """(path, checksum, row group) of up to SAMPLES row groups with tokens, evenly spread."""
     places = [
         (shard.path, shard.footer_crc32, int(group))
@@ -44,7 +44,7 @@ def _samples(stream: TokenStream) -> Iterator[tuple[str, int, int]]:
     return (places[i * len(places) // chosen] for i in range(chosen))
 
 
-def read_some(stream: TokenStream) -> None:
+def read_some(stream: Stream) -> None:
     """Decode row groups here and there: a footer can be whole where the pages are not.
 
     Raises:
@@ -54,7 +54,7 @@ def read_some(stream: TokenStream) -> None:
         decode(reread_footer(path, crc32), group, stream.vocab_size)
 
 
-def warn_of_ends(stream: TokenStream, name: str) -> None:
+def warn_of_ends(stream: Stream, name: str) -> None:
     """Warn of documents whose end nothing marks."""
     for listing in _listings(stream):
         end = listing.tokenizer.get("eos_id")
@@ -74,7 +74,7 @@ def warn_of_ends(stream: TokenStream, name: str) -> None:
             )
 
 
-def _ended(stream: TokenStream, listing: Listing, end: int) -> str | None:
+def _ended(stream: Stream, listing: Listing, end: int) -> str | None:
     """How few of the documents that are looked at end in this id; None if it is most of them."""
     ending = documents = 0
     for path, crc32, group in _samples(stream):
@@ -87,7 +87,7 @@ def _ended(stream: TokenStream, listing: Listing, end: int) -> str | None:
     return f"{ending} of {documents} documents" if 2 * ending < documents else None
 
 
-def warn_of_tokenizer(cfg: TrainingConfig, train: TokenStream | None) -> None:
+def warn_of_tokenizer(cfg: TrainingConfig, train: Stream | None) -> None:
     """Warn of a tokenizer with which llm-run cannot read what the model writes."""
     if cfg.tokenizer_path is None:
         return
@@ -173,12 +173,12 @@ def check_disk(cfg: TrainingConfig, tag: Tag | None) -> None:
 def notes(cfg: TrainingConfig, tag: Tag | None, found: Inspected) -> Iterator[tuple[str, str]]:
     """(key, what is worth knowing) where nothing is wrong."""
     if found.train is not None:
-        yield (
-            "num_steps",
-            f"num_steps={cfg.num_steps} of {cfg.tokens_per_step:,} tokens are "
-            f"{epochs(cfg, found.train):,.2f} epochs of train_data ({found.train.num_tokens:,} "
-            "tokens)",
-        )
+        for what, count, tokens in epochs(cfg, found.train):
+            yield (
+                "num_steps",
+                f"num_steps={cfg.num_steps} of {cfg.tokens_per_step:,} tokens are "
+                f"{count:,.2f} epochs of {what} ({tokens:,} tokens)",
+            )
         if not _listings(found.train):
             yield (
                 "train_data",

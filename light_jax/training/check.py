@@ -25,6 +25,7 @@ from light_jax.parallel.hosts import initialize
 from light_jax.parallel.targets import Target, compiling_for, target
 from light_jax.reporting.attention import attention_of
 from light_jax.reporting.findings import HERE, Devices, Finding, Level, Memory, Report, read
+from light_jax.sources import fields_of
 from light_jax.state import Tag
 from light_jax.training import advice
 from light_jax.training.compiled import blank_state
@@ -182,7 +183,7 @@ def _inspect_further(
         if paths is None:
             continue
         if stream is None:
-            _each_shard(paths, cfg.model.vocab_size, name, found)
+            _each_shard(fields_of(paths, name), cfg.model.vocab_size, found)
         else:
             with found.under(name):
                 advice.read_some(stream)
@@ -201,10 +202,10 @@ def _inspect_further(
         found.add("note", key, message)
 
 
-def _each_shard(paths: str | list[str], vocab_size: int, name: str, found: Collector) -> None:
+def _each_shard(fields: list[tuple[str, str]], vocab_size: int, found: Collector) -> None:
     """After the first error of the data, those of the other paths and shards."""
     before = len(found.findings)
-    for path in [paths] if isinstance(paths, str) else paths:
+    for name, path in fields:
         shards: list[str] = []
         with found.under(name):
             shards = expand(path, name)

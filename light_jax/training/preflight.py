@@ -20,10 +20,12 @@ from light_jax.checkpoint import place, store
 from light_jax.checkpoint.hf_export import check_hf_export
 from light_jax.checkpoint.weights import check_weights
 from light_jax.config import TrainingConfig
-from light_jax.data import TokenStream, warn_of_overlap
+from light_jax.data import warn_of_overlap
+from light_jax.data.mixed import MixedStream, Stream, stream_of
 from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, check_heads, make_mesh, warn_of_copies
 from light_jax.reporting.trackers import check_tracker, key_of
+from light_jax.sources import DataSource
 from light_jax.state import HostState, Tag
 from light_jax.training.sampling import prompts_of
 from light_llm.checkpoint.digests import verify
@@ -53,8 +55,8 @@ class Inspected:
     """What the checks found; None where a check failed and they went on."""
 
     mesh: Mesh | None = None
-    train: TokenStream | None = None
-    val: TokenStream | None = None
+    train: Stream | None = None
+    val: Stream | None = None
     host: HostState | None = None
     changes: list[str] = field(default_factory=list)
 
@@ -134,9 +136,7 @@ def _inspect_data(cfg: TrainingConfig, found: Inspected, under: Under) -> None:
         _warn_of_epochs(cfg, found.train)
 
 
-def _continued(
-    cfg: TrainingConfig, tag: Tag | None, train: TokenStream
-) -> tuple[HostState, list[str]]:
+def _continued(cfg: TrainingConfig, tag: Tag | None, train: Stream) -> tuple[HostState, list[str]]:
     """The state on the host of a new run, or of the resumed one with the settings that changed.
 
     Raises:
@@ -155,14 +155,21 @@ def like_the_resumed(cfg: TrainingConfig, tag: Tag | None) -> TrainingConfig:
     return cfg.with_vocabulary(model_config(tag.checkpoint).vocab_size)
 
 
-def epochs(cfg: TrainingConfig, train: TokenStream) -> float:
-    """How often all steps together see the training data."""
-    return cfg.num_windows / len(train)
+def epochs(cfg: TrainingConfig, train: Stream) -> list[tuple[str, float, int]]:
+    """(what, how often all steps together see it, its tokens) of the training data, or of each of
+    its sources."""
+    if not isinstance(train, MixedStream):
+        return [("train_data", cfg.num_windows / len(train), train.num_tokens)]
+    taken = zip(train.taken(cfg.num_windows), train.streams, strict=True)
+    return [
+        (f"train_data's source {source.name}", source.epochs, stream.num_tokens)
+        for source, stream in taken
+    ]
 
 
-def _stream(cfg: TrainingConfig, paths: str | list[str], name: str) -> TokenStream:
-    return TokenStream(
-        paths,
+def _stream(cfg: TrainingConfig, data: str | list[str] | list[DataSource], name: str) -> Stream:
+    return stream_of(
+        data,
         seq_len=cfg.seq_len,
         seed=cfg.seed,
         vocab_size=cfg.model.vocab_size,
@@ -171,7 +178,7 @@ def _stream(cfg: TrainingConfig, paths: str | list[str], name: str) -> TokenStre
     )
 
 
-def _paths(stream: TokenStream) -> list[str]:
+def _paths(stream: Stream) -> list[str]:
     return [shard.path for shard in stream.shards]
 
 
@@ -199,7 +206,7 @@ def _warn_of_positions(cfg: TrainingConfig) -> None:
         )
 
 
-def _warn_of_vocabulary(cfg: TrainingConfig, train: TokenStream) -> None:
+def _warn_of_vocabulary(cfg: TrainingConfig, train: Stream) -> None:
     """Warn of rows of the embedding that no token of the tokenizer uses.
 
     The weights of init_from have as many rows as they have.
@@ -218,13 +225,14 @@ def _warn_of_vocabulary(cfg: TrainingConfig, train: TokenStream) -> None:
         )
 
 
-def _warn_of_epochs(cfg: TrainingConfig, train: TokenStream) -> None:
+def _warn_of_epochs(cfg: TrainingConfig, train: Stream) -> None:
     """Warn of data that is repeated so often that a model learns it by heart."""
-    count = epochs(cfg, train)
-    if count > MANY_EPOCHS:
+    for what, count, tokens in epochs(cfg, train):
+        if count <= MANY_EPOCHS:
+            continue
         most = int(cfg.num_steps * MANY_EPOCHS / count)
         warnings.warn(
-            f"num_steps={cfg.num_steps} is {count:,.1f} epochs of train_data ({train.num_tokens:,} "
+            f"num_steps={cfg.num_steps} is {count:,.1f} epochs of {what} ({tokens:,} "
             f"tokens); after {MANY_EPOCHS} of them little is learned but the text itself: add "
             f"data, or lower num_steps{f' to {most}' if most else ''}",
             stacklevel=2,

@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from light_jax.checkpoint import store
 from light_jax.checkpoint.weights import load_weights
 from light_jax.config import TrainingConfig
-from light_jax.data import BatchLoader, TokenStream
+from light_jax.data import BatchLoader
+from light_jax.data.index import SOURCE
+from light_jax.data.mixed import Stream
 from light_jax.parallel.alike import check_alike
 from light_jax.parallel.devices import out_of_memory
 from light_jax.parallel.hosts import together
@@ -90,11 +92,12 @@ def _flat(values: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{at}{name}", value
 
 
-def _shards(streams: tuple[TokenStream, TokenStream | None]) -> dict[str, Any]:
+def _shards(streams: tuple[Stream, Stream | None]) -> dict[str, Any]:
     """The shards by name; of many the first ones, and a checksum of all."""
     found: dict[str, Any] = {}
     for name, stream in zip(("train_data", "val_data"), streams, strict=True):
-        shards = [] if stream is None else stream.fingerprint
+        known = [] if stream is None else stream.fingerprint
+        shards = [{k: v for k, v in each.items() if k != SOURCE} for each in known]  # a path's end
         for number, shard in enumerate(shards[:NAMED_SHARDS]):
             found[f"shard {number} of {name}"] = list(shard.values())
         found[f"shards of {name}"] = len(shards)
@@ -125,7 +128,7 @@ def _first_state(run: Run) -> TrainState:
 
 def _inspect(
     cfg: TrainingConfig, tag: Tag | None
-) -> tuple[Mesh, tuple[TokenStream, TokenStream | None], HostState, list[str]]:
+) -> tuple[Mesh, tuple[Stream, Stream | None], HostState, list[str]]:
     """Check, before anything large is made, the mesh, the data and that they continue the tag."""
     found = inspect(cfg, tag)
     assert found.mesh is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from light_jax.data.loader import validation_batches
+from light_jax.data.mixed import Part, parts_of
 from light_jax.parallel.devices import out_of_memory
 from light_jax.parallel.hosts import Left, together
 from light_jax.parallel.sharding import to_global
@@ -63,14 +64,38 @@ def evaluate_if_due(
 def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> tuple[float, bool]:
     """Log the mean loss over the validation tokens; (it, whether it is the best so far).
 
+    Of several sources it is the mean of their losses, weighted by their shares.
+
     Raises:
         Left: a signal came between two batches.
     """
     assert run.val_stream is not None
+    parts = parts_of(run.val_stream, run.cfg.eval_steps)
+    losses = [_loss(run, steps, part, stopper) for part in parts]
+    loss = losses[0]
+    if len(parts) > 1:
+        loss = math.fsum(part.share * of for part, of in zip(parts, losses, strict=True))
+    so_far = run.host.best_val_loss
+    best = math.isfinite(loss) and (so_far is None or loss < so_far)
+    run.host.evaluations_since_best += 1
+    if best:
+        run.host.best_val_loss, run.host.best_val_step = loss, step
+        run.host.evaluations_since_best = 0
+    named = zip(parts, losses, strict=True)
+    log.validation(step, loss, best, {part.name: of for part, of in named if part.name is not None})
+    return loss, best
+
+
+def _loss(run: Run, steps: Steps, part: Part, stopper: Stopper) -> float:
+    """The mean loss over the tokens of a source.
+
+    Raises:
+        Left: a signal came between two batches.
+    """
     assert steps.evaluate is not None
     total, tokens = 0.0, 0.0
     validation = validation_batches(
-        run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
+        part.stream, run.cfg.batch_size, part.steps, run.rows, run.cfg.num_workers
     )
 
     def next_batch() -> tuple[np.ndarray, np.ndarray] | None:
@@ -84,12 +109,4 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
             shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
             loss_sum, num_tokens = steps.evaluate(params, *shared)
             total, tokens = total + float(loss_sum), tokens + float(num_tokens)
-    loss = total / tokens
-    so_far = run.host.best_val_loss
-    best = math.isfinite(loss) and (so_far is None or loss < so_far)
-    run.host.evaluations_since_best += 1
-    if best:
-        run.host.best_val_loss, run.host.best_val_step = loss, step
-        run.host.evaluations_since_best = 0
-    log.validation(step, loss, best)
-    return loss, best
+    return total / tokens
