@@ -7,12 +7,13 @@ factor of Liu et al. 2025 (arXiv 2502.16982), with which one learning rate serve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -24,14 +25,14 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(
-    momentum: float, dtype: str, mesh: Mesh | None = None
+    momentum: float, dtype: str, stored: Callable[[Any], Any] | None = None
 ) -> optax.GradientTransformation:
     """Gradients of matrices [A, B] -> directions with the root mean square that AdamW's have.
 
     Args:
         dtype: of the iteration; the momentum is float32.
-        mesh: the iteration runs on each of its devices, on the whole matrix: each matrix is
-            gathered for its own iteration, in `dtype`.
+        stored: the sharding of each leaf of a tree of gradients. Each device then iterates on whole
+            matrices: one is gathered, in `dtype`, as the one before the last is cut again.
     """
 
     def init(params: Any) -> MuonState:
@@ -42,22 +43,35 @@ def scale_by_muon(
         buffers = jax.tree.map(
             lambda buffer, grad: buffer + (1 - momentum) * (grad - buffer), state.momentum, grads
         )
-        directions = jax.tree.map(
-            lambda buffer, grad: _direction(buffer - (buffer - grad) * (1 - momentum), dtype, mesh),
-            buffers,
-            grads,
+        ahead = jax.tree.map(
+            lambda buffer, grad: buffer - (buffer - grad) * (1 - momentum), buffers, grads
         )
-        return directions, MuonState(buffers)
+        if stored is None:
+            return jax.tree.map(lambda x_AB: _direction(x_AB, dtype), ahead), MuonState(buffers)
+        return _in_turn(ahead, stored(ahead), dtype), MuonState(buffers)
 
     return optax.GradientTransformation(init, update)
 
 
-def _direction(ahead_AB: jax.Array, dtype: str, mesh: Mesh | None) -> jax.Array:
-    x_AB = ahead_AB.astype(dtype)
-    if mesh is not None:
-        x_AB = jax.lax.with_sharding_constraint(x_AB, NamedSharding(mesh, PartitionSpec()))
+def _in_turn(ahead: Any, stored: Any, dtype: str) -> Any:
+    """The directions of matrices that are cut, with two of these whole at a time at most.
+
+    XLA, left to itself, gathers all of them before the first iteration.
+    """
+    leaves, tree = jax.tree.flatten(ahead)
+    done: list[jax.Array] = []
+    for x_AB, cut in zip(leaves, jax.tree.leaves(stored), strict=True):
+        if len(done) >= 2:
+            x_AB, done[-2] = jax.lax.optimization_barrier((x_AB, done[-2]))
+        whole = NamedSharding(cut.mesh, PartitionSpec())
+        x_AB = jax.lax.with_sharding_constraint(x_AB.astype(dtype), whole)
+        done.append(jax.lax.with_sharding_constraint(_direction(x_AB, dtype), cut))
+    return jax.tree.unflatten(tree, done)
+
+
+def _direction(x_AB: jax.Array, dtype: str) -> jax.Array:
     scale = 0.2 * math.sqrt(max(x_AB.shape))
-    return scale * orthogonalized(x_AB).astype(jnp.float32)
+    return scale * orthogonalized(x_AB.astype(dtype)).astype(jnp.float32)
 
 
 def orthogonalized(x_AB: jax.Array) -> jax.Array:

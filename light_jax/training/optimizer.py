@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import path_names
@@ -17,7 +16,9 @@ from light_jax.sections import OptimizerConfig
 from light_jax.training.muon import scale_by_muon
 
 
-def make_optimizer(cfg: OptimizerConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
+def make_optimizer(
+    cfg: OptimizerConfig, stored: Callable[[Any], Any] | None = None
+) -> optax.GradientTransformation:
     """Clipped gradients -> a direction; the step then subtracts lr times it.
 
     adamw and muon decay the weights apart from the gradient (Loshchilov & Hutter 2019); adam and
@@ -25,14 +26,14 @@ def make_optimizer(cfg: OptimizerConfig, mesh: Mesh | None = None) -> optax.Grad
     decay. With muon the matrices inside layers are Muon's, and all else is AdamW's.
 
     Args:
-        mesh: where gradients lie on several devices.
+        stored: the sharding of each leaf of a tree of gradients, where they are cut over devices.
     """
     decay = optax.add_decayed_weights(cfg.weight_decay, mask=_matrices)
     if cfg.type == "sgd":
         return optax.chain(decay, optax.trace(cfg.beta1))
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
     if cfg.type == "muon":
-        muon = scale_by_muon(cfg.muon_momentum, cfg.muon_dtype, mesh)
+        muon = scale_by_muon(cfg.muon_momentum, cfg.muon_dtype, stored)
         return optax.chain(optax.partition({"muon": muon, "adamw": adam}, _owners), decay)
     return optax.chain(adam, decay) if cfg.type == "adamw" else optax.chain(decay, adam)
 

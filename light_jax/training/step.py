@@ -10,6 +10,7 @@ Letters: A micro-batches, B batch, S = T + 1 tokens of a window, D model, V voca
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.models.transformer.model import Transformer
-from light_jax.parallel.sharding import batch_sharding, placement_of, tables_of
+from light_jax.parallel.sharding import batch_sharding, placement_of, state_shardings, tables_of
 from light_jax.state import LossScale, Params, StepMetrics, TrainState, params_of, to_bfloat16
 from light_jax.training.loss import cross_entropy_sum
 from light_jax.training.optimizer import clip_scale, make_optimizer
@@ -155,7 +156,8 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, StepMetrics]]:
     """(state, tokens_ABS int32, learning rate) -> (state after the update, metrics)."""
     grads_of = micro_batch_grads(cfg, mesh)
-    optimizer = make_optimizer(cfg.optimizer, mesh)
+    stored = functools.partial(state_shardings, cfg=cfg.model, mesh=mesh)
+    optimizer = make_optimizer(cfg.optimizer, stored if mesh.size > 1 else None)
 
     def train_step(
         state: TrainState, tokens_ABS: jax.Array, lr: jax.Array

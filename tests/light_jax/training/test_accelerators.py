@@ -112,6 +112,15 @@ def test_a_layers_weights_are_gathered_for_that_layer_alone(family):
     assert largest < found.alive <= 2 * KERNELS + vectors
 
 
+def test_muon_gathers_a_matrix_for_its_own_iteration():
+    """No more is whole on a device at once than in the step's forward pass: a layer's kernels."""
+    muon = gathered(compile_step(merged(STEP, {"optimizer": {"type": "muon"}})).as_text())
+    model = TrainingConfig.model_validate(merged(TINY, STEP)).model
+    width, ffn = model.d_model, model.ffn_dim
+    assert muon.largest == 2 * width * ffn
+    assert muon.alive <= 2 * width * (3 * width + 3 * ffn)
+
+
 if __name__ == "__main__":
     import pprint
 
