@@ -1,6 +1,6 @@
 """Steps and seconds that Muon takes to the validation loss with which AdamW ends.
 
-    python benchmarks/optimizers.py [--config configs/quickstart.yaml] [--lr 2e-3,4e-3,8e-3] [--write]
+    python benchmarks/optimizers.py [--config configs/quickstart.yaml] [--write]
 
 Both optimizers get the learning rate of the grid that ends with the lowest validation loss at the
 first seed. Then each trains with every seed at its own rate. The same number of steps and the same
@@ -95,7 +95,10 @@ def train(given: argparse.Namespace, optimizer: str, lr: float, seed: int) -> Ru
     return run
 
 
-def measure(given: argparse.Namespace) -> tuple[dict[str, dict[float, float]], dict[str, list[Run]]]:
+Finals = dict[str, dict[float, float]]  # optimizer -> learning rate -> validation loss
+
+
+def measure(given: argparse.Namespace) -> tuple[Finals, dict[str, list[Run]]]:
     """The final losses of the grid, and the runs of each seed at the best rates."""
     runs: dict[str, dict[float, Run]] = {name: {} for name in OPTIMIZERS}
     for lr in given.lr:
@@ -110,7 +113,7 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, dict[float, float]], d
     return finals, seeded
 
 
-def page(given: argparse.Namespace, finals: Any, seeded: dict[str, list[Run]]) -> Iterator[str]:
+def page(given: argparse.Namespace, finals: Finals, seeded: dict[str, list[Run]]) -> Iterator[str]:
     config = config_of(given, "adamw", 0.0, 0)
     keys = ("num_steps", "batch_size", "seq_len")
     yield f"## {given.config}: " + ", ".join(f"{key} {config[key]}" for key in keys)
@@ -167,7 +170,7 @@ def numbers(kind: type) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
-    parser.add_argument("--lr", type=numbers(float), default=[2e-3, 4e-3, 8e-3])
+    parser.add_argument("--lr", type=numbers(float), default=[2e-3, 4e-3, 8e-3, 1.6e-2])
     parser.add_argument("--seeds", type=numbers(int), default=[1, 2, 3])
     parser.add_argument("--num-steps", type=int, help="in the place of the config's")
     parser.add_argument("--batch-size", type=int, help="in the place of the config's")
