@@ -101,6 +101,15 @@ def family_of(cfg: TransformerConfig) -> tuple[str | None, list[str]]:
     return None, [" with ".join(name for name in special if name in wanted)]
 
 
+def across_documents(cfg: TransformerConfig, elsewhere: str) -> list[str]:
+    """What to tell of a model with `attention.document_mask`, which no family has."""
+    told = (
+        f"attention.document_mask is not known to {elsewhere}: a text of one document gives the "
+        "same logits there; one with an end mark inside is attended whole"
+    )
+    return [told] if cfg.attention.document_mask else []
+
+
 def hf_config(cfg: TransformerConfig, family: str) -> dict[str, Any]:
     """The architecture as the `config.json` of a family from `family_of`.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from architectures import CASES, lively, reference_config, tiny, tokens_for
+from architectures import CASES, DOCUMENTS, lively, reference_config, tiny, tokens_for
 from flax import nnx
 
 from conversion import to_torch
@@ -47,6 +47,10 @@ DECODABLE = {case: causal(reference_config(case)) for case in CASES} | {
     "window-of-1": windowed("complex", "rope", 1),
     "window-and-alibi": windowed("gqa", "alibi", 4),
     "window-and-learned": windowed("mha", "learned", 3),
+    "documents-and-rope": tiny(DOCUMENTS, max_seq_len=48),
+    "documents-window-and-learned": tiny(
+        windowed("mqa", "learned", 3).model_dump(exclude_none=True), DOCUMENTS
+    ),
 }
 
 
@@ -87,7 +91,10 @@ def test_cached_decoding_equals_the_full_forward(name):
     assert {(c.k_BKRH.shape[2], c.v_BKRH.shape[2]) for c in cache} == {(rows, rows)}
 
 
-@pytest.mark.parametrize("name", ["default-gqa-rope-swiglu-rms-pre", "window-and-learned"])
+@pytest.mark.parametrize(
+    "name",
+    ["default-gqa-rope-swiglu-rms-pre", "window-and-learned", "documents-window-and-learned"],
+)
 @pytest.mark.parametrize(
     "how",
     [

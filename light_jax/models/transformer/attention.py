@@ -120,6 +120,7 @@ def attend_through(
     """`attend` over the cache after these keys and values are added to it."""
     scale, slopes_N = layer.head_dim**-0.5, geometry.slopes_N
     if cache is not None and cache.k_BKRH is not None:
+        assert geometry.back_BT is not None
         k_BKRH, v_BKRH, back_R = cache.extend(k_BTKH, v_BTKH)
         return attend_one(
             q_BTNH,
@@ -127,7 +128,7 @@ def attend_through(
             v_BKRH,
             scale=scale,
             back_R=back_R,
-            empty_BR=cache.empty(back_R),
+            hidden_BR=back_R > geometry.back_BT,  # padding and rows not written yet, too
             slopes_N=slopes_N,
         )
     if cache is not None:
@@ -140,7 +141,8 @@ def attend_through(
         span=layer.span,
         placement=layer.placement,
         slopes_N=slopes_N,
-        pad_B=None if cache is None else cache.pad_B,
+        back_BT=geometry.back_BT,
+        fused=cache is None,
         dropout_rate=layer.dropout,
         key=key,
     )

@@ -107,6 +107,7 @@ def attend_through(
         span=layer.span,
         slopes_N=slopes_N,
         empty_BS=empty_BS,
+        back_BT=geometry.back_BT,
         dropout_rate=layer.dropout if layer.training else 0.0,
     )
 

@@ -40,6 +40,10 @@ class AttentionConfig(Config):
     mask_type: Literal["causal", "bidirectional", "sliding_window"] = "causal"
     window_size: Positive | None = None
     """For sliding_window only, which needs it."""
+    document_mask: bool = False
+    """A token attends within its own document, and positions begin at 0 in each."""
+    document_end: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """The id that ends a document. A run takes it from the tokenizer of its data."""
     use_flash_attn: bool = False
 
     @model_validator(mode="after")
@@ -71,6 +75,12 @@ class AttentionConfig(Config):
             warnings.warn(
                 f"attention.window_size={self.window_size} has no effect with "
                 f"mask_type={self.mask_type!r}",
+                stacklevel=2,
+            )
+        if self.document_end is not None and not self.document_mask:
+            warnings.warn(
+                f"attention.document_end={self.document_end} has no effect with "
+                "document_mask=False",
                 stacklevel=2,
             )
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from light_llm.errors import UserError
-from light_llm.models.transformer.config import AttentionConfig
+from light_llm.models.transformer.config import AttentionConfig, TransformerConfig
 
 
 class Span(NamedTuple):
@@ -40,3 +40,27 @@ def past_span_of(cfg: AttentionConfig) -> Span:
             f"the model cannot write text token by token; use 'causal' or 'sliding_window'"
         )
     return span
+
+
+def document_end_of(cfg: TransformerConfig) -> int | None:
+    """The id that ends a document, within which attention stays; None without document_mask.
+
+    Raises:
+        UserError: no id is known, or the model has no row for it.
+    """
+    attention = cfg.attention
+    if not attention.document_mask:
+        return None
+    end = attention.document_end
+    if end is None:
+        raise UserError(
+            "model.attention.document_mask=True needs the id of the token that ends a document, "
+            "which a run takes from the tokenizer of train_data, and none is known; set "
+            "model.attention.document_end to it, or make the shards with a tokenizer that has one"
+        )
+    if end >= cfg.vocab_size:
+        raise UserError(
+            f"model.attention.document_end={end} must be below model.vocab_size={cfg.vocab_size}; "
+            "use the id of the tokenizer's end-of-text token"
+        )
+    return end

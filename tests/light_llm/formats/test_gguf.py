@@ -204,10 +204,12 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path):
 
 
 def test_the_command_says_what_it_wrote(tmp_path, saved_bpe):
-    checkpoint(tmp_path, config(), saved_bpe)
+    documents = {"document_mask": True, "document_end": 0}
+    checkpoint(tmp_path, config(attention=documents), saved_bpe)
     done = command("llm-convert", "gguf", "best", "out.gguf", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("out.gguf: llama, 20 tensors, float16, ")
+    assert "attention.document_mask is not known to llama.cpp: a text of one" in done.stdout
 
 
 # The tokenizer

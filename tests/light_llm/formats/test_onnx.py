@@ -44,7 +44,11 @@ MODELS = {
         "ffn": {"variant": "mlp", "activation": "gelu"},
         "parallel_layers": True,
     },
-    "sinusoidal": {"positional": {"encoding": "sinusoidal"}, "num_layers": 1},
+    "sinusoidal-documents": {
+        "positional": {"encoding": "sinusoidal"},
+        "attention": {"document_mask": True, "document_end": 3},
+        "num_layers": 1,
+    },
 }
 
 
