@@ -58,13 +58,8 @@ def attend(
         documents=back_BT is not None,
     )
     if plain and kernel is not None:
-        how: dict[str, Any] = {
-            "scale": scale,
-            "span": span,
-            "slopes_N": slopes_N,
-            "back_BT": back_BT,
-        }
-        return flash.attend(kernel, placement, q_BTNH, k_BSKH, v_BSKH, **how)
+        run = functools.partial(flash.attend, kernel, placement, scale=scale, span=span)
+        return run(q_BTNH, k_BSKH, v_BSKH, slopes_N=slopes_N, back_BT=back_BT)
     return _attend_in_blocks(
         q_BTNH,
         k_BSKH,
