@@ -71,6 +71,7 @@ def family_of(cfg: TransformerConfig) -> tuple[str | None, list[str]]:
         for name, value, wanted in [
             ("attention.variant", att.variant, ("mha", "gqa", "mqa")),
             ("attention.mask_type", att.mask_type, ("causal", "sliding_window")),
+            ("attention.window_pattern", att.window_pattern, (None,)),
             ("positional.encoding", cfg.positional.encoding, ("rope",)),
             ("ffn.variant", cfg.ffn.variant, tuple(ACTIVATIONS)),
             ("norm.type", cfg.norm.type, ("rmsnorm",)),

@@ -131,6 +131,7 @@ DIMENSIONS: dict[str, dict[str, Changes]] = {
         "bidirectional": {"attention": {"mask_type": "bidirectional"}},
         "window1": _window(1),
         "window4": _window(4),
+        "pattern": {"attention": {"window_pattern": [2, None]}},
     },
     "documents": {"": {}, "documents": DOCUMENTS},
     "ffn": {
@@ -253,6 +254,7 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
                 "qk_norm": pick(True, False) and variant != "complex",
                 "mask_type": mask,
                 "window_size": pick(1, 4, 200) if mask == "sliding_window" else None,
+                "window_pattern": pick(None, [3], [None, 1]) if mask == "causal" else None,
                 "document_mask": documents,
                 "document_end": pick(0, 30) if documents else None,
                 "use_flash_attn": pick(True, False),

@@ -93,6 +93,7 @@ DECODABLE: dict[str, TransformerConfig] = (
             ("mqa", "learned", WINDOW),
             ("complex", "alibi", {}),
             ("mha", "sinusoidal", {}),
+            ("gqa", "none", {"window_pattern": [5, None]}),
         ]
     }
     | {

@@ -76,7 +76,8 @@ def compare(
 
 
 def _tokens(cfg: TransformerConfig, documents: bool) -> torch.Tensor:
-    window = cfg.attention.window_size or 0
+    attention = cfg.attention
+    window = max(each or 0 for each in (attention.window_size, *(attention.window_pattern or ())))
     columns = min(cfg.max_seq_len, LONGEST, max(COLUMNS, window + COLUMNS // 4))
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(cfg.vocab_size, (ROWS, columns), generator=generator)

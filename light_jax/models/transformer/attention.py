@@ -28,7 +28,13 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+        self,
+        cfg: TransformerConfig,
+        layer: int,
+        *,
+        dtype: DTypeLike,
+        placement: Placement,
+        rngs: nnx.Rngs,
     ) -> None:
         att = cfg.attention
         linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
@@ -41,7 +47,7 @@ class Attention(nnx.Module):
         norm = functools.partial(RMSNorm, att.head_dim, cfg.norm.eps, placement.platform)
         self.q_norm = norm() if att.qk_norm else None
         self.k_norm = norm() if att.qk_norm else None
-        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att, layer)
         self.placement = placement
 
     def __call__(
@@ -69,7 +75,13 @@ class ComplexAttention(nnx.Module):
     """Attention with complex queries and keys: the score is Re(q · conj(k)); v is real."""
 
     def __init__(
-        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+        self,
+        cfg: TransformerConfig,
+        layer: int,
+        *,
+        dtype: DTypeLike,
+        placement: Placement,
+        rngs: nnx.Rngs,
     ) -> None:
         att = cfg.attention
         linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
@@ -81,7 +93,7 @@ class ComplexAttention(nnx.Module):
         self.k_im = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
         self.v_proj = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
         self.out_proj = linear(dim, cfg.d_model, bias=att.bias, std=cfg.residual_init_std)
-        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att, layer)
         self.placement = placement
 
     def __call__(

@@ -47,7 +47,10 @@ class Transformer(nnx.Module):
         )
         self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg, rngs)
         self.layers = nnx.List(
-            [Block(cfg, dtype=dtype, placement=placement, rngs=rngs) for _ in range(cfg.num_layers)]
+            [
+                Block(cfg, layer, dtype=dtype, placement=placement, rngs=rngs)
+                for layer in range(cfg.num_layers)
+            ]
         )
         self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps, placement.platform)
         self.lm_head = (
@@ -132,5 +135,5 @@ class Transformer(nnx.Module):
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
         """
-        span = past_span_of(self.cfg.attention)
-        return [Cache(span, size, pad_B) for _ in self.layers]
+        attention = self.cfg.attention
+        return [Cache(past_span_of(attention, n), size, pad_B) for n in range(len(self.layers))]

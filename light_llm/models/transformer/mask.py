@@ -22,18 +22,20 @@ MASK = {
 }
 
 
-def span_of(cfg: AttentionConfig) -> Span:
-    """The keys that a query sees under cfg.mask_type."""
+def span_of(cfg: AttentionConfig, layer: int = 0) -> Span:
+    """The keys that a query sees in that layer, from 0."""
+    if cfg.window_pattern is not None:
+        return Span(left=cfg.window_pattern[layer % len(cfg.window_pattern)], right=0)
     return MASK[cfg.mask_type](cfg)
 
 
-def past_span_of(cfg: AttentionConfig) -> Span:
+def past_span_of(cfg: AttentionConfig, layer: int = 0) -> Span:
     """`span_of` for a model that writes text token by token.
 
     Raises:
         UserError: the mask shows the future, so that each new token would change all earlier ones.
     """
-    span = span_of(cfg)
+    span = span_of(cfg, layer)
     if span.right != 0:
         raise UserError(
             f"model.attention.mask_type={cfg.mask_type!r} sees the future, so "

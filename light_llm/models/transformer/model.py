@@ -42,7 +42,7 @@ class Transformer(nn.Module):
         self.cfg, self.document_end = cfg, document_end_of(cfg)
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg)
-        self.layers = nn.ModuleList([Block(cfg) for _ in range(cfg.num_layers)])
+        self.layers = nn.ModuleList([Block(cfg, layer) for layer in range(cfg.num_layers)])
         self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps)
         self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         if cfg.tie_embeddings:
@@ -121,8 +121,8 @@ class Transformer(nn.Module):
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
         """
-        span = past_span_of(self.cfg.attention)
-        return [Cache(span, pad_B) for _ in self.layers]
+        attention = self.cfg.attention
+        return [Cache(past_span_of(attention, n), pad_B) for n in range(len(self.layers))]
 
 
 def _keeping_matmuls() -> Any:

@@ -141,6 +141,7 @@ def test_eight_bits_are_within_half_a_step(tmp_path):
         ({"norm": {"type": "layernorm"}, "parallel_layers": True}, "parallel_layers=True"),
         ({"ffn": {"variant": "geglu"}}, "ffn.variant='geglu'"),
         ({"attention": {"mask_type": "sliding_window", "window_size": 46}}, "window_size=46"),
+        ({"attention": {"window_pattern": [9, None]}}, "attention.window_pattern=[9, None]"),
         ({"attention": {"qkv_bias": True}, "positional": {"rope_scaling": LLAMA3}}, "llama3"),
         ({"attention": {"qk_norm": True, "bias": True}}, "attention.bias=True"),
         ({"attention": {"qkv_bias": True, "head_dim": 16}}, "head_dim=64 unlike d_model=32"),
