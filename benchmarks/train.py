@@ -1,7 +1,7 @@
 """How fast a config trains on this machine, alone or beside the same model in a PyTorch loop.
 
     python benchmarks/train.py [CONFIG] [--peer torch-eager|torch-compile] [--fused] [--rounds N]
-    python benchmarks/train.py --variants
+    python benchmarks/train.py --variants [--only NAME ...]
 
 Without CONFIG: the shape that the table in benchmarks/TRAIN.md is about (vocabulary 8192, d_model
 256, 4 layers, 8 heads and 2 kv heads, ffn 704, T 256, B 8, float32, AdamW, tied embeddings). Tokens
@@ -54,7 +54,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alibi": {"positional": {"encoding": "alibi"}},
     "sliding window of 64": {"attention": {"mask_type": "sliding_window", "window_size": 64}},
     "complex": {"attention": {"variant": "complex", "num_kv_heads": None}},
+    "document mask": {"attention": {"document_mask": True, "document_end": 0}},
 }
+FIRST = "rope, gqa"
+"""The variant that the others are compared with."""
+DOCUMENT = 50  # tokens of a document, on average
 CHECKED = 3  # steps whose losses are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 1e-2}  # relative
 
@@ -64,11 +68,14 @@ def config_of(path: str | None) -> TrainingConfig:
 
 
 def batches(cfg: TrainingConfig) -> Iterator[np.ndarray]:
-    """Random tokens [A, B, S], the same for every side."""
+    """Random tokens [A, B, S], the same for every side; with ends of documents if these count."""
     rng = np.random.default_rng(0)
     shape = (cfg.gradient_accumulation_steps, cfg.batch_size, cfg.seq_len + 1)
     while True:
-        yield rng.integers(cfg.model.vocab_size, size=shape, dtype=np.int32)
+        tokens_ABS = rng.integers(cfg.model.vocab_size, size=shape, dtype=np.int32)
+        if cfg.model.attention.document_mask:
+            tokens_ABS[rng.random(shape) < 1 / DOCUMENT] = cfg.model.attention.document_end
+        yield tokens_ABS
 
 
 Step = Callable[[np.ndarray], float]
@@ -238,13 +245,15 @@ def measure(args: argparse.Namespace, cfg: TrainingConfig, weights: Path) -> Non
         )
 
 
-def compare_variants(rounds: int) -> None:
+def compare_variants(rounds: int, only: list[str] | None) -> None:
     """The step of each variant of the built-in shape, in turns: its CPU time and its wall time."""
     steps: dict[str, tuple[Step, Iterator[np.ndarray]]] = {}
-    cpu: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    wall: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    names = [FIRST, *(only or [name for name in VARIANTS if name != FIRST])]
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    wall: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        for name, changes in VARIANTS.items():
+        for name in names:
+            changes = VARIANTS[name]
             model = {**SHAPE["model"]}
             for section, keys in changes.items():
                 model[section] = {**model.get(section, {}), **keys}
@@ -258,8 +267,8 @@ def compare_variants(rounds: int) -> None:
             if done >= 0:
                 cpu[name].append(time.process_time() - used)
                 wall[name].append(time.perf_counter() - began)
-    first = statistics.median(cpu["rope, gqa"])
-    for name in VARIANTS:
+    first = statistics.median(cpu[FIRST])
+    for name in names:
         median = statistics.median(cpu[name])
         print(
             f"{name}: {1e3 * median:.0f} ms of CPU time, {median / first:.2f} of rope with gqa; "
@@ -275,6 +284,7 @@ def main() -> None:
     parser.add_argument("--peer", choices=["torch-eager", "torch-compile"])
     parser.add_argument("--fused", action="store_true", help="PyTorch's AdamW as one kernel")
     parser.add_argument("--variants", action="store_true", help="alibi, windows, … beside rope")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="of the variants")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="in a round")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -285,7 +295,7 @@ def main() -> None:
         return side(args.side, cfg, args.weights, args.fused)
     print(f"Python {platform.python_version()}, {platform.processor() or platform.machine()}")
     if args.variants:
-        return compare_variants(args.rounds)
+        return compare_variants(args.rounds, args.only)
     with tempfile.TemporaryDirectory() as folder:
         measure(args, cfg, Path(folder) / "weights.safetensors")
     return None

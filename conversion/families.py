@@ -71,6 +71,7 @@ def family_of(cfg: TransformerConfig) -> tuple[str | None, list[str]]:
         for name, value, wanted in [
             ("attention.variant", att.variant, ("mha", "gqa", "mqa")),
             ("attention.mask_type", att.mask_type, ("causal", "sliding_window")),
+            ("attention.window_pattern", att.window_pattern, (None,)),
             ("positional.encoding", cfg.positional.encoding, ("rope",)),
             ("ffn.variant", cfg.ffn.variant, tuple(ACTIVATIONS)),
             ("norm.type", cfg.norm.type, ("rmsnorm",)),
@@ -99,6 +100,15 @@ def family_of(cfg: TransformerConfig) -> tuple[str | None, list[str]]:
         if wanted <= has:
             return family, []
     return None, [" with ".join(name for name in special if name in wanted)]
+
+
+def across_documents(cfg: TransformerConfig, elsewhere: str) -> list[str]:
+    """What to tell of a model with `attention.document_mask`, which no family has."""
+    told = (
+        f"attention.document_mask is not known to {elsewhere}: a text of one document gives the "
+        "same logits there; one with an end mark inside is attended whole"
+    )
+    return [told] if cfg.attention.document_mask else []
 
 
 def hf_config(cfg: TransformerConfig, family: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Every key, its default and its rule; docs/train.md explains each.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from light_llm.checkpoint.parts import parse_size
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.configsource import read_source
+from light_llm.errors import UserError
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 CLUSTER_TIMEOUT = 120.0  # seconds
@@ -200,6 +202,18 @@ class TrainingConfig(Config):
         cfg.derive(model=model)
         return cfg
 
+    def with_document_end(self, end: int | None) -> Self:
+        """The config with this `document_end`, as `with_vocabulary` where it is needed."""
+        attention = self.model.attention
+        given = "document_end" in attention.model_fields_set and attention.document_end is not None
+        if end is None or given or not attention.document_mask:
+            return self
+        attention, model, cfg = attention.model_copy(), self.model.model_copy(), self.model_copy()
+        attention.derive(document_end=end)
+        model.derive(attention=attention)
+        cfg.derive(model=model)
+        return cfg
+
     @property
     def trackers(self) -> list[str]:
         """The names of those that the metrics are sent to, each once."""
@@ -246,7 +260,8 @@ def load_config(path: str | Path) -> TrainingConfig:
 
     A `model.vocab_size` that the file leaves out is the size of the tokenizer that the training
     shards were written with, if a manifest beside them says it, and else the default. It is looked
-    up here, so that every reader of the config finds the same number.
+    up here, so that every reader of the config finds the same number. So is the id that
+    `attention.document_mask` needs; failing that, it is that of `tokenizer_path`.
 
     Raises:
         UserError: unreadable file, unknown key or illegal value, every problem on its own line.
@@ -257,5 +272,19 @@ def load_config(path: str | Path) -> TrainingConfig:
         from light_llm.preprocess.manifest import vocabulary_of  # its imports are heavy
 
         cfg = cfg.with_vocabulary(vocabulary_of(paths_of(cfg.train_data)))
+    if cfg.model.attention.document_mask and cfg.model.attention.document_end is None:
+        cfg = cfg.with_document_end(_end_of_documents(cfg))
     cfg._source = Source(source.text.encode())
     return cfg
+
+
+def _end_of_documents(cfg: TrainingConfig) -> int | None:
+    """The id of the end mark, by the manifest of `train_data` or else by `tokenizer_path`."""
+    from light_llm.preprocess.manifest import document_end_of
+    from light_llm.tokenizer import load_tokenizer
+
+    end = document_end_of(paths_of(cfg.train_data))
+    if end is None and cfg.tokenizer_path is not None:
+        with contextlib.suppress(UserError):
+            end = load_tokenizer(cfg.tokenizer_path, fetch=False).eos_id
+    return end

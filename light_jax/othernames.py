@@ -96,6 +96,7 @@ _MODEL = {
     "base_num_kv_heads": "model.attention.num_kv_heads",
     "head_size": "model.attention.head_dim",
     **dict.fromkeys(("sliding_window", "sliding_window_size"), "model.attention.window_size"),
+    **dict.fromkeys(("sliding_window_pattern", "layer_types"), "model.attention.window_pattern"),
     **dict.fromkeys(("attention_dropout", "attn_dropout", "attn_pdrop"), "model.attention.dropout"),
     "attention_bias": "model.attention.bias",
     "bias": "model.attention.bias (and model.ffn.bias)",

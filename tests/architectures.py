@@ -74,7 +74,12 @@ def lively(cfg: TransformerConfig, dtype: Any = "float32", seed: int = 0) -> Tra
 
 
 def tokens_for(cfg: TransformerConfig, batch: int, length: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(cfg.vocab_size, size=(batch, length), dtype="int32")
+    """Random ids; of a model with `document_mask`, about one in five ends a document."""
+    rng = np.random.default_rng(seed)
+    tokens_BT = rng.integers(cfg.vocab_size, size=(batch, length), dtype="int32")
+    if cfg.attention.document_mask:
+        tokens_BT[rng.random(tokens_BT.shape) < 0.2] = cfg.attention.document_end
+    return tokens_BT
 
 
 def _attention(variant: str, heads: int, kv_heads: int | None = None) -> Changes:
@@ -84,6 +89,8 @@ def _attention(variant: str, heads: int, kv_heads: int | None = None) -> Changes
 def _window(size: int) -> Changes:
     return {"attention": {"mask_type": "sliding_window", "window_size": size}}
 
+
+DOCUMENTS: Changes = {"attention": {"document_mask": True, "document_end": 0}}
 
 # Each dimension's options as changes to a config. Any combination that `legal` lets through is one.
 DIMENSIONS: dict[str, dict[str, Changes]] = {
@@ -124,7 +131,9 @@ DIMENSIONS: dict[str, dict[str, Changes]] = {
         "bidirectional": {"attention": {"mask_type": "bidirectional"}},
         "window1": _window(1),
         "window4": _window(4),
+        "pattern": {"attention": {"window_pattern": [2, None]}},
     },
+    "documents": {"": {}, "documents": DOCUMENTS},
     "ffn": {
         "swiglu": {"ffn": {"variant": "swiglu"}},
         "geglu": {"ffn": {"variant": "geglu"}},
@@ -221,6 +230,7 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
     encoding = pick(*choices("positional", "encoding"))
     head_dim = pick(None, 6) if encoding == "rope" else pick(None, 5)
     mask = pick(*choices("attention", "mask_type"))
+    documents = pick(True, False)
     llama3 = {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}
     rope = {"rope_base": pick(2.0, 1e4), "rope_scaling": pick(None, 0.7, 4.0, llama3)}
     return TransformerConfig.model_validate(
@@ -244,6 +254,9 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
                 "qk_norm": pick(True, False) and variant != "complex",
                 "mask_type": mask,
                 "window_size": pick(1, 4, 200) if mask == "sliding_window" else None,
+                "window_pattern": pick(None, [3], [None, 1]) if mask == "causal" else None,
+                "document_mask": documents,
+                "document_end": pick(0, 30) if documents else None,
                 "use_flash_attn": pick(True, False),
             },
             "positional": {"encoding": encoding, **(rope if encoding == "rope" else {})},

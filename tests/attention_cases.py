@@ -60,6 +60,7 @@ class Case:
     span: Span = CAUSAL
     alibi: bool = False
     complex: bool = False
+    documents: bool = False
     B: int = 1
 
     @property
@@ -72,7 +73,21 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         slopes_N = jnp.asarray(alibi_slopes(self.N)) if self.alibi else None
-        return {"scale": self.H**-0.5, "span": self.span, "slopes_N": slopes_N}
+        back_BT = jnp.asarray(self.back_BT) if self.documents else None
+        return {
+            "scale": self.H**-0.5,
+            "span": self.span,
+            "slopes_N": slopes_N,
+            "back_BT": back_BT,
+        }
+
+    @property
+    def back_BT(self) -> np.ndarray:
+        """Documents of random lengths, around 40 tokens, in each row."""
+        begins_BT = np.random.default_rng(self.T).random((self.B, self.T)) < 1 / 40
+        columns_T = np.arange(self.T)
+        first_BT = np.maximum.accumulate(np.where(begins_BT, columns_T, 0), axis=1)
+        return (columns_T - first_BT).astype(np.int32)
 
     def inputs(self) -> list[jax.Array]:
         keys = jax.random.split(jax.random.key(self.T), 4)
@@ -85,7 +100,7 @@ class Case:
 # Copies of kv heads, a count of heads that does not divide, rows of heads on their own.
 MESHES = [
     ((8, 1, 1), Case(B=8, T=128, N=8, K=2, H=16)),
-    ((1, 2, 4), Case(B=8, T=128, N=8, K=2, H=16)),
+    ((1, 2, 4), Case(B=8, T=128, N=8, K=2, H=16, documents=True)),
     ((1, 1, 8), Case(B=1, T=128, N=12, K=4, H=16, alibi=True)),
     ((1, 1, 2), Case(B=1, T=128, N=6, K=3, H=16, span=Span(7, 0))),
 ]
@@ -105,7 +120,7 @@ CUDNN = [
 ]
 SPLASH = [
     ((1, 2, 2), Case(N=6, K=3, H=40, T=200, span=Span(100, 0), alibi=True)),
-    ((1, 1, 4), Case(N=8, K=2, H=128, T=200, span=BIDIRECTIONAL)),
+    ((2, 1, 2), Case(N=8, K=2, H=128, T=200, span=BIDIRECTIONAL, documents=True)),
 ]
 
 
@@ -175,6 +190,7 @@ def compiled(name: str, sizes: tuple[int, ...], case: Case) -> dict[str, Any]:
         head_dim=case.shapes[0][-1],
         span=case.span,
         alibi=case.alibi,
+        documents=case.documents,
     )
     if chosen is None:
         return {"kernel": None}

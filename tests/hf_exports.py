@@ -55,6 +55,7 @@ OWN: dict[str, TransformerConfig] = {
             "norm": {"placement": "post"},
         },
         "none-parallel": {"positional": {"encoding": "none"}, "parallel_layers": True},
+        "pattern": {"attention": {"window_pattern": [5, None]}},
     }.items()
 }
 

@@ -3,7 +3,7 @@
 `python tests/mesh_losses.py CASE [MESH…]` prints one JSON object: by mesh, such as `data2 fsdp2`,
 the losses, and of the compiled step, on one device, the bytes of its arguments and what it keeps of
 the layers. `data2 fsdp2 recomputed` has each layer computed again in the backward pass. The case
-`NAME muon` is the reference run NAME with that optimizer.
+`NAME muon` is the reference run NAME with that optimizer, `NAME documents` with a document mask.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIZES = {"batch_size": 8, "model": {"vocab_size": 136}}
 
 def config_of(case: str, mesh: str) -> TrainingConfig:
     """The reference run; over several devices its layers are a loop, as on a GPU or TPU."""
-    name, _, optimizer = case.partition(" ")
+    name, _, special = case.partition(" ")
     folder = REFERENCE / "training" / name
     read = merged(yaml.safe_load((folder / "config.yaml").read_text()), SIZES)
     axes = {axis: int(size) for axis, size in re.findall(r"([a-z]+)(\d+)", mesh)}
@@ -52,7 +52,9 @@ def config_of(case: str, mesh: str) -> TrainingConfig:
         "mesh": {"data": 1} | axes,
         "model": {"gradient_checkpointing": _recompute(mesh)},
     }
-    if optimizer == "muon":  # in 16 bits its iteration would turn a last bit into a hundredth
+    if special == "documents":
+        changes["model"]["attention"] = {"document_mask": True, "document_end": 14}
+    if special == "muon":  # in 16 bits its iteration would turn a last bit into a hundredth
         changes["optimizer"] = {"type": "muon", "muon_dtype": "float32"}
     return TrainingConfig.model_validate(merged(read, changes))
 

@@ -1,7 +1,10 @@
 """The layers of a model, one after another: unrolled, or as the body of one loop.
 
 A loop is compiled once, whatever the depth, and what its body gathers and computes is gone before
-the next layer begins. Its price is a copy of the weights: a loop reads them from one array.
+the next layer begins. Its price is a copy of the weights: a loop reads them from one array. Where
+the windows of layers differ by a pattern, its body has a layer for each entry of the pattern.
+
+Letters: B batch, T position, D model, L layers, P layers in the body of a loop.
 """
 
 from __future__ import annotations
@@ -48,86 +51,125 @@ def run_layers(
             run = rematerialized(_call, placement.platform) if recompute is True else _call
             x_BTD = constrain(run(layer, x_BTD, geometry, key))
         return x_BTD
-    graphdef = nnx.graphdef(layers[0])
-    params_L = _stacked([_as_computed(nnx.state(layer), dtype) for layer in layers])
-    keys_L = _stacked(keys)
+    params = [_as_computed(nnx.state(layer), dtype) for layer in layers]
+    graphdefs = _period([nnx.graphdef(layer) for layer in layers])
+    runs = tuple(_run_one(graphdef, placement, constrain) for graphdef in graphdefs)
+    rest = len(params) % len(runs)  # the beginning of one more repetition
+    for part, some in (
+        (slice(0, len(params) - rest), runs),
+        (slice(len(params) - rest, None), runs[:rest]),
+    ):
+        if some:
+            loop = functools.partial(_recomputed_loop, some, placement.cut, constrain)
+            loop = loop if recompute is True else functools.partial(_loop, some)
+            P = len(some)
+            params_PL = [_stacked(params[part][place::P]) for place in range(P)]
+            keys_PL = [_stacked(keys[part][place::P]) for place in range(P)]
+            x_BTD = loop(x_BTD, params_PL, keys_PL, geometry)
+    return x_BTD
 
+
+RunOne = Callable[..., jax.Array]
+"""(x_BTD, params, key, geometry) -> x_BTD after a layer."""
+
+
+def _run_one(graphdef: Any, placement: Placement, constrain: Constrain) -> RunOne:
     def run_one(x_BTD: jax.Array, params: Any, key: jax.Array | None, geometry: Any) -> jax.Array:
         return constrain(nnx.merge(graphdef, placement.gather(params))(x_BTD, geometry, key))
 
-    if recompute is True:
-        return _recomputed_loop(
-            run_one, placement.cut, constrain, x_BTD, params_L, keys_L, geometry
-        )
+    return run_one
 
-    def body(x_BTD: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
-        return run_one(x_BTD, *inputs, geometry), None
 
-    # A loop's backward pass is another loop: no common subexpression undoes the recomputation.
-    body = jax.checkpoint(body, policy=KEPT, prevent_cse=False)
-    return jax.lax.scan(body, x_BTD, (params_L, keys_L))[0]
+def _period(graphdefs: Sequence[Any]) -> Sequence[Any]:
+    """The shortest beginning that all repeat: of length 1, unless the layers' windows differ."""
+    for length in range(1, len(graphdefs)):
+        if all(one == graphdefs[n % length] for n, one in enumerate(graphdefs)):
+            return graphdefs[:length]
+    return graphdefs
+
+
+def _loop(
+    runs: tuple[RunOne, ...], x_BTD: jax.Array, params_PL: Any, keys_PL: Any, geometry: Any
+) -> jax.Array:
+    """x_BTD after a loop whose body runs P layers; P stacks hold those at each place of it."""
+
+    def body(x_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+        for run_one, params, key in zip(runs, *inputs, strict=True):
+            # A loop's backward pass is another loop: no common subexpression undoes this.
+            layer = functools.partial(run_one, geometry=geometry)
+            x_BTD = jax.checkpoint(layer, policy=KEPT, prevent_cse=False)(x_BTD, params, key)
+        return x_BTD, None
+
+    return jax.lax.scan(body, x_BTD, (params_PL, keys_PL))[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _recomputed_loop(
-    run_one: Callable[..., jax.Array],
+    runs: tuple[RunOne, ...],
     cut: Constrain,
     whole: Constrain,
     x_BTD: jax.Array,
-    params_L: Any,
-    keys_L: Any,
+    params_PL: Any,
+    keys_PL: Any,
     geometry: Any,
 ) -> jax.Array:
-    """x_BTD after a loop of `run_one(x_BTD, params, key, geometry)`, which keeps only each input.
+    """`_loop` that keeps only the input of each layer.
 
     In the backward pass a layer's gradients take the place of its weights, which nothing reads
-    again: one stack, where autodiff of the loop would have two. `keys_L` and `geometry` get none.
+    again: one stack, where autodiff of the loop would have two. `keys_PL` and `geometry` get none.
 
     Args:
         cut: x_BTD -> the same, laid out as it is kept.
         whole: the inverse.
     """
-    return _forward(run_one, cut, whole, x_BTD, params_L, keys_L, geometry)[0]
+    return _forward(runs, cut, whole, x_BTD, params_PL, keys_PL, geometry)[0]
 
 
 def _forward(
-    run_one: Callable[..., jax.Array],
+    runs: tuple[RunOne, ...],
     cut: Constrain,
     whole: Constrain,
     x_BTD: jax.Array,
-    params_L: Any,
-    keys_L: Any,
+    params_PL: Any,
+    keys_PL: Any,
     geometry: Any,
 ) -> tuple[jax.Array, Any]:
-    def body(x_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        x_BTD = whole(x_BTD)  # or XLA lays out the layer's own work as `cut` does
-        return run_one(x_BTD, *inputs, geometry), cut(x_BTD)
+    def body(x_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, list[jax.Array]]:
+        kept = []
+        for run_one, params, key in zip(runs, *inputs, strict=True):
+            x_BTD = whole(x_BTD)  # or XLA lays out the layer's own work as `cut` does
+            kept.append(cut(x_BTD))
+            x_BTD = run_one(x_BTD, params, key, geometry)
+        return x_BTD, kept
 
-    x_BTD, x_LBTD = jax.lax.scan(body, x_BTD, (params_L, keys_L))
-    return x_BTD, (x_LBTD, params_L, keys_L, geometry)
+    x_BTD, x_PLBTD = jax.lax.scan(body, x_BTD, (params_PL, keys_PL))
+    return x_BTD, (x_PLBTD, params_PL, keys_PL, geometry)
 
 
 def _backward(
-    run_one: Callable[..., jax.Array],
+    runs: tuple[RunOne, ...],
     cut: Constrain,
     whole: Constrain,
     kept: Any,
     grad_BTD: jax.Array,
 ) -> tuple[Any, ...]:
-    x_LBTD, params_L, keys_L, geometry = kept
+    x_PLBTD, params_PL, keys_PL, geometry = kept
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
-        grad_BTD, stack_L = carry
-        index, x_BTD, key = inputs
-        params = jax.tree.map(lambda leaf: leaf[index], stack_L)
-        run = lambda x_BTD, params: run_one(x_BTD, params, key, geometry)  # noqa: E731
-        _, pull_back = jax.vjp(run, whole(x_BTD), params)
-        grad_BTD, grads = pull_back(grad_BTD)
-        return (grad_BTD, jax.tree.map(lambda leaf, g: leaf.at[index].set(g), stack_L, grads)), None
+        grad_BTD, stack_PL = carry
+        index, x_PBTD, key_P = inputs
+        grads_PL, places = [], [*zip(runs, stack_PL, x_PBTD, key_P, strict=True)]
+        for run_one, stack_L, x_BTD, key in reversed(places):
+            params = jax.tree.map(lambda leaf: leaf[index], stack_L)
+            layer = functools.partial(run_one, key=key, geometry=geometry)
+            _, pull_back = jax.vjp(layer, whole(x_BTD), params)
+            grad_BTD, grads = pull_back(grad_BTD)
+            grads_PL.append(jax.tree.map(lambda leaf, g: leaf.at[index].set(g), stack_L, grads))
+        return (grad_BTD, grads_PL[::-1]), None
 
-    inputs = (jnp.arange(x_LBTD.shape[0]), x_LBTD, keys_L)
-    (grad_BTD, grads_L), _ = jax.lax.scan(body, (grad_BTD, params_L), inputs, reverse=True)
-    return grad_BTD, grads_L, None, None
+    inputs = (jnp.arange(x_PLBTD[0].shape[0]), x_PLBTD, keys_PL)
+    (grad_BTD, grads_PL), _ = jax.lax.scan(body, (grad_BTD, params_PL), inputs, reverse=True)
+    return grad_BTD, grads_PL, None, None
 
 
 _recomputed_loop.defvjp(_forward, _backward)

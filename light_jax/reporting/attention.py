@@ -21,6 +21,7 @@ FASTEST: dict[str, Any] = {
     "head_dim": 64,
     "span": Span(left=None, right=0),
     "alibi": False,
+    "documents": False,
 }
 """What every fused kernel takes."""
 
@@ -47,6 +48,7 @@ def attention_of(cfg: TrainingConfig, mesh: Mesh) -> Attention:
         "head_dim": wide * attention.head_dim,
         "span": span_of(attention),
         "alibi": cfg.model.positional.encoding == "alibi",
+        "documents": attention.document_mask,
     }
 
     def computes(**changes: Any) -> bool:
@@ -62,6 +64,12 @@ def attention_of(cfg: TrainingConfig, mesh: Mesh) -> Attention:
         return Attention(BLOCKS, f"{kind} has no fused kernel")
     if attention.dropout > 0:
         return Attention(BLOCKS, "attention.dropout is set", "set model.attention.dropout to 0")
+    if not computes(documents=asked["documents"]):
+        return Attention(
+            BLOCKS,
+            "attention.document_mask is set, which cuDNN has no kernel for",
+            "set model.attention.document_mask to false",
+        )
     if not computes(dtype=asked["dtype"]):
         return Attention(BLOCKS, f"dtype is {cfg.dtype}", "set dtype to bfloat16")
     if not computes(head_dim=asked["head_dim"]):

@@ -7,6 +7,8 @@ it if causal, a window's share if it slides.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import jax
 
 from light_jax.parallel.targets import device_of
@@ -35,12 +37,15 @@ def flops_per_token(
 
 
 def share_seen(cfg: TransformerConfig, seq_len: int) -> float:
-    """The share of the pairs of a query and a key that the mask shows; (T + 1) / 2T if causal."""
-    span, last = span_of(cfg.attention), seq_len - 1
-    left = last if span.left is None else min(span.left, last)
-    right = last if span.right is None else min(span.right, last)
-    seen = sum(min(t, left) + 1 + min(last - t, right) for t in range(seq_len))
-    return seen / seq_len**2
+    """The share of the pairs of a query and a key that the masks of the layers show; (T + 1) / 2T
+    if causal. Documents do not count."""
+    last, total = seq_len - 1, 0
+    spans = Counter(span_of(cfg.attention, layer) for layer in range(cfg.num_layers))
+    for span, layers in spans.items():
+        left = last if span.left is None else min(span.left, last)
+        right = last if span.right is None else min(span.right, last)
+        total += layers * sum(min(t, left) + 1 + min(last - t, right) for t in range(seq_len))
+    return total / (cfg.num_layers * seq_len**2)
 
 
 def utilisation(

@@ -191,6 +191,13 @@ def notes(cfg: TrainingConfig, tag: Tag | None, found: Inspected) -> Iterator[tu
             f"left out, so it is {cfg.model.vocab_size}: that of the checkpoint, of the manifest "
             "beside train_data, or the default, whichever there is first",
         )
+    attention = cfg.model.attention
+    if attention.document_mask and "document_end" not in attention.model_fields_set:
+        yield (
+            "model.attention.document_end",
+            f"left out, so it is {attention.document_end}: that of the checkpoint, of the manifest "
+            "beside train_data, or of tokenizer_path, whichever there is first",
+        )
     if cfg.tokenizer_path is None:
         yield "tokenizer_path", "not set, so llm-run will need --tokenizer PATH"
     if tag is None:

@@ -31,7 +31,7 @@ from light_jax.training import advice
 from light_jax.training.compiled import blank_state
 from light_jax.training.fit import Fit, Progress, measure, unseen
 from light_jax.training.memory import Room, check_state, check_step, room
-from light_jax.training.preflight import Inspected, inspect, like_the_resumed
+from light_jax.training.preflight import DOCUMENTS, Inspected, inspect, like_the_resumed
 from light_llm.errors import UserError
 
 LISTED_SHARDS = 20
@@ -117,7 +117,8 @@ def check(
     inspected = inspect(cfg, tag, found.under, devices_of_mesh, probe=False)
     _inspect_further(cfg, tag, inspected, found)
     fit = None
-    if chosen is not None and inspected.mesh is not None and not found.failed("mesh", "batch_size"):
+    no_model = found.failed("mesh", "batch_size", DOCUMENTS)
+    if chosen is not None and inspected.mesh is not None and not no_model:
         fit = _compile(cfg, tag, chosen, inspected.mesh, found, progress)
     return _report(found, chosen, fit)
 
@@ -196,7 +197,7 @@ def _inspect_further(
     with found.under("eval_every"):
         advice.warn_of_evaluations(cfg)
     with found.under("disk"):
-        if not found.failed("checkpoint_dir"):
+        if not found.failed("checkpoint_dir", DOCUMENTS):
             advice.check_disk(cfg, tag)
     for key, message in advice.notes(cfg, tag, inspected):
         found.add("note", key, message)

@@ -34,11 +34,14 @@ from light_llm.checkpoint.hub import starting_weights
 from light_llm.checkpoint.layout import model_config, read_checkpoint, steadily
 from light_llm.checkpoint.parts import is_weights
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import document_end_of
 from light_llm.preprocess.manifest import check_vocabulary, manifests
 
 MANY_EPOCHS = 20
 PADDING = 128
 """A vocabulary that is rounded up to a multiple of this is no mistake: hardware likes it."""
+DOCUMENTS = "model.attention.document_mask"
+"""The key that needs an end mark, without which there is no model."""
 
 Under = Callable[[str], contextlib.AbstractContextManager[Any]]
 """The key of a config -> the context in which that key is checked. It may keep a UserError and the
@@ -97,6 +100,8 @@ def inspect(
                 check_hf_export()
         with under("checkpoint_dir"):
             place.check_writable(cfg, tag, probe=probe)
+    with under(DOCUMENTS):
+        document_end_of(cfg.model)
     with under("sample_prompts"):
         prompts_of(cfg)
     _inspect_data(cfg, found, under)
@@ -132,6 +137,8 @@ def _inspect_data(cfg: TrainingConfig, found: Inspected, under: Under) -> None:
             warn_of_overlap(found.train.shards, found.val.shards)
     with under("model.vocab_size"):
         _warn_of_vocabulary(cfg, found.train)
+    with under(DOCUMENTS):
+        _warn_of_ends(cfg, found.train)
     with under("num_steps"):
         _warn_of_epochs(cfg, found.train)
 
@@ -148,11 +155,13 @@ def _continued(cfg: TrainingConfig, tag: Tag | None, train: Stream) -> tuple[Hos
 
 
 def like_the_resumed(cfg: TrainingConfig, tag: Tag | None) -> TrainingConfig:
-    """`cfg` with the vocabulary of the run that it resumes, where the config file gives none: the
-    manifest may have stayed on another machine."""
-    if tag is None or "vocab_size" in cfg.model.model_fields_set:
+    """`cfg` with the vocabulary and the end mark of the run that it resumes, where the config file
+    gives none: the manifest may have stayed on another machine."""
+    if tag is None:
         return cfg
-    return cfg.with_vocabulary(model_config(tag.checkpoint).vocab_size)
+    model = model_config(tag.checkpoint)
+    cfg = cfg.with_document_end(model.attention.document_end)
+    return cfg.with_vocabulary(model.vocab_size)
 
 
 def epochs(cfg: TrainingConfig, train: Stream) -> list[tuple[str, float, int]]:
@@ -221,6 +230,21 @@ def _warn_of_vocabulary(cfg: TrainingConfig, train: Stream) -> None:
             f"model.vocab_size={given} is above the {size} ids of the tokenizer of train_data; "
             f"the other {given - size} rows of the embedding are never trained: set it to {size}, "
             f"or leave it out; {-(-size // PADDING) * PADDING} is the next multiple of {PADDING}",
+            stacklevel=2,
+        )
+
+
+def _warn_of_ends(cfg: TrainingConfig, train: Stream) -> None:
+    """Warn of an id at which documents are told apart that ends none of them."""
+    attention = cfg.model.attention
+    if not attention.document_mask or attention.document_end is None:
+        return
+    ends = {each.tokenizer.get("eos_id") for each in manifests(_paths(train))}
+    if ends and attention.document_end not in ends:
+        warnings.warn(
+            f"model.attention.document_end={attention.document_end} is not the end-of-text id of "
+            f"the tokenizer of train_data, {', '.join(sorted(map(str, ends)))}; leave it out to "
+            "take that",
             stacklevel=2,
         )
 

@@ -41,6 +41,8 @@ FREE = {
     "residual_scaled_init",
     "gradient_checkpointing",
     "attention.use_flash_attn",
+    "attention.document_mask",  # a text alone is attended as without
+    "attention.document_end",
     "ffn.activation",
     "ffn.expansion_factor",  # ffn_dim says it
     "attention.variant",  # num_kv_heads says it, but for complex

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conversion.families import across_documents
 from conversion.mapping import TIED_KEY
 from conversion.weights import check_keys, check_tied
 from light_llm.checkpoint.digests import verify
@@ -139,7 +140,7 @@ def _write(
     odd = sum(tensor.kind == "F16" for tensor in tensors) if dtype == "q8_0" else 0
     if odd:
         lines.append(f"{odd} are float16: their rows are no multiple of {BLOCK}, as q8_0 needs")
-    return lines
+    return lines + across_documents(cfg, "llama.cpp")
 
 
 def _add_model(writer: GGUFWriter, cfg: TransformerConfig, dtype: str) -> None:

@@ -130,6 +130,8 @@ def _distance(model: Transformer, path: Path) -> float:
     random, longest, distances = np.random.default_rng(0), model.cfg.max_seq_len, []
     for batch, length in ((1, min(longest, 64)), (3, min(longest, 7))):
         tokens_BT = random.integers(model.cfg.vocab_size, size=(batch, length))
+        if model.document_end is not None:
+            tokens_BT[:, length // 2] = model.document_end
         (theirs_BTV,) = session.run(["logits"], {"tokens": tokens_BT})
         with torch.no_grad():
             ours_BTV = model(torch.from_numpy(tokens_BT)).numpy()

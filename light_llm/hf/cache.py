@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from transformers import Cache as Store
 
+from light_llm.models.transformer.documents import columns_back
+
 
 class LayerView:
     """Stands where a layer expects `light_llm.models.transformer.cache.Cache`.
@@ -29,6 +31,24 @@ class LayerView:
         if self.real_BS is None:
             return torch.arange(self.past, self.past + T)
         return (self.real_BS.cumsum(dim=-1) - 1).clamp(min=0)[:, self.past :]
+
+    def back(self, tokens_BT: torch.Tensor, end: int) -> torch.Tensor:
+        """How many columns of its document lie before each token, [B, T].
+
+        Raises:
+            ValueError: there is padding between the tokens of a row.
+        """
+        B, T = tokens_BT.shape
+        columns_T, first_B = torch.arange(T, device=tokens_BT.device), tokens_BT.new_zeros(B)
+        assert self.store is None, "keys and values are kept, but no documents"
+        if self.real_BS is not None:
+            first_B = self.real_BS.int().argmax(dim=-1).to(first_B)
+            if bool((self.real_BS.sum(dim=-1) + first_B != _last(self.real_BS) + 1).any()):
+                raise ValueError(
+                    "attention_mask has padding between tokens, which attention.document_mask "
+                    "does not take; pad at the start or the end of rows"
+                )
+        return columns_back(tokens_BT, end, columns_T, first_B)
 
     def empty(self, S: int) -> torch.Tensor | None:
         """Whether each of the S columns is padding, [B, S]; None without padding."""
@@ -53,6 +73,11 @@ class LayerView:
                 "cannot use; use a DynamicCache, or leave cache_implementation out"
             )
         return k_BKSH.transpose(1, 2), v_BKSH.transpose(1, 2)
+
+
+def _last(real_BS: torch.Tensor) -> torch.Tensor:
+    """The last column of each row that holds a token, [B]."""
+    return real_BS.shape[1] - 1 - real_BS.int().flip(-1).argmax(dim=-1)
 
 
 def views(

@@ -17,6 +17,7 @@ from light_llm.checkpoint.loading import load_transformer
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.models.transformer.mask import document_end_of
 from light_llm.tokenizer.hub import offline
 
 RELATIVE = 2e-5
@@ -36,16 +37,21 @@ class Difference(NamedTuple):
         return RELATIVE * max(1.0, self.logit)
 
 
-def compare(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> Difference:
+def compare(
+    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, *, documents: bool
+) -> Difference:
     """The logits of `folder`, loaded by AutoModelForCausalLM, beside those of the checkpoint.
 
     Both compute in float32, one after the other, with the weights rounded to `dtype`.
+
+    Args:
+        documents: whether the class has `attention.document_mask`; else rows are one document.
 
     Raises:
         UserError: they differ by more than `Difference.limit`, or transformers cannot load it.
     """
     model = load_transformer(checkpoint)
-    tokens_BT = _tokens(model.cfg)
+    tokens_BT = _tokens(model.cfg, documents)
     with torch.inference_mode():
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype).float()
@@ -69,11 +75,18 @@ def compare(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> Differe
     return difference
 
 
-def _tokens(cfg: TransformerConfig) -> torch.Tensor:
-    window = cfg.attention.window_size or 0
+def _tokens(cfg: TransformerConfig, documents: bool) -> torch.Tensor:
+    attention = cfg.attention
+    window = max(each or 0 for each in (attention.window_size, *(attention.window_pattern or ())))
     columns = min(cfg.max_seq_len, LONGEST, max(COLUMNS, window + COLUMNS // 4))
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(cfg.vocab_size, (ROWS, columns), generator=generator)
+    tokens_BT = torch.randint(cfg.vocab_size, (ROWS, columns), generator=generator)
+    end = document_end_of(cfg)
+    if end is not None and documents:
+        tokens_BT[:, columns // 3] = end
+    elif end is not None:
+        tokens_BT[tokens_BT == end] = 0 if end else cfg.vocab_size - 1
+    return tokens_BT
 
 
 @contextlib.contextmanager

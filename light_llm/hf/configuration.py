@@ -48,8 +48,9 @@ class LightLLMConfig(PretrainedConfig):
     def __init__(self, transformer: dict[str, Any] | None = None, **kwargs: Any) -> None:
         cfg = validate(TransformerConfig, transformer or {}, f"{MODEL_TYPE}: transformer")
         self.transformer = cfg.model_dump()
-        sees_past = cfg.attention.mask_type != "bidirectional"
-        self.use_cache = bool(kwargs.pop("use_cache", True)) and sees_past
+        # a cache of transformers cannot say where a document began
+        can_cache = cfg.attention.mask_type != "bidirectional" and not cfg.attention.document_mask
+        self.use_cache = bool(kwargs.pop("use_cache", True)) and can_cache
         kwargs["tie_word_embeddings"] = cfg.tie_embeddings
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(**kwargs)

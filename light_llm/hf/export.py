@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from conversion.families import family_of, hf_config, hf_key
+from conversion.families import across_documents, family_of, hf_config, hf_key
 from conversion.mapping import table
 from light_llm import __version__
 from light_llm.checkpoint.digests import verify
@@ -149,6 +149,8 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
     if shape.reason is not None:
         write_code(folder)
     lines = _about(shape, written, asked.dtype)
+    if shape.reason is None:
+        lines += across_documents(cfg, shape.class_name)
     ids = SpecialIds()
     with quietly():
         _write_json(folder / CONFIG, config)  # AutoTokenizer looks at it
@@ -172,7 +174,7 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, asked: Asked) -> lis
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
         _write_json(folder / CONFIG, seal(folder, config | special, _origin(checkpoint)))
-        found = compare(checkpoint, folder, dtype)
+        found = compare(checkpoint, folder, dtype, documents=shape.reason is not None)
     lines.append(
         f"logits as the checkpoint's within {found.largest:.2g}; the limit is {found.limit:.2g}"
     )

@@ -85,6 +85,11 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
         if past_key_values is not None:
             past_span_of(cfg.attention)
         is_causal = span_of(cfg.attention).right == 0
+        if self.model.document_end is not None and past_key_values is not None:
+            raise ValueError(
+                "model.attention.document_mask=True: a cache of transformers holds no documents; "
+                "leave past_key_values out and use use_cache=False"
+            )
         layers = views(
             past_key_values, cfg.num_layers, input_ids.shape[1], attention_mask, is_causal
         )
@@ -102,8 +107,13 @@ class LightLLMForCausalLM(PreTrainedModel, GenerationMixin):
         return output if as_dict else output.to_tuple()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; refused for a model that sees the future."""
+        """As in transformers; refused for a model that sees the future.
+
+        With `attention.document_mask` each token is computed from the whole text so far.
+        """
         past_span_of(self.model.cfg.attention)
+        if self.model.document_end is not None:
+            kwargs.setdefault("use_cache", False)
         return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     @property

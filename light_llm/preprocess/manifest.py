@@ -204,6 +204,16 @@ def vocabulary_of(paths: str | Sequence[str]) -> int | None:
     return max((each.vocab_size for each in manifests(shards)), default=None)
 
 
+def document_end_of(paths: str | Sequence[str]) -> int | None:
+    """The id that ends the documents of the shards that a config's `train_data` names; None where
+    no manifest lists them, their tokenizer has no end mark, or several have different ones."""
+    named = [paths] if isinstance(paths, str) else paths
+    shards = [file for path in named for file in _files(path)]
+    ends = {each.tokenizer.get("eos_id") for each in manifests(shards)}
+    end = ends.pop() if len(ends) == 1 else None
+    return end if type(end) is int and 0 <= end < 2**31 else None
+
+
 def _files(path: str) -> list[str]:
     if not urls.is_url(path):
         return shard_files(path)

@@ -133,6 +133,22 @@ ILLEGAL = {
         {"model": {"attention": {"mask_type": "sliding_window"}}},
         "model.attention.window_size=None must be set for mask_type='sliding_window'",
     ),
+    "pattern of none": (
+        {"model": {"attention": {"window_pattern": []}}},
+        "model.attention.window_pattern=[] must be a list of whole numbers and null",
+    ),
+    "pattern with a bool": (
+        {"model": {"attention": {"window_pattern": [True]}}},
+        "model.attention.window_pattern=[True] must be a list of whole numbers and null",
+    ),
+    "pattern of another mask": (
+        {"model": {"attention": {"window_pattern": [4], "mask_type": "bidirectional"}}},
+        "model.attention.window_pattern=[4] needs mask_type='causal'",
+    ),
+    "window of 0 in a pattern": (
+        {"model": {"attention": {"window_pattern": [None, 0]}}},
+        "model.attention.window_pattern[1]=0 must be greater than or equal to 1",
+    ),
     "heads": ({"model": {"d_model": 2}}, "attention.num_heads=4 exceeds d_model=2"),
 }
 
@@ -211,5 +227,7 @@ def test_broken_files(tmp_path):
 
 
 def test_a_window_without_a_window_mask_is_warned_of():
+    with pytest.warns(UserWarning, match="window_pattern=.* is longer than num_layers=2"):
+        TrainingConfig(**merged(TINY, {"model": {"attention": {"window_pattern": [4, 4, None]}}}))
     with pytest.warns(UserWarning, match="window_size=4 has no effect with mask_type='causal'"):
         TrainingConfig(**merged(TINY, {"model": {"attention": {"window_size": 4}}}))

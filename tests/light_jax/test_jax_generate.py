@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from architectures import CASES, lively, reference_config, tiny, tokens_for
+from architectures import CASES, DOCUMENTS, lively, reference_config, tiny, tokens_for
 from flax import nnx
 
 from conversion import to_torch
@@ -21,6 +21,7 @@ from light_llm.errors import UserError
 from light_llm.generate import generate_batch as generate_in_torch
 from light_llm.generate import keep_top_p as keep_top_p_in_torch
 from light_llm.models.transformer import Transformer as TorchTransformer
+from light_llm.models.transformer.mask import span_of
 from light_llm.sampling import Sampling
 
 RAGGED = [[3, 1, 4, 1, 5], [2], [7, 1, 8, 2, 8, 1, 8], [6, 2]]
@@ -47,6 +48,12 @@ DECODABLE = {case: causal(reference_config(case)) for case in CASES} | {
     "window-of-1": windowed("complex", "rope", 1),
     "window-and-alibi": windowed("gqa", "alibi", 4),
     "window-and-learned": windowed("mha", "learned", 3),
+    "documents-pattern-and-rope": tiny(
+        DOCUMENTS, max_seq_len=48, attention={"window_pattern": [3, None]}
+    ),
+    "documents-window-and-learned": tiny(
+        windowed("mqa", "learned", 3).model_dump(exclude_none=True), DOCUMENTS
+    ),
 }
 
 
@@ -82,12 +89,16 @@ def test_cached_decoding_equals_the_full_forward(name):
     alone_BTV = jax.jit(lambda params: nnx.merge(graphdef, params)(alone_BT))(params)
     for cached_TV, alone_TV, pad in zip(logits_BTV, alone_BTV, pad_B, strict=True):
         np.testing.assert_allclose(cached_TV[pad:], alone_TV[: T - pad], rtol=0, atol=2e-5)
-    window = model.cfg.attention.window_size
-    rows = T if window is None else min(T, window + 1)
-    assert {(c.k_BKRH.shape[2], c.v_BKRH.shape[2]) for c in cache} == {(rows, rows)}
+    for n, layer in enumerate(cache):
+        window = span_of(model.cfg.attention, n).left
+        rows = T if window is None else min(T, window + 1)
+        assert layer.k_BKRH.shape[2] == layer.v_BKRH.shape[2] == rows
 
 
-@pytest.mark.parametrize("name", ["default-gqa-rope-swiglu-rms-pre", "window-and-learned"])
+@pytest.mark.parametrize(
+    "name",
+    ["default-gqa-rope-swiglu-rms-pre", "window-and-learned", "documents-window-and-learned"],
+)
 @pytest.mark.parametrize(
     "how",
     [

@@ -29,7 +29,14 @@ MAX_LENGTH = 2**15  # of alibi: up to there float32 sums of slope · s stay exac
 
 
 def kernel_for(
-    placement: Placement, *, dtype: DTypeLike, length: int, head_dim: int, span: Span, alibi: bool
+    placement: Placement,
+    *,
+    dtype: DTypeLike,
+    length: int,
+    head_dim: int,
+    span: Span,
+    alibi: bool,
+    documents: bool = False,
 ) -> Kernel | None:
     """The kernel that computes such attention on these devices, None where there is none.
 
@@ -37,6 +44,7 @@ def kernel_for(
         head_dim: of q and k; that of v is not larger.
         alibi: with a bias that is linear in the distance. A query that sees both directions has
             two slopes, which no column can hold.
+        documents: with documents that do not see each other.
     """
     if alibi and (span.right != 0 or dtype != jnp.bfloat16 or length > MAX_LENGTH):
         return None
@@ -44,6 +52,8 @@ def kernel_for(
         # float32 means float32 there too, and Mosaic multiplies float32 in bfloat16 passes
         return "splash" if dtype == jnp.bfloat16 else None
     if placement.platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
+        if documents:
+            return None  # jax's function for cuDNN takes them only as a bias [B, N, T, T]
         if length % 2 and span.right != 0:
             return None  # jax refuses an odd length, and padding would be seen
         width = cudnn.width(head_dim + (ALIBI_COLUMNS if alibi else 0))
@@ -69,10 +79,11 @@ def attend(
     scale: float,
     span: Span,
     slopes_N: jax.Array | None = None,
+    back_BT: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(scale · q·k + alibi) · v, [B, T, N, J] in v's dtype, over the placement's devices.
 
-    Each device computes its own rows and heads; nothing is exchanged.
+    Each device computes its own rows and heads; nothing is exchanged. `back_BT` is for splash.
     """
     assert placement.mesh is not None
     narrow = v_BTKJ.shape[-1]
@@ -92,13 +103,18 @@ def attend(
         copies = _copies(k_BTKH.shape[2], placement.mesh.shape[placement.head_axis])
         k_BTKH, v_BTKJ = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKJ))
     spec = PartitionSpec(placement.batch_axes, None, placement.head_axis, None)
+    inputs, specs = [q_BTNH, k_BTKH, v_BTKJ], [spec] * 3
+    if back_BT is not None:
+        assert kernel == "splash"
+        inputs.append(jnp.arange(back_BT.shape[1]) - back_BT)  # where the document begins
+        specs.append(PartitionSpec(placement.batch_axes, None))
     out_BTNJ = jax.shard_map(
         on_one_device,
         mesh=placement.mesh,
-        in_specs=spec,
+        in_specs=tuple(specs),
         out_specs=spec,
         check_vma=False,  # Pallas kernels do not say over which axes their results vary
-    )(q_BTNH, k_BTKH, v_BTKJ)
+    )(*inputs)
     return out_BTNJ[..., :narrow]
 
 

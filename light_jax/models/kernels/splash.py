@@ -57,6 +57,7 @@ def attend(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKJ: jax.Array,
+    document_BT: jax.Array | None = None,
     *,
     span: Span,
     interpret: bool = False,
@@ -67,20 +68,26 @@ def attend(
     one they are hidden by segments.
 
     Args:
+        document_BT: a number, 0 or more, that only the tokens of one document share: they alone
+            see each other.
         interpret: run the kernel on the CPU, slowly: to test it.
     """
     T, N = q_BTNH.shape[1:3]
     q_BNTH, k_BKTH, v_BKTJ = (_heads_first(x) for x in (q_BTNH, k_BTKH, v_BTKJ))
     padded = q_BNTH.shape[2]
     kernels, _ = _pallas()
-    segments = None
-    if span.right is None and padded != T:
+    segments, over = None, None
+    if document_BT is not None:
+        pad = ((0, 0), (0, padded - T))
+        ids_BT = jnp.pad(document_BT.astype(jnp.int32), pad, constant_values=-1)
+        segments, over = kernels.SegmentIds(ids_BT, ids_BT), 0
+    elif span.right is None and padded != T:
         is_padding_T = (jnp.arange(padded) >= T).astype(jnp.int32)
         segments = kernels.SegmentIds(is_padding_T, is_padding_T)
     kernel = _kernel(N, padded, span, interpret)
-    out_BNTJ: jax.Array = jax.vmap(lambda q, k, v: jnp.asarray(kernel(q, k, v, segments)))(
-        q_BNTH, k_BKTH, v_BKTJ
-    )
+    out_BNTJ: jax.Array = jax.vmap(
+        lambda q, k, v, ids: jnp.asarray(kernel(q, k, v, ids)), in_axes=(0, 0, 0, over)
+    )(q_BNTH, k_BKTH, v_BKTJ, segments)
     return out_BNTJ[:, :, :T].transpose(0, 2, 1, 3)
 
 

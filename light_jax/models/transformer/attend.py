@@ -33,16 +33,21 @@ def attend(
     span: Span,
     placement: Placement = ANYWHERE,
     slopes_N: jax.Array | None = None,
-    pad_B: jax.Array | None = None,
+    back_BT: jax.Array | None = None,
+    fused: bool = True,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(scale · q·k + alibi) · v for self-attention (T = S), returned in v's dtype.
 
-    Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees the
-    first `pad_B` keys of its row, except that of its own position: a softmax over nothing is NaN.
+    Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees further
+    back than `back_BT`, or ahead to one that does not see back to it: to another document's, or to
+    padding at the start of a row.
+
+    Args:
+        fused: whether a kernel of the device may compute it.
     """
-    plain = pad_B is None and (key is None or dropout_rate == 0.0)
+    plain = fused and (key is None or dropout_rate == 0.0)
     kernel = flash.kernel_for(
         placement,
         dtype=q_BTNH.dtype,
@@ -50,11 +55,11 @@ def attend(
         head_dim=q_BTNH.shape[-1],
         span=span,
         alibi=slopes_N is not None,
+        documents=back_BT is not None,
     )
     if plain and kernel is not None:
-        return flash.attend(
-            kernel, placement, q_BTNH, k_BSKH, v_BSKH, scale=scale, span=span, slopes_N=slopes_N
-        )
+        run = functools.partial(flash.attend, kernel, placement, scale=scale, span=span)
+        return run(q_BTNH, k_BSKH, v_BSKH, slopes_N=slopes_N, back_BT=back_BT)
     return _attend_in_blocks(
         q_BTNH,
         k_BSKH,
@@ -62,7 +67,7 @@ def attend(
         scale=scale,
         span=span,
         slopes_N=slopes_N,
-        pad_B=pad_B,
+        back_BT=back_BT,
         dropout_rate=dropout_rate,
         key=key,
         waits=placement.platform == "cpu",
@@ -76,10 +81,10 @@ def attend_one(
     *,
     scale: float,
     back_R: jax.Array,
-    empty_BR: jax.Array,
+    hidden_BR: jax.Array,
     slopes_N: jax.Array | None = None,
 ) -> jax.Array:
-    """`attend` for one query, which sees all rows of a cache except empty ones; [B, 1, N, H].
+    """`attend` for one query, which sees all rows of a cache but the hidden ones; [B, 1, N, H].
 
     Args:
         back_R: how many positions before the query each row lies.
@@ -89,7 +94,7 @@ def attend_one(
     scores_BKGR = _scores(q_B1NH.reshape(B, K, N // K, H), k_BKRH) * scale
     if slopes_N is not None:
         scores_BKGR -= slopes_N.reshape(K, N // K, 1) * back_R.astype(jnp.float32)
-    scores_BKGR = jnp.where(empty_BR[:, None, None], -jnp.inf, scores_BKGR)
+    scores_BKGR = jnp.where(hidden_BR[:, None, None], -jnp.inf, scores_BKGR)
     probs_BKGR = jax.nn.softmax(scores_BKGR, axis=-1).astype(v_BKRH.dtype)
     out_BKGH = jnp.einsum(
         "bkgr,bkrh->bkgh", probs_BKGR, v_BKRH, precision=matmul_precision(q_B1NH.dtype)
@@ -144,14 +149,14 @@ def _average(
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
     slopes_N: jax.Array | None,
-    pad_B: jax.Array | None,
+    back_BT: jax.Array | None,
 ) -> jax.Array:
     """softmax(scores) · v in v's dtype; scores and softmax are float32.
 
     The backward pass computes the scores again and keeps only the result and a number for each
     query (Dao et al. 2022, FlashAttention): kept scores would be most of a long context's memory.
     """
-    return _average_forward(block, q_BKXH, k_BKSH, v_BKSH, slopes_N, pad_B)[0]
+    return _average_forward(block, q_BKXH, k_BKSH, v_BKSH, slopes_N, back_BT)[0]
 
 
 def _average_forward(
@@ -160,25 +165,25 @@ def _average_forward(
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
     slopes_N: jax.Array | None,
-    pad_B: jax.Array | None,
+    back_BT: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
-    scores_BKXS = _block_scores(block, q_BKXH, k_BKSH, slopes_N, pad_B)
+    scores_BKXS = _block_scores(block, q_BKXH, k_BKSH, slopes_N, back_BT)
     max_BKX1 = jnp.max(scores_BKXS, axis=-1, keepdims=True)
     weights_BKXS = jnp.exp(scores_BKXS - max_BKX1)
     sum_BKX1 = jnp.sum(weights_BKXS, axis=-1, keepdims=True)
     # The sum divides the result and not each weight: two passes over [B, K, X, S] less.
     out_BKXH = einsum_float32("bkxs,bksh->bkxh", weights_BKXS.astype(v_BKSH.dtype), v_BKSH)
     out_BKXH = (out_BKXH / sum_BKX1).astype(v_BKSH.dtype)
-    kept = (q_BKXH, k_BKSH, v_BKSH, slopes_N, pad_B, out_BKXH, max_BKX1 + jnp.log(sum_BKX1))
+    kept = (q_BKXH, k_BKSH, v_BKSH, slopes_N, back_BT, out_BKXH, max_BKX1 + jnp.log(sum_BKX1))
     return out_BKXH, kept
 
 
 def _average_backward(block: _Block, kept: Any, grad_BKXH: jax.Array) -> tuple[Any, ...]:
-    q_BKXH, k_BKSH, v_BKSH, slopes_N, pad_B, out_BKXH, log_sum_BKX1 = kept
+    q_BKXH, k_BKSH, v_BKSH, slopes_N, back_BT, out_BKXH, log_sum_BKX1 = kept
     if block.waits:
         q_BKXH = after(q_BKXH, grad_BKXH)
     scores_BKXS, pull_back = jax.vjp(
-        lambda q, k: _block_scores(block, q, k, slopes_N, pad_B), q_BKXH, k_BKSH
+        lambda q, k: _block_scores(block, q, k, slopes_N, back_BT), q_BKXH, k_BKSH
     )
     weights_BKXS = jnp.exp(scores_BKXS - log_sum_BKX1)
     products_BKXH = grad_BKXH.astype(jnp.float32) * out_BKXH.astype(jnp.float32)
@@ -197,14 +202,14 @@ def _block_scores(
     q_BKXH: jax.Array,
     k_BKSH: jax.Array,
     slopes_N: jax.Array | None,
-    pad_B: jax.Array | None,
+    back_BT: jax.Array | None,
 ) -> jax.Array:
     """The scaled scores [B, K, X, S] of a block with alibi's bias, -inf where a key is not seen."""
     scores_BKXS = _scores(q_BKXH, k_BKSH) * block.scale
     B, K, X, S = scores_BKXS.shape
     T = len(block.queries)
     scores_BKGTS = scores_BKXS.reshape(B, K, X // T, T, S)
-    scores_BKGTS = _masked(scores_BKGTS, block.queries, block.keys, block.span, slopes_N, pad_B)
+    scores_BKGTS = _masked(scores_BKGTS, block.queries, block.keys, block.span, slopes_N, back_BT)
     return scores_BKGTS.reshape(B, K, X, S)
 
 
@@ -216,7 +221,7 @@ def _attend_in_blocks(
     scale: float,
     span: Span,
     slopes_N: jax.Array | None,
-    pad_B: jax.Array | None,
+    back_BT: jax.Array | None,
     dropout_rate: float,
     key: jax.Array | None,
     waits: bool,
@@ -243,9 +248,9 @@ def _attend_in_blocks(
         k_visible, v_visible = k_BKSH[:, :, first:last], v_BKSH[:, :, first:last]
         queries = _Block(range(start, stop), range(first, last), span, scale, waits)
         if key is None or dropout_rate == 0.0:
-            out_BKXH = _average(queries, q_BKXH, k_visible, v_visible, slopes_N, pad_B)
+            out_BKXH = _average(queries, q_BKXH, k_visible, v_visible, slopes_N, back_BT)
         else:
-            scores_BKXS = _block_scores(queries, q_BKXH, k_visible, slopes_N, pad_B)
+            scores_BKXS = _block_scores(queries, q_BKXH, k_visible, slopes_N, back_BT)
             probs_BKXS = jax.nn.softmax(scores_BKXS, axis=-1).astype(v_BSKH.dtype)
             # with one key for all, blocks of one shape would drop the same elements
             probs_BKXS = dropout(probs_BKXS, dropout_rate, jax.random.fold_in(key, start))
@@ -261,7 +266,7 @@ def _masked(
     keys: range,
     span: Span,
     slopes_N: jax.Array | None,
-    pad_B: jax.Array | None,
+    back_BT: jax.Array | None,
 ) -> jax.Array:
     """The scores with alibi's bias, and -inf where a query does not see a key.
 
@@ -279,8 +284,9 @@ def _masked(
         scores_BKGTS = jnp.where(distance_TS > span.left, -jnp.inf, scores_BKGTS)
     if span.right is not None:
         scores_BKGTS = jnp.where(distance_TS < -span.right, -jnp.inf, scores_BKGTS)
-    if pad_B is not None:
-        empty_B1S = key_S < pad_B[:, None, None]
-        hidden_BTS = empty_B1S & (distance_TS != 0)
+    if back_BT is not None:
+        hidden_BTS = distance_TS > back_BT[:, queries.start : queries.stop, None]
+        if span.right != 0:
+            hidden_BTS |= -distance_TS > back_BT[:, None, keys.start : keys.stop]
         scores_BKGTS = jnp.where(hidden_BTS[:, None, None], -jnp.inf, scores_BKGTS)
     return scores_BKGTS

@@ -28,7 +28,13 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+        self,
+        cfg: TransformerConfig,
+        layer: int,
+        *,
+        dtype: DTypeLike,
+        placement: Placement,
+        rngs: nnx.Rngs,
     ) -> None:
         att = cfg.attention
         linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
@@ -41,7 +47,7 @@ class Attention(nnx.Module):
         norm = functools.partial(RMSNorm, att.head_dim, cfg.norm.eps, placement.platform)
         self.q_norm = norm() if att.qk_norm else None
         self.k_norm = norm() if att.qk_norm else None
-        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att, layer)
         self.placement = placement
 
     def __call__(
@@ -69,7 +75,13 @@ class ComplexAttention(nnx.Module):
     """Attention with complex queries and keys: the score is Re(q · conj(k)); v is real."""
 
     def __init__(
-        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+        self,
+        cfg: TransformerConfig,
+        layer: int,
+        *,
+        dtype: DTypeLike,
+        placement: Placement,
+        rngs: nnx.Rngs,
     ) -> None:
         att = cfg.attention
         linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
@@ -81,7 +93,7 @@ class ComplexAttention(nnx.Module):
         self.k_im = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
         self.v_proj = linear(cfg.d_model, dim, bias=qkv_bias, std=cfg.init_std)
         self.out_proj = linear(dim, cfg.d_model, bias=att.bias, std=cfg.residual_init_std)
-        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att, layer)
         self.placement = placement
 
     def __call__(
@@ -120,6 +132,7 @@ def attend_through(
     """`attend` over the cache after these keys and values are added to it."""
     scale, slopes_N = layer.head_dim**-0.5, geometry.slopes_N
     if cache is not None and cache.k_BKRH is not None:
+        assert geometry.back_BT is not None
         k_BKRH, v_BKRH, back_R = cache.extend(k_BTKH, v_BTKH)
         return attend_one(
             q_BTNH,
@@ -127,7 +140,7 @@ def attend_through(
             v_BKRH,
             scale=scale,
             back_R=back_R,
-            empty_BR=cache.empty(back_R),
+            hidden_BR=back_R > geometry.back_BT,  # padding and rows not written yet, too
             slopes_N=slopes_N,
         )
     if cache is not None:
@@ -140,7 +153,8 @@ def attend_through(
         span=layer.span,
         placement=layer.placement,
         slopes_N=slopes_N,
-        pad_B=None if cache is None else cache.pad_B,
+        back_BT=geometry.back_BT,
+        fused=cache is None,
         dropout_rate=layer.dropout,
         key=key,
     )

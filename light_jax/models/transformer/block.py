@@ -42,11 +42,17 @@ PLACEMENT = {"pre": pre, "post": post, "sandwich": sandwich}
 
 class Block(nnx.Module):
     def __init__(
-        self, cfg: TransformerConfig, *, dtype: DTypeLike, placement: Placement, rngs: nnx.Rngs
+        self,
+        cfg: TransformerConfig,
+        layer: int,
+        *,
+        dtype: DTypeLike,
+        placement: Placement,
+        rngs: nnx.Rngs,
     ) -> None:
         norm = functools.partial(NORM[cfg.norm.type], cfg.d_model, cfg.norm.eps, placement.platform)
         self.attn = ATTENTION[cfg.attention.variant](
-            cfg, dtype=dtype, placement=placement, rngs=rngs
+            cfg, layer, dtype=dtype, placement=placement, rngs=rngs
         )
         self.ffn = FFN[cfg.ffn.variant](cfg, dtype=dtype, placement=placement, rngs=rngs)
         self.norm1 = norm()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from light_jax.models.transformer.documents import columns_back
 from light_llm.models.transformer.mask import Span
 
 
@@ -30,14 +31,21 @@ class Cache:
     length: jax.Array | int = 0  # columns so far
     k_BKRH: jax.Array | None = None
     v_BKRH: jax.Array | None = None
+    first_B: jax.Array | None = None  # where the next token's document begins, if one ended
 
     def positions(self, T: int) -> jax.Array:
         """Positions of the next T columns, [B, T]; 0 where a row stands empty."""
         return jnp.maximum(self.length + jnp.arange(T) - self.pad_B[:, None], 0)
 
-    def empty(self, back_R: jax.Array) -> jax.Array:
-        """Whether each row is padding or not written yet, [B, R]; back_R as `extend` returns it."""
-        return self.length - 1 - back_R < self.pad_B[:, None]
+    def back(self, tokens_BT: jax.Array, end: int) -> jax.Array:
+        """`columns_back` of the next T tokens, which are remembered for those after them."""
+        T = tokens_BT.shape[1]
+        columns_T = self.length + jnp.arange(T)
+        first_B = self.pad_B if self.first_B is None else self.first_B
+        back_BT = columns_back(tokens_BT, end, columns_T, first_B)
+        ended_B = tokens_BT[:, -1] == end
+        self.first_B = jnp.where(ended_B, self.length + T, columns_T[-1] - back_BT[:, -1])
+        return back_BT
 
     def fill(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> None:
         """Begin with the T columns of a prompt."""

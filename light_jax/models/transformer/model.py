@@ -14,10 +14,11 @@ from light_jax.models.placement import ANYWHERE, Placement
 from light_jax.models.stack import run_layers
 from light_jax.models.transformer.block import Block
 from light_jax.models.transformer.cache import Cache
+from light_jax.models.transformer.documents import columns_back
 from light_jax.models.transformer.norm import NORM
 from light_jax.models.transformer.positional import POSITIONAL
 from light_llm.models.transformer.config import TransformerConfig
-from light_llm.models.transformer.mask import past_span_of
+from light_llm.models.transformer.mask import document_end_of, past_span_of
 
 
 def _as_is(x: jax.Array) -> jax.Array:
@@ -39,13 +40,17 @@ class Transformer(nnx.Module):
         placement: Placement = ANYWHERE,
         rngs: nnx.Rngs,
     ) -> None:
-        self.cfg, self.dtype, self.placement = cfg, dtype, placement
+        self.cfg, self.document_end = cfg, document_end_of(cfg)
+        self.dtype, self.placement = dtype, placement
         self.tok_emb = Embedding(
             cfg.vocab_size, cfg.d_model, std=cfg.init_std, rngs=rngs, lookup=placement.lookup
         )
         self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg, rngs)
         self.layers = nnx.List(
-            [Block(cfg, dtype=dtype, placement=placement, rngs=rngs) for _ in range(cfg.num_layers)]
+            [
+                Block(cfg, layer, dtype=dtype, placement=placement, rngs=rngs)
+                for layer in range(cfg.num_layers)
+            ]
         )
         self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps, placement.platform)
         self.lm_head = (
@@ -87,14 +92,22 @@ class Transformer(nnx.Module):
         Raises:
             ValueError: T exceeds max_seq_len.
         """
-        T = tokens_BT.shape[1]
+        B, T = tokens_BT.shape
         if cache is None and self.cfg.max_seq_len < T:
             raise ValueError(f"{T} tokens exceed max_seq_len={self.cfg.max_seq_len}")
         positions_T = jnp.arange(T) if cache is None else cache[0].positions(T)
+        back_BT = None if cache is None else positions_T
+        if self.document_end is not None:
+            if cache is None:
+                zeros_B = jnp.zeros(B, positions_T.dtype)
+                back_BT = columns_back(tokens_BT, self.document_end, positions_T, zeros_B)
+            else:
+                back_BT = cache[0].back(tokens_BT, self.document_end)
+            positions_T = back_BT
         emb_key, *layer_keys = split_key(key, 1 + len(self.layers))
         x_BTD = self.pos_emb(constrain(self.tok_emb(tokens_BT)), positions_T)
         x_BTD = constrain(dropout(x_BTD, self.cfg.dropout, emb_key))
-        geometry = self.pos_emb.geometry(positions_T)
+        geometry = self.pos_emb.geometry(positions_T)._replace(back_BT=back_BT)
         if cache is not None:
             for layer, layer_cache in zip(self.layers, cache, strict=True):
                 x_BTD = layer(x_BTD, geometry, None, layer_cache)
@@ -122,5 +135,5 @@ class Transformer(nnx.Module):
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
         """
-        span = past_span_of(self.cfg.attention)
-        return [Cache(span, size, pad_B) for _ in self.layers]
+        attention = self.cfg.attention
+        return [Cache(past_span_of(attention, n), size, pad_B) for n in range(len(self.layers))]

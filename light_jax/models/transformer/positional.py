@@ -25,6 +25,8 @@ class Geometry(NamedTuple):
     cos_TH: jax.Array | None = None
     sin_TH: jax.Array | None = None
     slopes_N: jax.Array | None = None
+    back_BT: jax.Array | None = None
+    """How many columns before its own each query sees, those of its document; None for all."""
 
 
 class Rope(nnx.Module):

@@ -21,12 +21,14 @@ def attend(
     span: Span,
     slopes_N: torch.Tensor | None = None,
     empty_BS: torch.Tensor | None = None,
+    back_BT: torch.Tensor | None = None,
     dropout_rate: float = 0.0,
 ) -> torch.Tensor:
     """softmax(scale · q·k + alibi) · v, in v's dtype; the queries are the last T of S positions.
 
     Scores and softmax are float32. v's head_dim may differ from q's and k's. No query sees the
     keys in `empty_BS`, except the one at its own position: a softmax over nothing would be NaN.
+    Nor does it see further back than `back_BT`, or ahead to one that does not see back to it.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
@@ -45,6 +47,11 @@ def attend(
     seen = seen_TS  # [T, S], or [B, 1, 1, T, S]
     if empty_BS is not None:
         seen = (seen & ~empty_BS.to(seen.device)[:, None]) | (distance_TS == 0)
+    if back_BT is not None:
+        seen = seen & (distance_TS <= back_BT[:, :, None])
+        if span.right != 0:  # T is S: a model that sees the future has no cache
+            seen = seen & (-distance_TS <= back_BT[:, None])
+    if seen.dim() == 3:
         seen = seen[:, None, None]
     if slopes_N is None:
         mask = seen.expand(*seen.shape[:-3], G, T, S).flatten(-3, -2)

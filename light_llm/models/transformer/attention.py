@@ -23,7 +23,7 @@ class Attention(nn.Module):
     Query head n reads kv head n // G.
     """
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, layer: int) -> None:
         super().__init__()
         att = cfg.attention
         linear = functools.partial(nn.Linear, bias=att.bias or att.qkv_bias)
@@ -34,7 +34,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(q_dim, cfg.d_model, bias=att.bias)
         self.q_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
         self.k_norm = RMSNorm(att.head_dim, cfg.norm.eps) if att.qk_norm else None
-        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att, layer)
 
     def forward(
         self, x_BTD: torch.Tensor, geometry: Geometry, cache: Cache | None = None
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 class ComplexAttention(nn.Module):
     """Attention with complex queries and keys: the score is Re(q · conj(k)); v is real."""
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, layer: int) -> None:
         super().__init__()
         att = cfg.attention
         linear = functools.partial(nn.Linear, bias=att.bias or att.qkv_bias)
@@ -67,7 +67,7 @@ class ComplexAttention(nn.Module):
         self.k_im = linear(cfg.d_model, dim)
         self.v_proj = linear(cfg.d_model, dim)
         self.out_proj = nn.Linear(dim, cfg.d_model, bias=att.bias)
-        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att)
+        self.head_dim, self.dropout, self.span = att.head_dim, att.dropout, span_of(att, layer)
 
     def forward(
         self, x_BTD: torch.Tensor, geometry: Geometry, cache: Cache | None = None
@@ -107,6 +107,7 @@ def attend_through(
         span=layer.span,
         slopes_N=slopes_N,
         empty_BS=empty_BS,
+        back_BT=geometry.back_BT,
         dropout_rate=layer.dropout if layer.training else 0.0,
     )
 

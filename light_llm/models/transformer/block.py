@@ -40,10 +40,10 @@ PLACEMENT = {"pre": pre, "post": post, "sandwich": sandwich}
 
 
 class Block(nn.Module):
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, layer: int) -> None:
         super().__init__()
         norm = NORM[cfg.norm.type]
-        self.attn = ATTENTION[cfg.attention.variant](cfg)
+        self.attn = ATTENTION[cfg.attention.variant](cfg, layer)
         self.ffn = FFN[cfg.ffn.variant](cfg)
         self.norm1 = norm(cfg.d_model, cfg.norm.eps)
         self.norm2 = norm(cfg.d_model, cfg.norm.eps)

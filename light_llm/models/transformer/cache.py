@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from light_llm.models.transformer.documents import columns_back
 from light_llm.models.transformer.mask import Span
 
 
@@ -21,6 +22,7 @@ class Cache:
 
     span: Span
     pad_B: torch.Tensor | None = None  # empty columns before each row's first token
+    first_B: torch.Tensor | None = None  # where the next token's document begins, if one ended
     length: int = 0  # columns so far, including those no longer in the buffers
     filled: int = 0
     k_BSKH: torch.Tensor | None = None
@@ -32,6 +34,19 @@ class Cache:
         if self.pad_B is None:
             return columns_T
         return (columns_T - self.pad_B[:, None]).clamp(min=0)
+
+    def back(self, tokens_BT: torch.Tensor, end: int) -> torch.Tensor:
+        """`columns_back` of the next T tokens, which are remembered for those after them."""
+        B, T = tokens_BT.shape
+        columns_T = torch.arange(self.length, self.length + T, device=tokens_BT.device)
+        first_B = columns_T.new_zeros(B) if self.first_B is None else self.first_B
+        if self.pad_B is not None:
+            first_B = torch.maximum(first_B, self.pad_B.to(first_B))
+        back_BT = columns_back(tokens_BT, end, columns_T, first_B)
+        ended_B = tokens_BT[:, -1] == end
+        stop = self.length + T
+        self.first_B = torch.where(ended_B, stop, columns_T[-1] - back_BT[:, -1])
+        return back_BT
 
     def empty(self, S: int) -> torch.Tensor | None:
         """Whether each of the last S columns is padding, [B, S]; None without padding."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from light_llm.configfile import Config, derived
 
@@ -40,7 +40,21 @@ class AttentionConfig(Config):
     mask_type: Literal["causal", "bidirectional", "sliding_window"] = "causal"
     window_size: Positive | None = None
     """For sliding_window only, which needs it."""
+    window_pattern: list[Positive | None] | None = None
+    """Windows of the layers, repeated over them; None sees the whole past. For causal only."""
+    document_mask: bool = False
+    """A token attends within its own document, and positions begin at 0 in each."""
+    document_end: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """The id that ends a document. A run takes it from the tokenizer of its data."""
     use_flash_attn: bool = False
+
+    @field_validator("window_pattern", mode="before")
+    @classmethod
+    def _windows(cls, value: Any) -> Any:
+        listed = isinstance(value, list | tuple) and len(value) > 0
+        if value is not None and (not listed or any(isinstance(each, bool) for each in value)):
+            raise ValueError("must be a list of whole numbers and null, such as [512, 512, null]")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,6 +85,17 @@ class AttentionConfig(Config):
             warnings.warn(
                 f"attention.window_size={self.window_size} has no effect with "
                 f"mask_type={self.mask_type!r}",
+                stacklevel=2,
+            )
+        if self.window_pattern is not None and self.mask_type != "causal":
+            raise ValueError(
+                f"window_pattern={self.window_pattern} needs mask_type='causal', not "
+                f"mask_type={self.mask_type!r}; leave one of them out"
+            )
+        if self.document_end is not None and not self.document_mask:
+            warnings.warn(
+                f"attention.document_end={self.document_end} has no effect with "
+                "document_mask=False",
                 stacklevel=2,
             )
         return self
@@ -173,6 +198,13 @@ class TransformerConfig(Config):
                 )
             attention = attention.model_copy(update={"head_dim": head_dim})
             self.derive(attention=attention)
+        pattern = attention.window_pattern or []
+        if self.num_layers < len(pattern):
+            warnings.warn(
+                f"attention.window_pattern={pattern} is longer than num_layers={self.num_layers}; "
+                "the rest of it has no effect",
+                stacklevel=2,
+            )
         if self.positional.encoding == "rope" and attention.head_dim % 2:
             raise ValueError(
                 f"attention.head_dim={attention.head_dim} must be even for positional.encoding="

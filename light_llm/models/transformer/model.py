@@ -18,7 +18,8 @@ from torch.utils.checkpoint import (
 from light_llm.models.transformer.block import Block
 from light_llm.models.transformer.cache import Cache
 from light_llm.models.transformer.config import TransformerConfig
-from light_llm.models.transformer.mask import past_span_of
+from light_llm.models.transformer.documents import columns_back
+from light_llm.models.transformer.mask import document_end_of, past_span_of
 from light_llm.models.transformer.norm import NORM
 from light_llm.models.transformer.positional import POSITIONAL, Geometry
 
@@ -38,10 +39,10 @@ class Transformer(nn.Module):
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.document_end = cfg, document_end_of(cfg)
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.pos_emb = POSITIONAL[cfg.positional.encoding](cfg)
-        self.layers = nn.ModuleList([Block(cfg) for _ in range(cfg.num_layers)])
+        self.layers = nn.ModuleList([Block(cfg, layer) for layer in range(cfg.num_layers)])
         self.final_norm = NORM[cfg.norm.type](cfg.d_model, cfg.norm.eps)
         self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         if cfg.tie_embeddings:
@@ -81,15 +82,22 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the tokens, cached ones included, exceed max_seq_len.
         """
-        T = tokens_BT.shape[1]
+        B, T = tokens_BT.shape
         positions_T = cache[0].positions(T) if cache else torch.arange(T)
         length = int(positions_T.max()) + 1 if cache else T
         if self.cfg.max_seq_len < length:
             raise ValueError(f"{length} tokens exceed max_seq_len={self.cfg.max_seq_len}")
-        positions_T = positions_T.to(tokens_BT.device)
+        positions_T, back_BT = positions_T.to(tokens_BT.device), None
+        if self.document_end is not None:
+            if cache:
+                back_BT = cache[0].back(tokens_BT, self.document_end)
+            else:
+                zeros_B = positions_T.new_zeros(B)
+                back_BT = columns_back(tokens_BT, self.document_end, positions_T, zeros_B)
+            positions_T = back_BT
         x_BTD = self.pos_emb(self.tok_emb(tokens_BT).float(), positions_T)
         x_BTD = F.dropout(x_BTD, self.cfg.dropout, self.training)
-        geometry = self.pos_emb.geometry(positions_T)
+        geometry = self.pos_emb.geometry(positions_T)._replace(back_BT=back_BT)
         caches: Sequence[Cache | None] = cache or [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x_BTD = self._run(layer, x_BTD, geometry, layer_cache)
@@ -113,8 +121,8 @@ class Transformer(nn.Module):
         Raises:
             UserError: bidirectional attention, where each new token changes all earlier ones.
         """
-        span = past_span_of(self.cfg.attention)
-        return [Cache(span, pad_B) for _ in self.layers]
+        attention = self.cfg.attention
+        return [Cache(past_span_of(attention, n), pad_B) for n in range(len(self.layers))]
 
 
 def _keeping_matmuls() -> Any:

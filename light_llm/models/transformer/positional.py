@@ -23,6 +23,8 @@ class Geometry(NamedTuple):
     cos_TH: torch.Tensor | None = None
     sin_TH: torch.Tensor | None = None
     slopes_N: torch.Tensor | None = None
+    back_BT: torch.Tensor | None = None
+    """How many columns before its own each query sees, those of its document; None for all."""
 
 
 class Rope(nn.Module):

@@ -78,6 +78,37 @@ def test_a_window_reaches_as_far_per_layer_and_never_ahead(placement, parallel):
     np.testing.assert_array_equal(influence(cfg, 10), (d >= 0) & (d <= 2 * 3))
 
 
+@pytest.mark.parametrize(
+    "pattern, reach",
+    [([3, 3], 2 * 3), ([3, 1], 3 + 1), ([2, None], 9), ([None, 2], 9)],  # of two layers
+)
+def test_each_layer_has_its_window(pattern, reach):
+    cfg = tiny(attention={"window_pattern": pattern}, positional={"encoding": "none"})
+    d = differences(10)
+    np.testing.assert_array_equal(influence(cfg, 10), (d >= 0) & (d <= reach))
+
+
+def test_a_pattern_of_one_window_is_a_sliding_window():
+    params, tokens = lively_params(tiny()), tokens_for(tiny(), 2, 12)
+    patterns = [WINDOWED, {"window_pattern": [3]}, {}, {"window_pattern": [None]}]
+    logits = [jax.jit(build(tiny(attention=way), params))(tokens) for way in patterns]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    np.testing.assert_array_equal(logits[2], logits[3])
+
+
+def test_a_loop_has_a_body_as_long_as_the_pattern():
+    """Whatever the depth: seven layers are two turns of it and a beginning of a third."""
+
+    def matmuls(layers, pattern):
+        cfg = tiny(num_layers=layers, attention={"window_pattern": pattern})
+        model = build(cfg, lively_params(cfg), placement=Placement(scanned=True))
+        return str(jax.make_jaxpr(model.hidden)(tokens_for(cfg, 2, 12))).count("dot_general")
+
+    one = matmuls(6, None)
+    assert matmuls(6, [2, 2, None]) == matmuls(9, [2, 2, None]) == 3 * one
+    assert matmuls(7, [2, 2, None]) == 4 * one
+
+
 @pytest.mark.parametrize("encoding", ["rope", "rope/3", "alibi", "sinusoidal", "learned", "nopos"])
 def test_the_future_has_no_gradient(encoding):
     cfg = tiny(DIMENSIONS["encoding"][encoding])
@@ -245,12 +276,17 @@ def test_parallel_layers_leave_post_norms_unused():
             assert layer[norm]["weight"].get_value().all()
 
 
-@pytest.mark.parametrize("encoding, rate", [("rope", 0.3), ("alibi", 0.0)])
-def test_gradient_checkpointing_changes_nothing(encoding, rate):
+@pytest.mark.parametrize(
+    "encoding, rate, pattern", [("rope", 0.3, None), ("alibi", 0.0, [2, None])]
+)
+def test_gradient_checkpointing_changes_nothing(encoding, rate, pattern):
+    """Nor does a loop over layers; of three with a pattern of two, the last is a loop alone."""
     rates = {"dropout": rate, "attention": {"dropout": rate}, "ffn": {"dropout": rate}}
     results = []
     for kind, scanned in ((False, False), (True, False), (False, True), (True, True)):
-        cfg = tiny(rates, positional={"encoding": encoding}, gradient_checkpointing=kind)
+        attention = {"window_pattern": pattern, "dropout": rate}
+        cfg = tiny(rates, positional={"encoding": encoding}, attention=attention, num_layers=3)
+        cfg = cfg.model_copy(update={"gradient_checkpointing": kind})
         tokens, key = tokens_for(cfg, 2, 12), jax.random.key(3) if rate else None
         run = functools.partial(build, placement=Placement(scanned=scanned))
 

@@ -63,6 +63,7 @@ VARIANTS = {
     "bidirectional, padded": Case(T=200, K=1, H=40, span=BIDIRECTIONAL),
     "alibi, 12 heads": Case(T=200, N=12, K=4, alibi=True),
     "alibi, 3 heads, window": Case(T=130, N=3, K=1, H=128, alibi=True, span=Span(40, 0)),
+    "documents, two rows": Case(T=200, K=1, H=40, B=2, documents=True),
     "complex, alibi": Case(T=130, N=3, K=3, H=32, complex=True, alibi=True),
 }
 
@@ -129,13 +130,20 @@ def test_a_scaled_product_is_exact_where_that_is_free(head_dim, bits):
 def chosen(where, case, dtype=jnp.bfloat16):
     wide = case.shapes[0][-1]
     return flash.kernel_for(
-        where, dtype=dtype, length=case.T, head_dim=wide, span=case.span, alibi=case.alibi
+        where,
+        dtype=dtype,
+        length=case.T,
+        head_dim=wide,
+        span=case.span,
+        alibi=case.alibi,
+        documents=case.documents,
     )
 
 
 def test_blocks_are_taken_where_no_kernel_is_exact():
     tpu = attention_cases.placement(targets.target("v5e-1").devices)
     assert chosen(tpu, Case()) == chosen(tpu, Case(alibi=True)) == "splash"
+    assert chosen(tpu, Case(documents=True)) == "splash"
     assert chosen(tpu, Case(), jnp.float32) is None
     assert chosen(tpu, Case(alibi=True, span=BIDIRECTIONAL)) is None
     assert chosen(tpu, Case(alibi=True, T=2 * flash.MAX_LENGTH)) is None

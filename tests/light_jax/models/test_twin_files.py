@@ -55,7 +55,7 @@ def test_each_parameter_has_its_row_of_sharding_axes(row):
 
 
 FOLDER = "models/transformer"
-MODEL = ["norm", "positional", "ffn", "cache", "attend", "attention", "block", "model"]
+MODEL = ["norm", "positional", "ffn", "documents", "cache", "attend", "attention", "block", "model"]
 TWINS = [*(f"{FOLDER}/{name}" for name in MODEL), "generate"]
 SHARED = {"config", "frequencies", "mask"}  # light_llm's, for both: neither framework is in them
 METHODS = {"forward": "__call__"}
@@ -89,6 +89,7 @@ JAX_ONLY = {
     "generate._scattered": "PyTorch has it built in",
 }
 PYTORCH_ONLY = {
+    "cache.Cache.empty": "transformers may have padding anywhere; here it hides as documents do",
     "model.Transformer._run": "models/stack.py runs the layers, unrolled or as a loop",
     "model.MATMULS": "the same, and says what is computed again",
     "model._keeping_matmuls": "the same",

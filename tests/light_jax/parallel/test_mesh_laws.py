@@ -35,7 +35,7 @@ KINDS = [
 MESHES = {
     "adamw-cosine": KINDS,
     "adam-biases-epochs": KINDS,
-    "sgd-constant": ["data2 fsdp2 tensor2 recomputed"],
+    "sgd-constant documents": ["data2 fsdp2 tensor2 recomputed"],
     "adamw-bf16": KINDS[-1:],
     "adamw-cosine muon": ["fsdp8", "data2 fsdp2 tensor2"],
 }
@@ -100,9 +100,9 @@ def test_a_device_holds_its_share_of_weights_and_moments(case):
 
 def test_a_tensor_group_keeps_a_layers_input_once():
     """Each of its two devices has half of the positions of its two rows."""
-    cfg = run_of("sgd-constant", RECOMPUTED)
-    (mesh,) = MESHES["sgd-constant"]
-    kept, rows = runs("sgd-constant")[mesh][2], cfg.batch_size // 4
+    cfg = run_of("sgd-constant documents", RECOMPUTED)
+    (mesh,) = MESHES["sgd-constant documents"]
+    kept, rows = runs("sgd-constant documents")[mesh][2], cfg.batch_size // 4
     assert [rows, cfg.seq_len // 2] in kept
     assert [rows, cfg.seq_len] not in kept
 

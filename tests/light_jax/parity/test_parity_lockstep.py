@@ -98,8 +98,8 @@ PARALLEL: dict[str, Any] = {
     "gradient_checkpointing": True,
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "complex, sgd, bfloat16 weights, 2 micro-batches": {
-        "model": {"attention": {"variant": "complex"}},
+    "complex, documents, sgd, bfloat16 weights, 2 micro-batches": {
+        "model": {"attention": {"variant": "complex", "document_mask": True, "document_end": 14}},
         "optimizer": {"type": "sgd", "lr": 0.05},
         "gradient_accumulation_steps": 2,
         "dtype": "bfloat16",

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from architectures import CASES, REFERENCE, lively_params, reference_config, tiny, tokens_for
+from architectures import (
+    CASES,
+    DOCUMENTS,
+    REFERENCE,
+    lively_params,
+    reference_config,
+    tiny,
+    tokens_for,
+)
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -48,7 +56,7 @@ def test_every_stage_of_the_reference_models_agrees(case):
         assert names.index(f"layers.{i}") > max(map(names.index, inside))
 
 
-SMALL = tiny()
+SMALL = tiny(DOCUMENTS)
 
 
 def perturbed(params, layer):

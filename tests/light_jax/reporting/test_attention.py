@@ -37,6 +37,7 @@ ALIBI = {"positional": {"encoding": "alibi"}}
         ({"model": ALIBI}, "splash"),
         ({"dtype": "float32"}, "blocks of queries: dtype is float32"),
         (model(dropout=0.1), "blocks of queries: attention.dropout is set"),
+        (model(document_mask=True), "splash"),
         (
             {"model": ALIBI | {"attention": {"mask_type": "bidirectional"}}},
             "blocks of queries: alibi with mask_type bidirectional",
@@ -53,6 +54,10 @@ def test_on_a_tpu(tmp_path, changes, says):
     [
         ({}, "cudnn"),
         ({"dtype": "float16", "model": ALIBI}, "blocks of queries: alibi with dtype float16"),
+        (
+            model(document_mask=True),
+            "blocks of queries: attention.document_mask is set, which cuDNN has no kernel for",
+        ),
         (model(head_dim=12), "blocks of queries: queries and keys are 12 wide"),
         (model(head_dim=136), "blocks of queries: queries and keys are 136 wide"),
         (

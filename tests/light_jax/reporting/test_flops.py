@@ -23,6 +23,10 @@ def pairs(sees, seq_len=6) -> float:
         ({"mask_type": "bidirectional"}, lambda t, s: True),
         ({"mask_type": "sliding_window", "window_size": 2}, lambda t, s: t - 2 <= s <= t),
         ({"mask_type": "sliding_window", "window_size": 99}, lambda t, s: s <= t),
+        (
+            {"window_pattern": [2, None]},  # two of three layers
+            lambda t, s: (2 * (t - 2 <= s <= t) + (s <= t)) / 3,
+        ),
     ],
 )
 def test_the_share_that_a_mask_shows_is_counted_in_pairs(attention, sees):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import write_config
+from tiny_runs import command, write_config
 
 from light_jax.config import load_config
 from light_jax.training.loop import run_config
@@ -46,6 +46,10 @@ def warned(**changes):
     return [str(each.message) for each in caught if each.category is UserWarning]
 
 
+def masked(**attention):
+    return {"vocab_size": ..., "attention": {"document_mask": True, **attention}}
+
+
 @pytest.mark.parametrize(
     "paths",
     ["data/train", "data/train/", "data/train/*.parquet", "data/**/*.parquet", ["data/train"]],
@@ -66,11 +70,12 @@ def test_a_vocabulary_that_is_given_or_unknown_stays(corpus):
     assert load_config(written()).model.vocab_size == 32000
 
 
-def test_a_snapshot_holds_the_number_and_a_resume_resolves_the_same(corpus):
+def test_a_snapshot_holds_the_numbers_and_a_resume_resolves_the_same(corpus):
     """Even where the manifest has stayed on another machine."""
-    config = written(num_steps=2, scheduler={"warmup_steps": 1})
+    config = written(num_steps=2, scheduler={"warmup_steps": 1}, model=masked())
     run_config(config)
-    assert json.loads(Path("out/final.config.json").read_text())["model"]["vocab_size"] == corpus
+    snapshot = json.loads(Path("out/final.config.json").read_text())["model"]
+    assert (snapshot["vocab_size"], snapshot["attention"]["document_end"]) == (corpus, 1)
     assert load_file("out/final.safetensors")["tok_emb.weight"].shape[0] == corpus
     assert Path("out/c.yaml").read_bytes() == config.read_bytes()
     assert "vocab_size" not in config.read_text()
@@ -80,11 +85,35 @@ def test_a_snapshot_holds_the_number_and_a_resume_resolves_the_same(corpus):
     Path("data/manifest.json").unlink()
     config.write_text(text.replace("num_steps: 3", "num_steps: 4"))
     assert load_config(config).model.vocab_size == 32000
+    assert load_config(config).model.attention.document_end is None
     run_config(config, "auto")
     assert load_file("out/final.safetensors")["tok_emb.weight"].shape[0] == corpus
-    written(num_steps=5, model={"vocab_size": corpus + 1})  # given, it counts
+    written(num_steps=5, model=masked() | {"vocab_size": corpus + 1})  # given, it counts
     with pytest.raises(UserError, match=f"model.vocab_size: {corpus} -> {corpus + 1}"):
         run_config(config, "auto")
+
+
+def test_the_end_of_documents_is_the_tokenizers(corpus):
+    assert load_config(written(model=masked())).model.attention.document_end == 1  # of characters
+    assert load_config(written(model=masked(document_end=3))).model.attention.document_end == 3
+    Path("data/manifest.json").unlink()
+    found = load_config(written(model=masked(), tokenizer_path="data/tokenizer"))
+    assert found.model.attention.document_end == 1
+
+
+def test_a_document_mask_without_an_end_mark_is_refused(corpus):
+    (told,) = warned(model=masked(document_end=3))
+    assert told.startswith("model.attention.document_end=3 is not the end-of-text id")
+    with pytest.raises(UserError, match=f"document_end={corpus} must be below"):
+        warned(model=masked(document_end=corpus))
+    Path("data/manifest.json").unlink()
+    done = command("llm-train", written(model={"attention": {"document_mask": True}}), cwd=".")
+    assert done.returncode == 2
+    assert "model.attention.document_mask=True needs the id of the token" in done.stderr
+    assert "set model.attention.document_end" in done.stderr
+    done = command("llm-train", "c.yaml", "--check", cwd=".")
+    assert done.returncode == 2
+    assert done.stdout.count("needs the id of the token") == 1
 
 
 def test_rows_that_no_token_uses_are_told(corpus):

@@ -141,6 +141,7 @@ def test_eight_bits_are_within_half_a_step(tmp_path):
         ({"norm": {"type": "layernorm"}, "parallel_layers": True}, "parallel_layers=True"),
         ({"ffn": {"variant": "geglu"}}, "ffn.variant='geglu'"),
         ({"attention": {"mask_type": "sliding_window", "window_size": 46}}, "window_size=46"),
+        ({"attention": {"window_pattern": [9, None]}}, "attention.window_pattern=[9, None]"),
         ({"attention": {"qkv_bias": True}, "positional": {"rope_scaling": LLAMA3}}, "llama3"),
         ({"attention": {"qk_norm": True, "bias": True}}, "attention.bias=True"),
         ({"attention": {"qkv_bias": True, "head_dim": 16}}, "head_dim=64 unlike d_model=32"),
@@ -204,10 +205,12 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path):
 
 
 def test_the_command_says_what_it_wrote(tmp_path, saved_bpe):
-    checkpoint(tmp_path, config(), saved_bpe)
+    documents = {"document_mask": True, "document_end": 0}
+    checkpoint(tmp_path, config(attention=documents), saved_bpe)
     done = command("llm-convert", "gguf", "best", "out.gguf", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("out.gguf: llama, 20 tensors, float16, ")
+    assert "attention.document_mask is not known to llama.cpp: a text of one" in done.stdout
 
 
 # The tokenizer

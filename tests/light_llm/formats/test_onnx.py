@@ -17,7 +17,10 @@ from light_llm.checkpoint.loading import load_transformer
 
 # Each variant of each part once.
 MODELS = {
-    "rope-gqa-swiglu": {"positional": {"rope_scaling": 2.0}},
+    "rope-gqa-pattern-swiglu": {
+        "positional": {"rope_scaling": 2.0},
+        "attention": {"window_pattern": [5, None]},
+    },
     "alibi-mqa-window": {
         "positional": {"encoding": "alibi"},
         "attention": {
@@ -44,7 +47,11 @@ MODELS = {
         "ffn": {"variant": "mlp", "activation": "gelu"},
         "parallel_layers": True,
     },
-    "sinusoidal": {"positional": {"encoding": "sinusoidal"}, "num_layers": 1},
+    "sinusoidal-documents": {
+        "positional": {"encoding": "sinusoidal"},
+        "attention": {"document_mask": True, "document_end": 3},
+        "num_layers": 1,
+    },
 }
 
 

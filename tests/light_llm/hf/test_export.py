@@ -17,7 +17,7 @@ from hf_exports import FAMILIES, OWN, convert, exported, loaded, write_checkpoin
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import BIN, REFERENCE, write_config
-from torch_cases import lively, tiny, tokens_for
+from torch_cases import DOCUMENTS, lively, tiny, tokens_for
 from transformers import AutoTokenizer
 
 from light_llm.generate import generate
@@ -53,6 +53,15 @@ def test_a_family_of_transformers_computes_the_same(tmp_path, name):
     assert type(theirs).__name__ == class_name
     assert_same_logits(ours, theirs)
     assert_same_text(ours, theirs)
+
+
+def test_a_family_gets_a_model_that_masked_documents_and_the_command_says_so(tmp_path):
+    cfg = tiny(attention=DOCUMENTS)
+    done = convert(write_checkpoint(tmp_path / "run/best", lively(cfg)), tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("wrote")
+    assert "LlamaForCausalLM" in done.stdout
+    assert "attention.document_mask is not known to LlamaForCausalLM" in done.stdout
 
 
 @pytest.mark.parametrize("name", OWN)

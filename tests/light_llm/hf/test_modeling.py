@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 from hf_exports import CONTEXT, OWN, exported, loaded
 from tiny_runs import ROOT
-from torch_cases import lively, tiny, tokens_for
+from torch_cases import DOCUMENTS, lively, tiny, tokens_for
 from transformers import AutoConfig
 
 from light_llm.errors import UserError
+from light_llm.generate import generate_batch
 from light_llm.hf import LightLLMConfig, LightLLMForCausalLM
 from light_llm.hf.check import quietly
+from light_llm.sampling import Sampling
 
 SHORT, LONG = 5, 12
+GREEDY = Sampling(20, temperature=0)
 
 
 def in_transformers(cfg) -> LightLLMForCausalLM:
@@ -143,6 +146,24 @@ def test_a_bidirectional_model_computes_and_does_not_write(tmp_path):
     torch.testing.assert_close(rows, ours(short)[0])
     with pytest.raises(UserError, match="sees the future"):
         theirs.generate(ids, max_new_tokens=3)
+
+
+def test_documents_are_masked_in_any_batch_and_without_a_cache():
+    model = in_transformers(tiny(attention=DOCUMENTS, positional={"encoding": "learned"}))
+    tokens = tokens_for(model.model.cfg, 2, LONG)
+    tokens[0, 2] = tokens[1, 4] = tokens[1, 5] = DOCUMENTS["document_end"]
+    ids, mask = padded(tokens)
+    logits = model(ids, attention_mask=mask).logits
+    for prompt, found in [(tokens[:1, :SHORT], logits[:1, -SHORT:]), (tokens[1:], logits[1:])]:
+        torch.testing.assert_close(found, model.model(prompt))
+    texts = model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False)
+    rows = generate_batch(model.model, [tokens[0, :SHORT].tolist(), tokens[1].tolist()], GREEDY)
+    assert texts[:, LONG:].T.tolist() == [list(step) for step in rows]
+    with pytest.raises(ValueError, match="document_mask=True: a cache of transformers holds no"):
+        model(ids, use_cache=True)
+    mask[1, 3] = 0
+    with pytest.raises(ValueError, match="attention_mask has padding between tokens"):
+        model(ids, attention_mask=mask)
 
 
 def test_what_it_cannot_do_is_refused():
