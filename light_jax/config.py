@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from light_jax.othernames import OTHER_NAMES
-from light_jax.sections import MeshConfig, OptimizerConfig, SchedulerConfig
+from light_jax.sections import MeshConfig, NonNegativeFloat, OptimizerConfig, SchedulerConfig
 from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.checkpoint.parts import parse_size
 from light_llm.configcheck import validate
@@ -56,6 +56,7 @@ class TrainingConfig(Config):
     early_stopping_patience: Positive | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    z_loss: NonNegativeFloat = 0.0
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bf16_model_weights: bool = False
     mesh: MeshConfig = MeshConfig()

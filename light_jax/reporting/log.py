@@ -141,6 +141,8 @@ class Log:
         }
         for name, per_token in self._utilisation.items():
             line[f"train/{name}"] = tokens_per_second * per_token
+        if values.z_loss is not None:
+            line["train/z_loss"] = float(values.z_loss)
         if cfg.dtype == "float16":
             line["train/loss_scale"] = float(values.loss_scale)
         line["perf/step_seconds"] = speed.step_seconds

@@ -132,6 +132,7 @@ def _charts(history: History) -> Iterable[str]:
     ]
     yield chart("Loss", lines, form=number, x_form=short, last_form=loss_form, log=None, tall=True)
     for title, name, form, log in (
+        ("z-loss", "train/z_loss", number, None),
         ("Learning rate", "train/lr", number, False),
         ("Gradient norm", "train/grad_norm", number, None),
         ("Tokens per second", "train/tokens_per_second", short, False),
