@@ -56,7 +56,7 @@ class TrainingConfig(Config):
     early_stopping_patience: Positive | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    z_loss: NonNegativeFloat = 0.0
+    z_loss: NonNegativeFloat | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bf16_model_weights: bool = False
     mesh: MeshConfig = MeshConfig()

@@ -105,6 +105,7 @@ _MODEL = {
     **dict.fromkeys(("dropout_rate", "resid_dropout"), "model.dropout"),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), "model.max_seq_len"),
     **dict.fromkeys(("padded_vocab_size", "n_vocab"), "model.vocab_size"),
+    **dict.fromkeys(("final_logit_softcapping", "final_logits_soft_cap"), "model.logit_softcap"),
     **dict.fromkeys(("tie_word_embeddings", "weight_tying"), "model.tie_embeddings"),
     "logits_via_embedding": "model.tie_embeddings",
     **dict.fromkeys(("initializer_range", "init_range"), "model.init_std"),

@@ -59,7 +59,7 @@ class Losses:
     """Of a micro-batch or a step, each a mean over tokens, float32."""
 
     cross_entropy: jax.Array  # what is meant by `loss` elsewhere
-    z: jax.Array | None  # z_loss · log² Z; None where z_loss is 0
+    z: jax.Array | None  # z_loss · log² Z; None without z_loss
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +71,7 @@ class StepMetrics:
     loss_scale: jax.Array  # 1 unless float16
     skipped: jax.Array  # bool, float16's overflow
     bad_step: jax.Array
-    z_loss: jax.Array | None  # of this step; None where z_loss is 0
+    z_loss: jax.Array | None  # of this step; None without z_loss
 
 
 @dataclasses.dataclass

@@ -55,6 +55,7 @@ OWN: dict[str, TransformerConfig] = {
             "norm": {"placement": "post"},
         },
         "none-parallel": {"positional": {"encoding": "none"}, "parallel_layers": True},
+        "capped": {"logit_softcap": 3.0},
     }.items()
 }
 

@@ -21,6 +21,7 @@ from light_jax.parity.muon import MuonWithAdamW
 from light_jax.sections import OptimizerConfig
 from light_jax.training.verdict import MAX_SKIPS
 from light_llm.models.transformer import Transformer
+from light_llm.models.transformer.model import capped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +170,11 @@ def autocast(dtype: str) -> contextlib.AbstractContextManager[object]:
 
 
 def logits_of(model: Transformer, hidden_BTD: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Logits [B, T, V], float32, from hidden states and a head in `dtype`.
+    """Logits [B, T, V], float32 and capped, from hidden states and a head in `dtype`.
 
     autocast's own would be rounded to 16 bits.
     """
     in_dtype = getattr(torch, dtype)
     head_VD = model.lm_head.weight.to(in_dtype).float()
-    return F.linear(hidden_BTD.to(in_dtype).float(), head_VD)
+    logits_BTV = F.linear(hidden_BTD.to(in_dtype).float(), head_VD)
+    return capped(logits_BTV, model.cfg.logit_softcap)

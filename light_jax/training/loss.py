@@ -17,6 +17,9 @@ The z-loss (Chowdhery et al. 2022, PaLM, section 5) is z_loss · log² Z of each
 softmax's denominator. It needs nothing but that logarithm, which is there, and its gradient by the
 logits is the softmax times 2 · z_loss · log Z: a factor on what the cross-entropy's has anyway.
 
+A soft-cap (`capped`) stands between the matmul and all of this. Its derivative, 1 - (logit / cap)²,
+is a function of what it returned, so nothing more is kept for it.
+
 Letters: B batch, C positions of a chunk, D model, V vocab, R rows of the head on one device.
 """
 
@@ -33,6 +36,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import einsum_float32
+from light_jax.models.transformer.model import capped
 from light_jax.parallel.tables import (
     Tables,
     as_stored,
@@ -57,12 +61,14 @@ class How:
         tables: how the head and the batch lie on devices.
         row_multiple: a device's rows of the head are padded to a multiple of this, and masked out.
         z_loss: the weight of the z-loss; 0 is none.
+        softcap: of the logits, or None.
     """
 
     dtype: DTypeLike
     tables: Tables
     row_multiple: int = 1
     z_loss: float = 0.0
+    softcap: float | None = None
 
 
 class Sums(NamedTuple):
@@ -147,7 +153,8 @@ def _on_device(
     def body(carry, inputs):  # type: ignore[no-untyped-def]
         loss, z, grad_head_DR = carry
         hidden_BCD, targets_BC, weights_BC = (gathered(x, tables.columns) for x in inputs)
-        logits_BCR = einsum_float32("bcd,rd->bcr", hidden_BCD, head_RD)
+        logits_BCR = capped(einsum_float32("bcd,rd->bcr", hidden_BCD, head_RD), how.softcap)
+        slope_BCR = None if how.softcap is None else 1 - jnp.square(logits_BCR / how.softcap)
         if is_padded:
             logits_BCR = jnp.where(is_row_R, logits_BCR, -jnp.inf)
         max_BC = largest(jnp.max(logits_BCR, axis=-1), *split)
@@ -164,6 +171,8 @@ def _on_device(
         if z is not None:
             probs_BCR *= (1 + 2 * how.z_loss * lse_BC)[..., None]
         error_BCR = (probs_BCR - is_target) * (weights_BC * boost)[..., None]
+        if slope_BCR is not None:
+            error_BCR *= slope_BCR
         error_BCR = error_BCR.astype(dtype)
         # [D, R]: as [R, D] a CPU would transpose a copy of the error, which is large
         grad_head_DR += einsum_float32("bcd,bcr->dr", hidden_BCD, error_BCR)

@@ -99,7 +99,7 @@ def _watched_sums(
     by_rows = batch_sharding(mesh, 0)
     # The head's rows in full tiles: 50257 columns would leave a GPU's or TPU's matmul units idle.
     row_multiple = 1 if mesh.devices.flat[0].platform == "cpu" else 128
-    how = How(jnp.dtype(cfg.dtype), tables, row_multiple, z_loss)
+    how = How(jnp.dtype(cfg.dtype), tables, row_multiple, z_loss, cfg.model.logit_softcap)
 
     def sums(
         params: Params, tokens_BS: jax.Array, weights_BT: jax.Array, key: jax.Array | None = None
@@ -130,7 +130,7 @@ def micro_batch_grads(
         watch: is given the token embeddings, and the residual stream [B, T, D] before and after
             each layer; `watched` lists what it returned, in that order.
     """
-    sums = _watched_sums(cfg, mesh, watch, cfg.z_loss)
+    sums = _watched_sums(cfg, mesh, watch, cfg.z_loss or 0.0)
 
     def scaled_loss(
         params: Params, tokens_BS: jax.Array, key: jax.Array | None, scale: jax.Array
@@ -162,7 +162,7 @@ def make_train_step(
     def train_step(
         state: TrainState, tokens_ABS: jax.Array, lr: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        losses, grads = _mean_grads(grads_of, state, tokens_ABS, has_z_loss=cfg.z_loss > 0)
+        losses, grads = _mean_grads(grads_of, state, tokens_ABS, has_z_loss=bool(cfg.z_loss))
         grads = jax.tree.map(lambda g: g / state.scale, grads)
         norm = optax.tree.norm(grads)
         clip = clip_scale(norm, cfg.optimizer.grad_clip)

@@ -135,8 +135,8 @@ def test_schedules_by_hand():
     assert [learning_rate(wsd, n) for n in steps] == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1])
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-def test_loss_is_cross_entropy_for_any_chunks_and_padding(z_loss):
+@pytest.mark.parametrize(("z_loss", "cap"), [(0.0, None), (1e-2, None), (1e-2, 3.0)])
+def test_loss_is_its_formula_for_any_chunks_and_padding(z_loss, cap):
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (4, 37, 16)), jax.random.normal(keys[1], (53, 16))
     targets = jax.random.randint(keys[2], (4, 37), 0, 53)
@@ -144,13 +144,14 @@ def test_loss_is_cross_entropy_for_any_chunks_and_padding(z_loss):
 
     def plain(hidden, head):
         logits = jnp.einsum("btd,vd->btv", hidden, head, precision="highest")
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         losses += z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
         return 3 * jnp.sum(losses * weights)
 
     expected = jax.jit(jax.value_and_grad(plain, (0, 1)))(hidden, head)
     tables = tables_of(setup()[0].model, make_mesh(MeshConfig()))
-    for how in (How(jnp.float32, tables, rows, z_loss) for rows in (1, 128)):
+    for how in (How(jnp.float32, tables, rows, z_loss, cap) for rows in (1, 128)):
 
         def ours(hidden, head, how=how):
             return 3 * loss_sums(hidden, head, targets, weights, how).total

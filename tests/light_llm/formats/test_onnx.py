@@ -44,7 +44,11 @@ MODELS = {
         "ffn": {"variant": "mlp", "activation": "gelu"},
         "parallel_layers": True,
     },
-    "sinusoidal": {"positional": {"encoding": "sinusoidal"}, "num_layers": 1},
+    "sinusoidal-capped": {
+        "positional": {"encoding": "sinusoidal"},
+        "num_layers": 1,
+        "logit_softcap": 5.0,
+    },
 }
 
 
