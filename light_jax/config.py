@@ -57,6 +57,7 @@ class TrainingConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     z_loss: NonNegativeFloat | None = None
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bf16_model_weights: bool = False
     mesh: MeshConfig = MeshConfig()

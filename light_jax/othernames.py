@@ -56,6 +56,7 @@ _RUN = {
     **dict.fromkeys(("compile", "torch_compile"), "compile_model (everything is compiled anyway)"),
 }
 _UPDATE = {
+    **dict.fromkeys(("ema", "ema_beta", "ema_rate"), "ema_decay"),
     **dict.fromkeys(("z_loss_weight", "z_loss_multiplier"), "z_loss"),
     **dict.fromkeys(("learning_rate", "max_lr", "peak_lr", "base_lr"), "optimizer.lr"),
     **dict.fromkeys(("gradient_clip", "max_grad_norm", "max_norm"), "optimizer.grad_clip"),

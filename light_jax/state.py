@@ -36,6 +36,7 @@ class TrainState:
     step: jax.Array  # int32, updates made
     params: Params  # what the model computes with: float32, or bfloat16 with a master copy
     master: Params | None  # float32 (bf16_model_weights only)
+    average: Params | None  # float32, of the weights over the steps (ema_decay only)
     opt_state: Any
     loss_scale: LossScale | None  # float16 only
     loss_sum: jax.Array  # float32, over the steps since the last log line
@@ -46,6 +47,11 @@ class TrainState:
     def weights(self) -> Params:
         """The float32 parameters, which a checkpoint's weights file holds."""
         return self.params if self.master is None else self.master
+
+    @property
+    def parts(self) -> str:
+        """What takes its memory, for messages."""
+        return f"weights{'' if self.average is None else ', their average'} and optimizer"
 
     @property
     def scale(self) -> jax.Array:

@@ -52,8 +52,8 @@ def config_of(case: str, mesh: str) -> TrainingConfig:
         "mesh": {"data": 1} | axes,
         "model": {"gradient_checkpointing": _recompute(mesh)},
     }
-    if name == "sgd-constant":  # what the loss can have, on a mesh with every axis
-        changes["z_loss"] = 1e-2
+    if name == "sgd-constant":  # what a step can have besides, on a mesh with every axis
+        changes |= {"z_loss": 1e-2, "ema_decay": 0.9}
         changes["model"]["logit_softcap"] = 1.0
     if optimizer == "muon":  # in 16 bits its iteration would turn a last bit into a hundredth
         changes["optimizer"] = {"type": "muon", "muon_dtype": "float32"}

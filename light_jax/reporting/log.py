@@ -207,12 +207,19 @@ class Log:
         left = self.meter.left(step, self.run.cfg.num_steps, line["perf/step_seconds"])
         return [*parts, f"ETA {duration(left)}"]
 
-    def validation(self, step: int, loss: float, best: bool) -> None:
-        self._write({"step": step, "val/loss": loss, "val/perplexity": perplexity(loss)})
+    def validation(
+        self, step: int, loss: float, best: bool, of_average: float | None = None
+    ) -> None:
+        """Take the mean losses over the validation tokens: of the weights, and of their average."""
+        line = {"step": step, "val/loss": loss, "val/perplexity": perplexity(loss)}
+        also = ""
+        if of_average is not None:
+            line["val/loss_ema"], also = of_average, f"  of the average {of_average:.4f}"
+        self._write(line)
         self.evaluated()
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
-            f"perplexity {perplexity_form(loss)}{'  (best so far)' if best else ''}"
+            f"perplexity {perplexity_form(loss)}{also}{'  (best so far)' if best else ''}"
         )
         self.numbers = dataclasses.replace(self.numbers, val_loss=loss)
         self._note_best()

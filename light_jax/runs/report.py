@@ -124,11 +124,13 @@ def short(value: float) -> str:
 
 def _charts(history: History) -> Iterable[str]:
     loss, val = history.curve("train/loss"), history.curve("val/loss")
+    averages = history.curve("val/loss_ema")
     means = smoothed(loss)
     lines = [
         Line("train, each line" if means else "train", reduced(loss), 1, faint=bool(means)),
         Line("train, smoothed", means, 1),
         Line("validation", reduced(val), 2, dots=len(val) <= 60),
+        Line("validation, average", reduced(averages), 3, dots=len(averages) <= 60),
     ]
     yield chart("Loss", lines, form=number, x_form=short, last_form=loss_form, log=None, tall=True)
     for title, name, form, log in (

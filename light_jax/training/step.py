@@ -51,6 +51,7 @@ def init_state(cfg: TrainingConfig, weights: Params) -> TrainState:
         step=zero,
         params=params,
         master=master,
+        average=None if cfg.ema_decay is None else jax.tree.map(jnp.copy, weights),
         opt_state=make_optimizer(cfg.optimizer).init(weights),
         loss_scale=(
             LossScale(jnp.float32(INITIAL_LOSS_SCALE), zero, zero)
@@ -176,9 +177,18 @@ def make_train_step(
         metrics = StepMetrics(
             loss, mean_loss, norm, state.scale, verdict.skipped, verdict.bad_step, losses.z
         )
-        return _next_state(state, verdict, weights, opt_state, loss, cfg.log_every), metrics
+        average = averaged(state.average, weights, cfg.ema_decay)
+        after = _next_state(state, verdict, weights, average, opt_state, loss, cfg.log_every)
+        return after, metrics
 
     return train_step
+
+
+def averaged(average: Params | None, weights: Params, decay: float | None) -> Params | None:
+    """decay · average + (1 - decay) · weights, as torch.optim.swa_utils computes it."""
+    if average is None or decay is None:
+        return None
+    return jax.tree.map(lambda a, w: a + (1 - decay) * (w - a), average, weights)
 
 
 def _mean_grads(
@@ -208,6 +218,7 @@ def _next_state(
     state: TrainState,
     verdict: Verdict,
     weights: Params,
+    average: Params | None,
     opt_state: Any,
     loss: jax.Array,
     log_every: int,
@@ -232,6 +243,7 @@ def _next_state(
         step=step,
         params=weights if state.master is None else to_bfloat16(weights),
         master=None if state.master is None else weights,
+        average=_select(verdict.update, average, state.average),
         opt_state=_select(verdict.update, opt_state, state.opt_state),
         loss_scale=loss_scale,
         loss_sum=loss_sum,

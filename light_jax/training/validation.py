@@ -7,6 +7,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from light_jax.data.loader import validation_batches
@@ -15,7 +16,7 @@ from light_jax.parallel.hosts import Left, together
 from light_jax.parallel.sharding import to_global
 from light_jax.reporting.log import Log
 from light_jax.reporting.units import counted
-from light_jax.state import Run
+from light_jax.state import Params, Run, to_bfloat16
 from light_jax.training.compiled import Steps
 from light_jax.training.signals import Stopper
 from light_llm.errors import UserError
@@ -63,12 +64,15 @@ def evaluate_if_due(
 def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> tuple[float, bool]:
     """Log the mean loss over the validation tokens; (it, whether it is the best so far).
 
+    The average of the weights is evaluated too, on the same batches.
+
     Raises:
         Left: a signal came between two batches.
     """
     assert run.val_stream is not None
     assert steps.evaluate is not None
-    total, tokens = 0.0, 0.0
+    models = [run.state.params, *_averaged(run)]
+    totals, tokens = [0.0] * len(models), 0.0
     validation = validation_batches(
         run.val_stream, run.cfg.batch_size, run.cfg.eval_steps, run.rows, run.cfg.num_workers
     )
@@ -78,18 +82,27 @@ def _evaluate(run: Run, steps: Steps, step: int, log: Log, stopper: Stopper) -> 
             raise Left
         return next(validation, None)
 
-    params = run.state.params
     with contextlib.closing(validation):
         while (batch := together(next_batch)) is not None:
             shared = [to_global(part, run.rows, run.cfg.batch_size, 0, run.mesh) for part in batch]
-            loss_sum, num_tokens = steps.evaluate(params, *shared)
-            total, tokens = total + float(loss_sum), tokens + float(num_tokens)
-    loss = total / tokens
+            for number, params in enumerate(models):
+                loss_sum, num_tokens = steps.evaluate(params, *shared)
+                totals[number] += float(loss_sum)
+            tokens += float(num_tokens)
+    loss, *of_average = (total / tokens for total in totals)
     so_far = run.host.best_val_loss
     best = math.isfinite(loss) and (so_far is None or loss < so_far)
     run.host.evaluations_since_best += 1
     if best:
         run.host.best_val_loss, run.host.best_val_step = loss, step
         run.host.evaluations_since_best = 0
-    log.validation(step, loss, best)
+    log.validation(step, loss, best, *of_average)
     return loss, best
+
+
+def _averaged(run: Run) -> list[Params]:
+    """The average of the weights as the model computes with it, if there is one."""
+    average = run.state.average
+    if average is None:
+        return []
+    return [jax.jit(to_bfloat16)(average) if run.cfg.bf16_model_weights else average]

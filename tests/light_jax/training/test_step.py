@@ -241,7 +241,7 @@ def test_a_bad_step_freezes_the_state_for_good():
 
 
 def test_loss_scale_halves_on_overflow_and_skips_the_update_alone():
-    cfg, step, state, _ = setup(dtype="float16")
+    cfg, step, state, _ = setup(dtype="float16", ema_decay=0.5)
     huge = dataclasses.replace(state.loss_scale, scale=jnp.float32(2.0**40))
     state = dataclasses.replace(state, loss_scale=huge)
     after, metrics = step(state, tokens(cfg), jnp.float32(1e-3))
@@ -253,6 +253,7 @@ def test_loss_scale_halves_on_overflow_and_skips_the_update_alone():
     assert after.loss_scale.scale == 2.0**39
     assert after.loss_scale.skipped_steps == 1
     assert largest_difference(after.params, state.params) == 0
+    assert largest_difference(after.average, state.average) == 0
     assert largest_difference(after.opt_state, state.opt_state) == 0  # Adam's count too
     fine = dataclasses.replace(after.loss_scale, scale=jnp.float32(INITIAL_LOSS_SCALE))
     after, metrics = step(
@@ -261,6 +262,8 @@ def test_loss_scale_halves_on_overflow_and_skips_the_update_alone():
     assert not metrics.skipped
     assert after.loss_scale.skipped_steps == 0
     assert after.opt_state[0].count == 1
+    moved, followed = (largest_difference(x, state.params) for x in (after.params, after.average))
+    assert 0 < moved == pytest.approx(2 * followed, rel=1e-3)
 
 
 def test_loss_scale_doubles_after_enough_finite_steps_and_never_falls_below_one():
