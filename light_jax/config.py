@@ -67,6 +67,7 @@ class TrainingConfig(Config):
     keep_last_n: Positive = 3
     max_shard_size: str = "5GB"
     log_every: Positive = 10
+    spike_threshold: PositiveFloat | None = 10.0
     eval_every: Positive = 500
     eval_steps: Positive = 50
     sample_prompts: list[str] | None = None

@@ -91,6 +91,7 @@ class HostState:
     evaluations_since_best: int = 0
     wandb_run_id: str | None = None
     trackio_run: str | None = None  # its name
+    spikes: dict[str, Any] | None = None  # of reporting.spikes.Monitor, as of the last step
     evaluation_due: bool = False  # after this step: a signal or a failing log stopped one
 
 

@@ -20,6 +20,7 @@ from light_jax.reporting.display import Numbers
 from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.meter import Meter, memory_bytes
 from light_jax.reporting.metrics import SAMPLES, MetricsFile
+from light_jax.reporting.spikes import Monitor, Place, Spike
 from light_jax.reporting.trackers import TRACKERS
 from light_jax.reporting.tracking import Sample, Tracker
 from light_jax.reporting.units import count, duration, perplexity, perplexity_form
@@ -28,6 +29,8 @@ from light_llm.errors import NonFinite, UserError
 
 SMOOTHING = 0.8
 """How much of the loss that is shown comes from the lines before."""
+MOST_UNREAD = 64
+"""Steps whose loss and gradient norm stay on the device before they are looked at."""
 COURSE = 24
 """Lines whose losses the display draws."""
 
@@ -50,6 +53,11 @@ class Log:
             self._sinks += [TRACKERS[name](run, directory) for name in run.cfg.trackers]
         self._failed: set[MetricsFile | Tracker] = set()
         self._pending: tuple[int, float, StepMetrics] | None = None
+        threshold = run.cfg.spike_threshold
+        self._monitor = None if threshold is None else Monitor(threshold, run.host.spikes)
+        if self._monitor is None:
+            run.host.spikes = None  # it would be old where it is turned on again
+        self._unread: list[tuple[int, jax.Array, jax.Array]] = []
         self.meter = Meter(step)
         peak = peak_flops(run.mesh.devices.flat[0])
         self._utilisation = utilisation(
@@ -110,11 +118,43 @@ class Log:
         (step, rate, metrics), self._pending = self._pending, None
         bad = int(metrics.bad_step)  # reading all of them in each step would take as long again
         if bad >= 0:
+            self._look_for_spikes()
             raise NonFinite(f"step {bad + 1} is not finite", bad, jax.device_get(metrics))
-        if step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps:
+        is_due = step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps
+        self._unread.append((step, metrics.loss, metrics.grad_norm))
+        if is_due or len(self._unread) >= MOST_UNREAD:
+            self._look_for_spikes()
+        if is_due:
             self._line(step, rate, jax.device_get(metrics))
         elif self.reporter.shows(at_once=show):
             self._show(step, rate, jax.device_get(metrics))
+
+    def _look_for_spikes(self) -> None:
+        """Look at the steps since the last look, and write what stands out.
+
+        Together, since each step's numbers alone would be one more wait for the device.
+        """
+        unread, self._unread = self._unread, []
+        if self._monitor is None or not unread:
+            return
+        for step, loss, norm in jax.device_get(unread):
+            values = {"loss": float(loss), "grad_norm": float(norm)}
+            for spike in self._monitor.take(int(step), values):
+                self._tell_spike(spike)
+        self.run.host.spikes = self._monitor.state()
+
+    def _tell_spike(self, spike: Spike) -> None:
+        if not is_main():
+            return
+        windows = self.run.cfg.gradient_accumulation_steps * self.run.cfg.batch_size
+        places: list[Place] = []
+        with contextlib.suppress(UserError):  # a shard that is gone: the spike is told all the same
+            places = self.run.train_stream.locate((spike.step - 1) * windows, windows)
+        at = {"step": spike.step, "time": time.time()}
+        for sink in self._sinks:
+            more = spike.line(places) if isinstance(sink, MetricsFile) else spike.numbers()
+            self._send(sink, lambda sink=sink, more=more: sink.write(at | more))  # type: ignore[misc]
+        self.reporter.line(spike.text(places))
 
     @contextlib.contextmanager
     def paused(self, doing: str | None = None) -> Iterator[None]:
@@ -124,6 +164,7 @@ class Log:
             doing: what the display says meanwhile.
         """
         self.flush(show=True)
+        self._look_for_spikes()  # a save that follows has what they were compared with
         with self.meter.paused(), self.reporter.doing(doing):
             yield
 
