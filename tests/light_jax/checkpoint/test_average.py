@@ -21,6 +21,7 @@ from light_jax.data import TokenStream
 from light_jax.runs import clean
 from light_jax.runs.folder import tags_of
 from light_jax.torch_runs.bridge import export_tag, import_tag
+from light_jax.training.advice import bytes_of_tag
 from light_jax.training.loop import run_config
 from light_jax.training.run import fill, prepare
 from light_jax.training.step import init_params
@@ -119,6 +120,8 @@ def test_it_is_part_of_its_tag(whole, tmp_path):
     assert kept == {"best", "final", "step0000006"}  # what was deleted left nothing
     assert all(tag.problem is None for tag in tags_of(whole))
     assert clean.plan(whole, keep=None) == []
+    said = bytes_of_tag(load_config(whole / "final.config.json"))  # by --check
+    assert all(said < tag.size < 1.2 * said for tag in tags_of(whole))
     copy = copy_of(whole, tmp_path)
     part = copy / "final.ema-00002-of-00005.safetensors"
     damaged = bytearray(part.read_bytes())
