@@ -77,6 +77,7 @@ def family_of(cfg: TransformerConfig) -> tuple[str | None, list[str]]:
             ("norm.type", cfg.norm.type, ("rmsnorm",)),
             ("norm.placement", cfg.norm.placement, ("pre",)),
             ("parallel_layers", cfg.parallel_layers, (False,)),
+            ("logit_softcap", cfg.logit_softcap, (None,)),
         ]
         if value not in wanted
     ]

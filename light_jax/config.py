@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from light_jax.othernames import OTHER_NAMES
-from light_jax.sections import MeshConfig, OptimizerConfig, SchedulerConfig
+from light_jax.sections import MeshConfig, NonNegativeFloat, OptimizerConfig, SchedulerConfig
 from light_jax.sources import DataPaths, check_data, check_form, is_mixture, paths_of
 from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.checkpoint.parts import parse_size
@@ -58,6 +58,8 @@ class TrainingConfig(Config):
     early_stopping_patience: Positive | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    z_loss: NonNegativeFloat | None = None
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bf16_model_weights: bool = False
     mesh: MeshConfig = MeshConfig()
@@ -67,6 +69,7 @@ class TrainingConfig(Config):
     keep_last_n: Positive = 3
     max_shard_size: str = "5GB"
     log_every: Positive = 10
+    spike_threshold: PositiveFloat | None = 10.0
     eval_every: Positive = 500
     eval_steps: Positive = 50
     sample_prompts: list[str] | None = None

@@ -56,6 +56,8 @@ _RUN = {
     **dict.fromkeys(("compile", "torch_compile"), "compile_model (everything is compiled anyway)"),
 }
 _UPDATE = {
+    **dict.fromkeys(("ema", "ema_beta", "ema_rate"), "ema_decay"),
+    **dict.fromkeys(("z_loss_weight", "z_loss_multiplier"), "z_loss"),
     **dict.fromkeys(("learning_rate", "max_lr", "peak_lr", "base_lr"), "optimizer.lr"),
     **dict.fromkeys(("gradient_clip", "max_grad_norm", "max_norm"), "optimizer.grad_clip"),
     **dict.fromkeys(("gradient_clip_val", "clip_grad", "clip_grad_norm"), "optimizer.grad_clip"),
@@ -105,6 +107,7 @@ _MODEL = {
     **dict.fromkeys(("dropout_rate", "resid_dropout"), "model.dropout"),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), "model.max_seq_len"),
     **dict.fromkeys(("padded_vocab_size", "n_vocab"), "model.vocab_size"),
+    **dict.fromkeys(("final_logit_softcapping", "final_logits_soft_cap"), "model.logit_softcap"),
     **dict.fromkeys(("tie_word_embeddings", "weight_tying"), "model.tie_embeddings"),
     "logits_via_embedding": "model.tie_embeddings",
     **dict.fromkeys(("initializer_range", "init_range"), "model.init_std"),

@@ -36,6 +36,7 @@ class TrainState:
     step: jax.Array  # int32, updates made
     params: Params  # what the model computes with: float32, or bfloat16 with a master copy
     master: Params | None  # float32 (bf16_model_weights only)
+    average: Params | None  # float32, of the weights over the steps (ema_decay only)
     opt_state: Any
     loss_scale: LossScale | None  # float16 only
     loss_sum: jax.Array  # float32, over the steps since the last log line
@@ -48,9 +49,23 @@ class TrainState:
         return self.params if self.master is None else self.master
 
     @property
+    def parts(self) -> str:
+        """What takes its memory, for messages."""
+        return f"weights{'' if self.average is None else ', their average'} and optimizer"
+
+    @property
     def scale(self) -> jax.Array:
         """What the loss is multiplied by before its gradient: 1 unless float16."""
         return jnp.float32(1) if self.loss_scale is None else self.loss_scale.scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Of a micro-batch or a step, each a mean over tokens, float32."""
+
+    cross_entropy: jax.Array  # what is meant by `loss` elsewhere
+    z: jax.Array | None  # z_loss · log² Z; None without z_loss
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +77,7 @@ class StepMetrics:
     loss_scale: jax.Array  # 1 unless float16
     skipped: jax.Array  # bool, float16's overflow
     bad_step: jax.Array
+    z_loss: jax.Array | None  # of this step; None without z_loss
 
 
 @dataclasses.dataclass
@@ -75,6 +91,7 @@ class HostState:
     evaluations_since_best: int = 0
     wandb_run_id: str | None = None
     trackio_run: str | None = None  # its name
+    spikes: dict[str, Any] | None = None  # of reporting.spikes.Monitor, as of the last step
     evaluation_due: bool = False  # after this step: a signal or a failing log stopped one
 
 

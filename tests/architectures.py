@@ -155,6 +155,7 @@ DIMENSIONS: dict[str, dict[str, Changes]] = {
     "ffn bias": {"": {}, "ffnbias": {"ffn": {"bias": True}}},
     "layers": {"": {}, "parallel": {"parallel_layers": True}},
     "head": {"tied": {}, "untied": {"tie_embeddings": False}},
+    "cap": {"": {}, "softcap": {"logit_softcap": 3.0}},
     "init": {"": {}, "flatinit": {"residual_scaled_init": False}},
     "memory": {"": {}, "remat": {"gradient_checkpointing": True}},
 }
@@ -241,6 +242,7 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
             "num_layers": pick(1, 2),
             "tie_embeddings": pick(True, False),
             "parallel_layers": pick(True, False),
+            "logit_softcap": pick(None, None, 3.0),
             "init_std": pick(0.02, 1.0),
             "residual_scaled_init": pick(True, False),
             "gradient_checkpointing": pick(True, False),

@@ -56,6 +56,7 @@ OWN: dict[str, TransformerConfig] = {
         },
         "none-parallel": {"positional": {"encoding": "none"}, "parallel_layers": True},
         "pattern": {"attention": {"window_pattern": [5, None]}},
+        "capped": {"logit_softcap": 3.0},
     }.items()
 }
 

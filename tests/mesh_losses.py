@@ -54,6 +54,9 @@ def config_of(case: str, mesh: str) -> TrainingConfig:
     }
     if special == "documents":
         changes["model"]["attention"] = {"document_mask": True, "document_end": 14}
+    if name == "sgd-constant":  # what a step can have besides, on a mesh with every axis
+        changes |= {"z_loss": 1e-2, "ema_decay": 0.9}
+        changes["model"]["logit_softcap"] = 1.0
     if special == "muon":  # in 16 bits its iteration would turn a last bit into a hundredth
         changes["optimizer"] = {"type": "muon", "muon_dtype": "float32"}
     return TrainingConfig.model_validate(merged(read, changes))

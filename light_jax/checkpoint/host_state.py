@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -76,9 +77,18 @@ def load_host_state(path: Path) -> HostState:
             host.best_val_step, int | None
         ):
             raise ValueError("its best_val_step or evaluations_since_best is not a number")
+        _check_spikes(host.spikes)
         if not isinstance(host.best_val_loss, int | float | None):
             raise ValueError(f"best_val_loss={host.best_val_loss!r} is not a number")
     return host
+
+
+def _check_spikes(state: Any) -> None:
+    if state is None:
+        return
+    numbers = [x for name in ("loss", "grad_norm") for x in state[name]]
+    if not all(isinstance(x, int | float) for x in numbers) or not isinstance(state["high"], list):
+        raise ValueError("its spikes are not numbers")
 
 
 def unreadable(path: Path, reason: str) -> str:

@@ -131,9 +131,11 @@ def check_place(directory: Path, tag: str, run: str) -> None:
     """
     config, state = directory / f"{tag}{CONFIG}", directory / f"{tag}{STATE}"
     deleting = deleting_file(directory, tag)
+    names = (tag, f"{tag}{parts.AVERAGE}")
+    weights = [path for name in names for path in parts.files_there(directory, name)]
     there = [
         path
-        for path in (config, state, *parts.files_there(directory, tag), deleting)
+        for path in (config, state, *weights, deleting)
         if os.path.lexists(path) and not path.is_symlink()  # only the link itself is replaced
     ]
     if deleting in there and run_of_config(deleting) != run:

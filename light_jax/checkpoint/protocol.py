@@ -7,6 +7,7 @@
     committed           .TAG.committed/ MARK TAG.*             the new tag; recover() publishes it
         publish()       rename TAG.config.json -> .TAG.deleting; sync     the rest is no tag now
                         move TAG.state; sync
+                        the same for the average of the weights, TAG.ema
                         remove TAG's old index and parts, move TAG's weights, their index last; sync
                         remove .TAG.deleting; sync
                         move TAG.config.json; sync             last in: the three are whole
@@ -46,8 +47,9 @@ from light_jax.checkpoint.ownership import (
 )
 from light_llm.checkpoint import parts
 from light_llm.checkpoint.layout import CONFIG, STATE, committed_dir
-from light_llm.checkpoint.parts import INDEX, WEIGHTS
+from light_llm.checkpoint.parts import AVERAGE, INDEX, WEIGHTS
 from light_llm.errors import UserError
+from light_llm.files import given
 from light_llm.files.disk import Lock, create, flush, locked, remove, sync
 
 
@@ -165,7 +167,9 @@ def link(directory: Path, tag: str, other: str, run: str) -> None:
             continue
         if parts.is_index(path):
             with create(copy) as file:
-                file.write(parts.index_for(path, other).encode())
+                named = parts.tag_of_file(copy.name)
+                assert named is not None
+                file.write(parts.index_for(path, named).encode())
             continue
         try:
             os.link(path, copy)
@@ -186,6 +190,11 @@ def publish(directory: Path, tag: str) -> None:
         if state.exists():
             remove(directory / state.name)
             os.rename(state, directory / state.name)
+        if _has_average(config):
+            _place_weights(committed, directory, f"{tag}{AVERAGE}")
+        else:  # the tag that this one replaces may have had one
+            for path in parts.files_there(directory, f"{tag}{AVERAGE}"):
+                path.unlink()
         _place_weights(committed, directory, tag)
         sync(directory)
         if os.path.lexists(deleting):
@@ -196,6 +205,12 @@ def publish(directory: Path, tag: str) -> None:
     (committed / MARK).unlink(missing_ok=True)
     committed.rmdir()
     sync(directory)
+
+
+def _has_average(config: Path) -> bool:
+    """Whether the record of a staged tag lists an average of its weights; some of it may be placed
+    already."""
+    return any(map(parts.is_average, given.read_json(config)["checkpoint"]["files"]))
 
 
 def _place_weights(committed: Path, directory: Path, tag: str) -> None:
@@ -258,9 +273,10 @@ def delete(directory: Path, tag: str, run: str) -> None:
 
 
 def remove_members(directory: Path, tag: str) -> None:
-    """Delete the weights, in whichever form, and the state of a tag."""
-    for path in parts.files_there(directory, tag):
-        path.unlink(missing_ok=True)
+    """Delete the weights and their average, in whichever form, and the state of a tag."""
+    for name in (tag, f"{tag}{AVERAGE}"):
+        for path in parts.files_there(directory, name):
+            path.unlink(missing_ok=True)
     remove(directory / f"{tag}{STATE}")
 
 

@@ -57,7 +57,7 @@ def bytes_of_copy(state: TrainState) -> int:
         for shard in array.addressable_shards
         if shard.replica_id == 0 or jax.default_backend() == "cpu"
     )
-    weights = sum(array.nbytes for array in jax.tree.leaves(state.weights))
+    weights = sum(array.nbytes for array in jax.tree.leaves((state.weights, state.average)))
     return parts + weights * (jax.process_index() == 0)
 
 

@@ -38,9 +38,14 @@ _LEAST_LIMIT = 2**26  # bytes: with less, orbax would wait for each small array
 _ARRAYS = "state"  # the folder, in the state's own, that holds a tensorstore database
 
 
+def without_weights(state: TrainState) -> TrainState:
+    """What the files with weights do not hold."""
+    return dataclasses.replace(state, params=None, master=None, average=None)
+
+
 def named_arrays(state: TrainState) -> dict[str, Any]:
-    """The leaves of a TrainState that its weights file does not hold, by name."""
-    rest = dataclasses.replace(state, params=None, master=None)
+    """The leaves of a TrainState that its files with weights do not hold, by name."""
+    rest = without_weights(state)
     leaves = jax.tree_util.tree_leaves_with_path(rest)
     return {"/".join(path_names(path)): leaf for path, leaf in leaves}
 
@@ -257,7 +262,7 @@ def _quiet() -> Iterator[None]:
 
 def with_arrays(abstract: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
     """`abstract` without its weights, each leaf replaced by the array of its name."""
-    rest = dataclasses.replace(abstract, params=None, master=None)
+    rest = without_weights(abstract)
     return jax.tree_util.tree_map_with_path(
         lambda path, _: arrays["/".join(path_names(path))], rest
     )

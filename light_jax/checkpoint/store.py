@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from light_jax.checkpoint.host_state import is_mine, load_host_state
 from light_jax.checkpoint.state import load_arrays, with_arrays
@@ -20,7 +21,7 @@ from light_jax.config import TrainingConfig
 from light_jax.data.index import describe_change
 from light_jax.parallel.alike import check_alike
 from light_jax.parallel.hosts import is_main, together
-from light_jax.state import HostState, Tag, TrainState, params_of
+from light_jax.state import HostState, Params, Tag, TrainState, params_of
 from light_llm.checkpoint import digests, layout
 from light_llm.errors import UserError
 from light_llm.files import disk, given
@@ -193,7 +194,12 @@ def check_resumable(
             f"{tag.prefix}: cannot be resumed with this config; undo these changes, or start a "
             "new run from its weights with init_from:\n  " + "\n  ".join(refused)
         )
-    check_weights(tag.checkpoint.files.weights, cfg.model)
+    files = tag.checkpoint.files
+    check_weights(files.weights, cfg.model)
+    if cfg.ema_decay is not None and files.average is not None:
+        check_weights(files.average.weights, cfg.model)
+    elif cfg.ema_decay is not None:
+        changes["ema"] = f"the average of ema_decay starts from the weights of step {tag.step}"
     if {"val_data", "eval_steps", "checkpoint_dir"} & changes.keys():
         # it was for other tokens, or another directory
         host.best_val_loss, host.best_val_step, host.evaluations_since_best = None, None, 0
@@ -247,6 +253,20 @@ def load(tag: Tag, cfg: TrainingConfig, abstract: TrainState, shardings: TrainSt
         abstract,
         shardings,
     )
+    average = _average(files, cfg, weights, shardings)
     arrays = together(lambda: load_arrays(files.state, placed))
     params, master = params_of(cfg, weights)
-    return dataclasses.replace(with_arrays(placed, arrays), params=params, master=master)
+    state = with_arrays(placed, arrays)
+    return dataclasses.replace(state, params=params, master=master, average=average)
+
+
+def _average(
+    files: layout.Files, cfg: TrainingConfig, weights: Params, shardings: TrainState
+) -> Params | None:
+    """The average of a tag's weights; where it has none, it starts from them."""
+    if cfg.ema_decay is None:
+        return None
+    if files.average is None:
+        return jax.tree.map(jnp.copy, weights)  # a step donates each array, so none is there twice
+    path = files.average.weights
+    return together(lambda: load_weights(path, cfg.model, shardings.weights, verified=True))

@@ -15,6 +15,7 @@ from light_llm.checkpoint.layout import Checkpoint, read_checkpoint, steadily
 from light_llm.checkpoint.loading import load_transformer
 from light_llm.errors import UserError, one_line
 from light_llm.models.transformer import Transformer
+from light_llm.models.transformer.model import capped
 
 Result = TypeVar("Result")
 
@@ -59,7 +60,8 @@ class OnTorch:
         targets, size = targets_BT.flatten(), max(1, MAX_LOGITS // len(head_VD))
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for part, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-            losses = F.cross_entropy(F.linear(part, head_VD), wanted, reduction="none")
+            logits = capped(F.linear(part, head_VD), self._model.cfg.logit_softcap)
+            losses = F.cross_entropy(logits, wanted, reduction="none")
             total += losses.double().sum()
         return total
 

@@ -139,7 +139,8 @@ def lockstep(
 
 def _update(metrics: Any) -> Update:
     norm = None if bool(metrics.skipped) else float(metrics.grad_norm)
-    return Update(float(metrics.loss), norm, int(metrics.bad_step) < 0)
+    z_loss = None if metrics.z_loss is None else float(metrics.z_loss)
+    return Update(float(metrics.loss), norm, int(metrics.bad_step) < 0, z_loss)
 
 
 def _weights(run: Run) -> dict[str, np.ndarray]:

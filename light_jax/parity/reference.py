@@ -21,6 +21,7 @@ from light_jax.parity.muon import MuonWithAdamW
 from light_jax.sections import OptimizerConfig
 from light_jax.training.verdict import MAX_SKIPS
 from light_llm.models.transformer import Transformer
+from light_llm.models.transformer.model import capped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Update:
     loss: float  # before the update
     grad_norm: float | None  # before clipping; None where float16 overflowed
     finite: bool  # if not, nothing was updated, and training is over
+    z_loss: float | None = None  # None where the config has none
 
 
 class ReferenceTrainer:
@@ -57,7 +59,7 @@ class ReferenceTrainer:
 
     def step(self, tokens_ABS: np.ndarray) -> Update:
         """One update on micro-batches [A, B, S], S = seq_len + 1."""
-        loss = self._backward(torch.from_numpy(tokens_ABS).long())
+        loss, z_loss = self._backward(torch.from_numpy(tokens_ABS).long())
         self._scaler.unscale_(self._optimizer)
         norm = self._clip()
         overflow = self._scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
@@ -75,25 +77,29 @@ class ReferenceTrainer:
             self._copy_masters()
         self._optimizer.zero_grad()
         self.done += 1
-        return Update(loss, None if overflow else norm, finite)
+        return Update(loss, None if overflow else norm, finite, z_loss if self.cfg.z_loss else None)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The float32 parameters by PyTorch's key; a tied head only as the embedding."""
         return {name: p.detach().numpy() for name, p in self._masters.items()}
 
-    def _backward(self, tokens_ABS: torch.Tensor) -> float:
-        """Mean loss; leaves the gradients of the mean, scaled, on the float32 parameters."""
-        total = 0.0
+    def _backward(self, tokens_ABS: torch.Tensor) -> tuple[float, float]:
+        """Mean cross-entropy and z-loss; leaves the gradients of their sum, scaled, on the float32
+        parameters."""
+        total = total_z = 0.0
         for tokens_BS in tokens_ABS:
             with autocast(self.cfg.dtype):
                 hidden_BTD = self.model.hidden(tokens_BS[:, :-1])
             logits_BTV = logits_of(self.model, hidden_BTD, self.cfg.dtype)
             loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten())
             total += loss.item()
+            if self.cfg.z_loss:
+                z_loss = self.cfg.z_loss * logits_BTV.logsumexp(-1).square().mean()
+                total_z, loss = total_z + z_loss.item(), loss + z_loss
             self._scaler.scale(loss / len(tokens_ABS)).backward()
             if self.cfg.bf16_model_weights:
                 self._collect_gradients()
-        return total / len(tokens_ABS)
+        return total / len(tokens_ABS), total_z / len(tokens_ABS)
 
     def _clip(self) -> float:
         """Clip the gradients by their global norm; returns the norm before clipping.
@@ -164,10 +170,11 @@ def autocast(dtype: str) -> contextlib.AbstractContextManager[object]:
 
 
 def logits_of(model: Transformer, hidden_BTD: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Logits [B, T, V], float32, from hidden states and a head in `dtype`.
+    """Logits [B, T, V], float32 and capped, from hidden states and a head in `dtype`.
 
     autocast's own would be rounded to 16 bits.
     """
     in_dtype = getattr(torch, dtype)
     head_VD = model.lm_head.weight.to(in_dtype).float()
-    return F.linear(hidden_BTD.to(in_dtype).float(), head_VD)
+    logits_BTV = F.linear(hidden_BTD.to(in_dtype).float(), head_VD)
+    return capped(logits_BTV, model.cfg.logit_softcap)

@@ -21,6 +21,7 @@ from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.meter import Meter, memory_bytes
 from light_jax.reporting.metrics import SAMPLES, MetricsFile
 from light_jax.reporting.sources import taken_as_metrics
+from light_jax.reporting.spikes import Monitor, Place, Spike
 from light_jax.reporting.trackers import TRACKERS
 from light_jax.reporting.tracking import Sample, Tracker
 from light_jax.reporting.units import count, duration, perplexity, perplexity_form
@@ -29,6 +30,8 @@ from light_llm.errors import NonFinite, UserError
 
 SMOOTHING = 0.8
 """How much of the loss that is shown comes from the lines before."""
+MOST_UNREAD = 64
+"""Steps whose loss and gradient norm stay on the device before they are looked at."""
 COURSE = 24
 """Lines whose losses the display draws."""
 
@@ -51,6 +54,11 @@ class Log:
             self._sinks += [TRACKERS[name](run, directory) for name in run.cfg.trackers]
         self._failed: set[MetricsFile | Tracker] = set()
         self._pending: tuple[int, float, StepMetrics] | None = None
+        threshold = run.cfg.spike_threshold
+        self._monitor = None if threshold is None else Monitor(threshold, run.host.spikes)
+        if self._monitor is None:
+            run.host.spikes = None  # it would be old where it is turned on again
+        self._unread: list[tuple[int, jax.Array, jax.Array]] = []
         self.meter = Meter(step)
         peak = peak_flops(run.mesh.devices.flat[0])
         self._utilisation = utilisation(
@@ -111,11 +119,43 @@ class Log:
         (step, rate, metrics), self._pending = self._pending, None
         bad = int(metrics.bad_step)  # reading all of them in each step would take as long again
         if bad >= 0:
+            self._look_for_spikes()
             raise NonFinite(f"step {bad + 1} is not finite", bad, jax.device_get(metrics))
-        if step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps:
+        is_due = step % self.run.cfg.log_every == 0 or step == self.run.cfg.num_steps
+        self._unread.append((step, metrics.loss, metrics.grad_norm))
+        if is_due or len(self._unread) >= MOST_UNREAD:
+            self._look_for_spikes()
+        if is_due:
             self._line(step, rate, jax.device_get(metrics))
         elif self.reporter.shows(at_once=show):
             self._show(step, rate, jax.device_get(metrics))
+
+    def _look_for_spikes(self) -> None:
+        """Look at the steps since the last look, and write what stands out.
+
+        Together, since each step's numbers alone would be one more wait for the device.
+        """
+        unread, self._unread = self._unread, []
+        if self._monitor is None or not unread:
+            return
+        for step, loss, norm in jax.device_get(unread):
+            values = {"loss": float(loss), "grad_norm": float(norm)}
+            for spike in self._monitor.take(int(step), values):
+                self._tell_spike(spike)
+        self.run.host.spikes = self._monitor.state()
+
+    def _tell_spike(self, spike: Spike) -> None:
+        if not is_main():
+            return
+        windows = self.run.cfg.gradient_accumulation_steps * self.run.cfg.batch_size
+        places: list[Place] = []
+        with contextlib.suppress(UserError):  # a shard that is gone: the spike is told all the same
+            places = self.run.train_stream.locate((spike.step - 1) * windows, windows)
+        at = {"step": spike.step, "time": time.time()}
+        for sink in self._sinks:
+            more = spike.line(places) if isinstance(sink, MetricsFile) else spike.numbers()
+            self._send(sink, lambda sink=sink, more=more: sink.write(at | more))  # type: ignore[misc]
+        self.reporter.line(spike.text(places))
 
     @contextlib.contextmanager
     def paused(self, doing: str | None = None) -> Iterator[None]:
@@ -125,6 +165,7 @@ class Log:
             doing: what the display says meanwhile.
         """
         self.flush(show=True)
+        self._look_for_spikes()  # a save that follows has what they were compared with
         with self.meter.paused(), self.reporter.doing(doing):
             yield
 
@@ -142,6 +183,8 @@ class Log:
         }
         for name, per_token in self._utilisation.items():
             line[f"train/{name}"] = tokens_per_second * per_token
+        if values.z_loss is not None:
+            line["train/z_loss"] = float(values.z_loss)
         if cfg.dtype == "float16":
             line["train/loss_scale"] = float(values.loss_scale)
         line["perf/step_seconds"] = speed.step_seconds
@@ -207,21 +250,32 @@ class Log:
         left = self.meter.left(step, self.run.cfg.num_steps, line["perf/step_seconds"])
         return [*parts, f"ETA {duration(left)}"]
 
-    def validation(self, step: int, loss: float, best: bool, of_sources: dict[str, float]) -> None:
+    def validation(
+        self,
+        step: int,
+        loss: float,
+        best: bool,
+        of_sources: dict[str, float],
+        of_average: float | None,
+    ) -> None:
         """Write an evaluation.
 
         Args:
             of_sources: the loss of each, where there are several.
+            of_average: the loss of the average of the weights, if there is one.
         """
         line = {"step": step, "val/loss": loss, "val/perplexity": perplexity(loss)}
         line |= {f"val/loss/{name}": of for name, of in of_sources.items()}
+        also = ""
+        if of_average is not None:
+            line["val/loss_ema"], also = of_average, f"  of the average {of_average:.4f}"
         self._write(line)
         self.evaluated()
         each = ", ".join(f"{name} {of:.4f}" for name, of in of_sources.items())
         self.reporter.line(
             f"step {step}/{self.run.cfg.num_steps}  val loss {loss:.4f}  "
             f"{f'({each})  ' if each else ''}"
-            f"perplexity {perplexity_form(loss)}{'  (best so far)' if best else ''}"
+            f"perplexity {perplexity_form(loss)}{also}{'  (best so far)' if best else ''}"
         )
         self.numbers = dataclasses.replace(self.numbers, val_loss=loss)
         self._note_best()

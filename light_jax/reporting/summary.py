@@ -57,7 +57,7 @@ def describe(run: Run) -> list[str]:
         + (" (bfloat16 in the step)" if cfg.bf16_model_weights else ""),
         f"attention   {attention_of(cfg, run.mesh)}",
         *_determinism(device),
-        f"state       {size(bytes_per_device(run.state))} per device (weights and optimizer)",
+        f"state       {size(bytes_per_device(run.state))} per device ({run.state.parts})",
         f"checkpoints {cfg.checkpoint_dir}",
     ]
     if run.resumed is not None:

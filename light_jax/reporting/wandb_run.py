@@ -16,6 +16,7 @@ SAME_NUMBERS = (
     "keep_last_n:",
     "num_workers:",
     "max_time:",
+    "spike_threshold:",
     "compile_model:",
 )
 """How the lines of `Run.changes` begin after which a step has the numbers that it had before, but

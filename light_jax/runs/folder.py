@@ -130,7 +130,11 @@ def _damage(seen: layout.Checkpoint) -> str | None:
         if ending == STATE and not files.state.is_dir():
             return None  # a copy of the weights to give away
         at = {STATE: files.state}.get(ending)
-        if parts.is_weights(name):
+        if parts.is_average(name):
+            if files.average is None:
+                return f"damaged: no {files.tag}{name}"
+            at = parts.place(files.average.weights, f"{files.tag}{name}")
+        elif parts.is_weights(name):
             at = parts.place(files.weights, f"{files.tag}{name}")
         try:
             there = None if at is None else os.lstat(at / inner if inner else at)
@@ -150,8 +154,13 @@ def size_of(files: layout.Files) -> int:
     """Bytes of a tag's files, staged ones included."""
     staged = files.directory / f".{files.tag}.writing"
     members = (files.weights, files.state, files.config, files.torch_state, staged)
-    paths = [*members, *(part.path for part in files.parts)]
+    average = (files.average.weights, *_parts(files.average)) if files.average else ()
+    paths = [*members, *_parts(files), *average]
     return sum(size for path in paths for _, size in files_below(path))
+
+
+def _parts(files: layout.Files) -> Iterator[Path]:
+    return (part.path for part in files.parts)
 
 
 def size_on_disk(directory: Path, tags: list[TagFiles]) -> int:

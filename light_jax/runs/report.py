@@ -129,11 +129,13 @@ def short(value: float) -> str:
 
 def _charts(history: History) -> Iterable[str]:
     loss, val = history.curve("train/loss"), history.curve("val/loss")
+    averages = history.curve("val/loss_ema")
     means = smoothed(loss)
     lines = [
         Line("train, each line" if means else "train", reduced(loss), 1, faint=bool(means)),
         Line("train, smoothed", means, 1),
         Line("validation", reduced(val), 2, dots=len(val) <= 60),
+        Line("validation, average", reduced(averages), 3, dots=len(averages) <= 60),
     ]
     yield chart("Loss", lines, form=number, x_form=short, last_form=loss_form, log=None, tall=True)
     names = [name for name in history.curves if name.startswith(OF_SOURCE)]
@@ -152,6 +154,7 @@ def _charts(history: History) -> Iterable[str]:
             tall=True,
         )
     for title, name, form, log in (
+        ("z-loss", "train/z_loss", number, None),
         ("Learning rate", "train/lr", number, False),
         ("Gradient norm", "train/grad_norm", number, None),
         ("Tokens per second", "train/tokens_per_second", short, False),

@@ -12,6 +12,7 @@ import time
 import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -30,7 +31,7 @@ from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
 from light_llm.checkpoint import digests, layout
-from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.parts import AVERAGE, is_average, is_weights
 from light_llm.errors import UserError
 from light_llm.files import disk
 
@@ -68,12 +69,37 @@ def import_tag(prefix: str | Path) -> list[str]:
     _check_step(found, int(state.step))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(cfg).weights)
     weights = load_weights(files.weights, cfg.model, shardings)
+    average, lost = _average(found, cfg, shardings)
+    state = dataclasses.replace(state, average=average)
     with _disk_faults(files.prefix), protocol.one_writer(files.directory) as lock:
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(found, cfg, host)
         record = layout.Record(run=host.run, generation=generation, step=int(state.step))
         _commit(files, cfg, record, weights, state, host, lock)
-    return [f"{files.prefix}: step {record.step} of a PyTorch run can be resumed now", *notes]
+    return [
+        f"{files.prefix}: step {record.step} of a PyTorch run can be resumed now",
+        *notes,
+        *lost,
+    ]
+
+
+def _average(
+    found: layout.Checkpoint, cfg: TrainingConfig, shardings: Any
+) -> tuple[Any | None, list[str]]:
+    """(the average of the weights that is beside them, or None; the lines to print).
+
+    It belongs to them where config.json still records both, so that PyTorch wrote neither.
+    """
+    if cfg.ema_decay is None:
+        return None, []
+    record, files = found.record, found.files
+    if record is None or not record.files or files.average is None:
+        return None, [
+            "note: there is no average of the weights (ema_decay), which a PyTorch run does not "
+            "keep; a resume starts it from these weights"
+        ]
+    digests.verify(found, lambda name: is_weights(name) or is_average(name))
+    return load_weights(files.average.weights, cfg.model, shardings), []
 
 
 def check_no_mixture(cfg: TrainingConfig, config: Path) -> None:
@@ -105,6 +131,9 @@ def _commit(
     staging = protocol.start(directory, tag, host.run)
     try:
         save_weights(staging, tag, weights, cfg.model, cfg.max_shard_bytes)
+        if state.average is not None:
+            name = f"{tag}{AVERAGE}"
+            save_weights(staging, name, state.average, cfg.model, cfg.max_shard_bytes)
         save_state(staging / f"{tag}{layout.STATE}", state, host)
         write_config(staging, tag, cfg, record)
         protocol.check_lock(directory, lock)
@@ -131,7 +160,13 @@ def export_tag(prefix: str | Path) -> list[str]:
     path = tag.checkpoint.files.torch_state
     with _disk_faults(path), disk.replacing(path) as temporary:
         torch_file.write(temporary, data)
-    return [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
+    lines = [f"{path}: the optimizer state after step {tag.step}, for PyTorch"]
+    if (average := tag.checkpoint.files.average) is not None:
+        lines.append(
+            f"note: the average of the weights (ema_decay) stays in {average.weights}; a PyTorch "
+            "run does not go on with it"
+        )
+    return lines
 
 
 def _verified(tag: Tag) -> tuple[Tag, TrainingConfig, TrainState, HostState]:

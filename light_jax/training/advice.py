@@ -141,11 +141,13 @@ def warn_of_evaluations(cfg: TrainingConfig) -> None:
 
 
 def bytes_of_tag(cfg: TrainingConfig) -> int:
-    """What a checkpoint takes on disk: float32 weights and the state of the optimizer."""
+    """What a checkpoint takes on disk: float32 weights, their average and the state of the
+    optimizer."""
     state = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
     weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     if cfg.model.tie_embeddings:  # the file holds the head as a copy
         weights += 4 * cfg.model.vocab_size * cfg.model.d_model
+    weights *= 1 if state.average is None else 2
     moments = jax.tree.leaves(state.opt_state)
     return weights + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in moments)
 

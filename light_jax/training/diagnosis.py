@@ -181,13 +181,13 @@ def _make_diagnosis(
 
     def diagnose(state: TrainState, tokens_ABS: jax.Array) -> dict[str, jax.Array]:
         def micro_batch(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-            loss, grads, activations = grads_of(state, *inputs)
+            losses, grads, activations = grads_of(state, *inputs)
             gradients = [
                 _norm([_leaf(grads, entry) / state.scale for entry in entries])
                 for entries in _entries_by_layer(cfg).values()
             ]
             return {
-                "loss": loss,
+                "loss": losses.cross_entropy,
                 "activations": jnp.stack(activations),
                 "gradients": jnp.stack(gradients),
             }

@@ -13,13 +13,22 @@ Over several devices each computes the logits of its own rows of the head, for t
 devices that share the head's columns (`parallel.tables`). Neither the head nor its gradient is ever
 whole on one device.
 
+The z-loss (Chowdhery et al. 2022, PaLM, section 5) is z_loss · log² Z of each token, Z being the
+softmax's denominator. It needs nothing but that logarithm, which is there, and its gradient by the
+logits is the softmax times 2 · z_loss · log Z: a factor on what the cross-entropy's has anyway.
+
+A soft-cap (`capped`) stands between the matmul and all of this. Its derivative, 1 - (logit / cap)²,
+is a function of what it returned, so nothing more is kept for it.
+
 Letters: B batch, C positions of a chunk, D model, V vocab, R rows of the head on one device.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +36,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from light_jax.models.layers import einsum_float32
+from light_jax.models.transformer.model import capped
 from light_jax.parallel.tables import (
     Tables,
     as_stored,
@@ -42,39 +52,56 @@ MIN_CHUNKS = 8
 FLOAT16_BOOST = 1024.0  # softmax - onehot of a rare token would underflow in float16
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def cross_entropy_sum(
-    hidden_BTD: jax.Array,
-    head_VD: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    dtype: DTypeLike,
-    tables: Tables,
-    row_multiple: int = 1,
-) -> jax.Array:
-    """Sum over tokens of weight · -log p(target), float32.
+@dataclasses.dataclass(frozen=True)
+class How:
+    """What a loss is besides its arrays.
 
     Args:
         dtype: the matmuls' inputs; logits and later values are float32.
         tables: how the head and the batch lie on devices.
         row_multiple: a device's rows of the head are padded to a multiple of this, and masked out.
+        z_loss: the weight of the z-loss; 0 is none.
+        softcap: of the logits, or None.
     """
+
+    dtype: DTypeLike
+    tables: Tables
+    row_multiple: int = 1
+    z_loss: float = 0.0
+    softcap: float | None = None
+
+
+class Sums(NamedTuple):
+    """Weighted sums over tokens, float32."""
+
+    total: jax.Array  # to be differentiated; the other two have no gradient
+    cross_entropy: jax.Array  # of -log p(target)
+    z: jax.Array | None  # of z_loss · log² Z; None where z_loss is 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def loss_sums(
+    hidden_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    how: How,
+) -> Sums:
+    """The losses of tokens, each times its weight, summed."""
+    return _over_devices(hidden_BTD, head_VD, targets_BT, weights_BT, how, with_grads=False)[0]
+
+
+def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, how):  # type: ignore[no-untyped-def]
     args = (hidden_BTD, head_VD, targets_BT, weights_BT)
-    return _over_devices(*args, dtype, tables, row_multiple, with_grads=False)[0]
+    return _over_devices(*args, how, with_grads=True)
 
 
-def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, dtype, tables, row_multiple):  # type: ignore[no-untyped-def]
-    args = (hidden_BTD, head_VD, targets_BT, weights_BT)
-    loss, *grads = _over_devices(*args, dtype, tables, row_multiple, with_grads=True)
-    return loss, tuple(grads)
-
-
-def _backward(dtype, tables, row_multiple, grads, g):  # type: ignore[no-untyped-def]
+def _backward(how, grads, g):  # type: ignore[no-untyped-def]
     grad_hidden_BTD, grad_head_VD = grads
-    return grad_hidden_BTD * g, grad_head_VD * g.astype(grad_head_VD.dtype), None, None
+    return grad_hidden_BTD * g.total, grad_head_VD * g.total.astype(grad_head_VD.dtype), None, None
 
 
-cross_entropy_sum.defvjp(_forward, _backward)
+loss_sums.defvjp(_forward, _backward)
 
 
 def chunk_length(batch: int, length: int, vocab: int) -> int:
@@ -88,36 +115,33 @@ def _over_devices(
     head_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-    dtype: DTypeLike,
-    tables: Tables,
-    row_multiple: int,
+    how: How,
     *,
     with_grads: bool,
-) -> tuple[jax.Array, ...]:
-    """(loss,), or (loss, its gradient by hidden in float32, by head in the head's dtype)."""
-    rows = tables.batch_spec
+) -> tuple[Sums, tuple[jax.Array, ...]]:
+    """(sums, the total's gradient by hidden in float32 and by head in the head's dtype, if any)."""
+    rows, tables, everywhere = how.tables.batch_spec, how.tables, PartitionSpec()
     return jax.shard_map(
-        functools.partial(_on_device, dtype, tables, row_multiple, with_grads),
+        functools.partial(_on_device, how, with_grads),
         mesh=tables.mesh,
         in_specs=(rows, tables.spec, rows, rows),
-        out_specs=(PartitionSpec(), rows, tables.spec) if with_grads else (PartitionSpec(),),
+        out_specs=(everywhere, (rows, tables.spec) if with_grads else ()),
         check_vma=False,  # nothing in it is differentiated
     )(hidden_BTD, head_VD, targets_BT, weights_BT)
 
 
 def _on_device(
-    dtype: DTypeLike,
-    tables: Tables,
-    row_multiple: int,
+    how: How,
     with_grads: bool,
     hidden_BTD: jax.Array,
     head: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-) -> tuple[jax.Array, ...]:
+) -> tuple[Sums, tuple[jax.Array, ...]]:
     """`_over_devices`, of what one device holds."""
+    dtype, tables = how.dtype, how.tables
     length, stored_rows = hidden_BTD.shape[1], head.shape[0]
-    head_RD = head_of_device(tables, head.astype(dtype), row_multiple)
+    head_RD = head_of_device(tables, head.astype(dtype), how.row_multiple)
     row_R = rows_of_device(tables, head_RD.shape[0], stored_rows)
     is_row_R = row_R >= 0
     batch = hidden_BTD.shape[0] * tables.size(tables.columns)
@@ -127,9 +151,10 @@ def _on_device(
     split = (tables.columns, tables.rows)  # over these, devices have different rows of the head
 
     def body(carry, inputs):  # type: ignore[no-untyped-def]
-        loss, grad_head_DR = carry
+        loss, z, grad_head_DR = carry
         hidden_BCD, targets_BC, weights_BC = (gathered(x, tables.columns) for x in inputs)
-        logits_BCR = einsum_float32("bcd,rd->bcr", hidden_BCD, head_RD)
+        logits_BCR = capped(einsum_float32("bcd,rd->bcr", hidden_BCD, head_RD), how.softcap)
+        slope_BCR = None if how.softcap is None else 1 - jnp.square(logits_BCR / how.softcap)
         if is_padded:
             logits_BCR = jnp.where(is_row_R, logits_BCR, -jnp.inf)
         max_BC = largest(jnp.max(logits_BCR, axis=-1), *split)
@@ -138,28 +163,40 @@ def _on_device(
         is_target = row_R == targets_BC[..., None]
         target_BC = summed(jnp.sum(jnp.where(is_target, logits_BCR, 0.0), axis=-1), *split)
         loss += jnp.sum(weights_BC * (lse_BC - target_BC))
+        if z is not None:
+            z += jnp.sum(weights_BC * (how.z_loss * jnp.square(lse_BC)))
         if not with_grads:
-            return (loss, None), None
+            return (loss, z, None), None
         probs_BCR = jnp.exp(logits_BCR - lse_BC[..., None])
+        if z is not None:
+            probs_BCR *= (1 + 2 * how.z_loss * lse_BC)[..., None]
         error_BCR = (probs_BCR - is_target) * (weights_BC * boost)[..., None]
+        if slope_BCR is not None:
+            error_BCR *= slope_BCR
         error_BCR = error_BCR.astype(dtype)
         # [D, R]: as [R, D] a CPU would transpose a copy of the error, which is large
         grad_head_DR += einsum_float32("bcd,bcr->dr", hidden_BCD, error_BCR)
         grad_hidden_BCD = summed(einsum_float32("bcr,rd->bcd", error_BCR, head_RD), tables.rows)
         if tables.columns is not None:
             grad_hidden_BCD = jax.lax.psum_scatter(grad_hidden_BCD, tables.columns, tiled=True)
-        return (loss, grad_head_DR), grad_hidden_BCD
+        return (loss, z, grad_head_DR), grad_hidden_BCD
 
     inputs = tuple(_chunked(x, chunk) for x in (hidden_BTD.astype(dtype), targets_BT, weights_BT))
     grad_zero = jnp.zeros(head_RD.shape[::-1], jnp.float32) if with_grads else None
-    (loss, grad_head_DR), grad_hidden = jax.lax.scan(body, (jnp.float32(0), grad_zero), inputs)
+    zero = jnp.float32(0)
+    start = (zero, zero if how.z_loss else None, grad_zero)
+    (loss, z, grad_head_DR), grad_hidden = jax.lax.scan(body, start, inputs)
     loss = summed(loss, *tables.summed_axes)
+    sums = Sums(loss, loss, None)
+    if z is not None:
+        z = summed(z, *tables.summed_axes)
+        sums = Sums(loss + z, loss, z)
     if grad_head_DR is None:
-        return (loss,)
+        return sums, ()
     grad_hidden_BTD = _whole(grad_hidden, length)
     grad_head_RD = summed(grad_head_DR, *tables.summed_axes).T / boost
     grad_head = as_stored(tables, grad_head_RD.astype(head.dtype), stored_rows)
-    return loss, grad_hidden_BTD / boost, grad_head
+    return sums, (grad_hidden_BTD / boost, grad_head)
 
 
 def _chunked(x_BT: jax.Array, chunk: int) -> jax.Array:

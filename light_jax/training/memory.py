@@ -125,7 +125,7 @@ def check_state(state: TrainState, mesh: Mesh, there: Room | None) -> None:
     held = bytes_per_device(state)
     if there is not None and held > there.limit:
         raise UserError(
-            f"the state (weights and optimizer) takes {size(held)} per device where {there}; use "
+            f"the state ({state.parts}) takes {size(held)} per device where {there}; use "
             f"a smaller model, or {_more_parts(mesh)}"
         )
 
@@ -187,6 +187,8 @@ def remedies(
         )
     if not cfg.model.gradient_checkpointing and not resuming:
         found.append("`model.gradient_checkpointing: true`")
+    if cfg.ema_decay is not None:
+        found.append("`ema_decay: null` (4 bytes less per parameter, the same training)")
     return [*found, _more_parts(mesh)]
 
 

@@ -23,8 +23,16 @@ from jax.sharding import Mesh
 from light_jax.config import TrainingConfig
 from light_jax.models.transformer.model import Transformer
 from light_jax.parallel.sharding import batch_sharding, placement_of, state_shardings, tables_of
-from light_jax.state import LossScale, Params, StepMetrics, TrainState, params_of, to_bfloat16
-from light_jax.training.loss import cross_entropy_sum
+from light_jax.state import (
+    Losses,
+    LossScale,
+    Params,
+    StepMetrics,
+    TrainState,
+    params_of,
+    to_bfloat16,
+)
+from light_jax.training.loss import How, Sums, loss_sums
 from light_jax.training.optimizer import clip_scale, make_optimizer
 from light_jax.training.verdict import INITIAL_LOSS_SCALE, Verdict, judge, next_loss_scale
 
@@ -44,6 +52,7 @@ def init_state(cfg: TrainingConfig, weights: Params) -> TrainState:
         step=zero,
         params=params,
         master=master,
+        average=None if cfg.ema_decay is None else jax.tree.map(jnp.copy, weights),
         opt_state=make_optimizer(cfg.optimizer).init(weights),
         loss_scale=(
             LossScale(jnp.float32(INITIAL_LOSS_SCALE), zero, zero)
@@ -69,15 +78,17 @@ Watch = Callable[[jax.Array], jax.Array]
 
 
 def summed_loss(cfg: TrainingConfig, mesh: Mesh) -> Callable[..., jax.Array]:
-    """(params, tokens_BS, weights_BT, key) -> the weighted sum of the tokens' losses, float32."""
-    loss_sum = _watched_loss(cfg, mesh, None)
-    return lambda *args: loss_sum(*args)[0]
+    """(params, tokens_BS, weights_BT, key) -> the weighted sum of the tokens' cross-entropies,
+    float32."""
+    sums = _watched_sums(cfg, mesh, None, z_loss=0.0)
+    return lambda *args: sums(*args)[0].total
 
 
-def _watched_loss(
-    cfg: TrainingConfig, mesh: Mesh, watch: Watch | None
-) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """The function of `summed_loss`; it also returns what `watch` returned for each activation."""
+def _watched_sums(
+    cfg: TrainingConfig, mesh: Mesh, watch: Watch | None, z_loss: float
+) -> Callable[..., tuple[Sums, list[jax.Array]]]:
+    """(params, tokens_BS, weights_BT, key) -> (sums of the losses of tokens, what `watch` returned
+    for each activation)."""
     placement = placement_of(cfg.model, mesh)
     if watch is not None:  # what a loop computes cannot be seen from outside
         placement = dataclasses.replace(placement, scanned=False)
@@ -90,10 +101,11 @@ def _watched_loss(
     by_rows = batch_sharding(mesh, 0)
     # The head's rows in full tiles: 50257 columns would leave a GPU's or TPU's matmul units idle.
     row_multiple = 1 if mesh.devices.flat[0].platform == "cpu" else 128
+    how = How(jnp.dtype(cfg.dtype), tables, row_multiple, z_loss, cfg.model.logit_softcap)
 
-    def loss_sum(
+    def sums(
         params: Params, tokens_BS: jax.Array, weights_BT: jax.Array, key: jax.Array | None = None
-    ) -> tuple[jax.Array, list[jax.Array]]:
+    ) -> tuple[Sums, list[jax.Array]]:
         model = nnx.merge(graphdef, params)
         watched = []  # a new one in each call: the function stays pure
 
@@ -104,49 +116,40 @@ def _watched_loss(
             return x_BTD
 
         hidden_BTD = model.hidden(tokens_BS[:, :-1], key, constrain)
-        loss = cross_entropy_sum(
-            hidden_BTD,
-            model.head_VD,
-            tokens_BS[:, 1:],
-            weights_BT,
-            jnp.dtype(cfg.dtype),
-            tables,
-            row_multiple,
-        )
-        return loss, watched
+        return loss_sums(hidden_BTD, model.head_VD, tokens_BS[:, 1:], weights_BT, how), watched
 
-    return loss_sum
+    return sums
 
 
 def micro_batch_grads(
     cfg: TrainingConfig, mesh: Mesh, watch: Watch | None = None
-) -> Callable[..., tuple[jax.Array, Params, list[jax.Array]]]:
-    """(state, a, tokens_BS) -> (loss, gradients, watched) of the step's micro-batch number a.
+) -> Callable[..., tuple[Losses, Params, list[jax.Array]]]:
+    """(state, a, tokens_BS) -> (losses, gradients, watched) of the step's micro-batch number a.
 
-    The loss is a mean over tokens. The gradients are float32 and still times `state.scale`.
+    The gradients are those of the losses' sum, float32 and still times `state.scale`.
 
     Args:
         watch: is given the token embeddings, and the residual stream [B, T, D] before and after
             each layer; `watched` lists what it returned, in that order.
     """
-    loss_sum = _watched_loss(cfg, mesh, watch)
+    sums = _watched_sums(cfg, mesh, watch, cfg.z_loss or 0.0)
 
     def scaled_loss(
         params: Params, tokens_BS: jax.Array, key: jax.Array | None, scale: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, list[jax.Array]]]:
+    ) -> tuple[jax.Array, tuple[Losses, list[jax.Array]]]:
         ones_BT = jnp.ones((tokens_BS.shape[0], tokens_BS.shape[1] - 1), jnp.float32)
-        total, watched = loss_sum(params, tokens_BS, ones_BT, key)
-        loss = total / ones_BT.size
-        return loss * scale, (loss, watched)
+        of_batch, watched = sums(params, tokens_BS, ones_BT, key)
+        mean: Sums = jax.tree.map(lambda x: x / ones_BT.size, of_batch)
+        return mean.total * scale, (Losses(mean.cross_entropy, mean.z), watched)
 
     def grads_of(
         state: TrainState, a: jax.Array, tokens_BS: jax.Array
-    ) -> tuple[jax.Array, Params, list[jax.Array]]:
+    ) -> tuple[Losses, Params, list[jax.Array]]:
         step_key = dropout_key(cfg, state.step)
         key = None if step_key is None else jax.random.fold_in(step_key, a)
         grad = jax.grad(scaled_loss, has_aux=True)
-        grads, (loss, watched) = grad(state.params, tokens_BS, key, state.scale)
-        return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads), watched
+        grads, (losses, watched) = grad(state.params, tokens_BS, key, state.scale)
+        return losses, jax.tree.map(lambda g: g.astype(jnp.float32), grads), watched
 
     return grads_of
 
@@ -162,7 +165,7 @@ def make_train_step(
     def train_step(
         state: TrainState, tokens_ABS: jax.Array, lr: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        loss, grads = _mean_grads(grads_of, state, tokens_ABS)
+        losses, grads = _mean_grads(grads_of, state, tokens_ABS, has_z_loss=bool(cfg.z_loss))
         grads = jax.tree.map(lambda g: g / state.scale, grads)
         norm = optax.tree.norm(grads)
         clip = clip_scale(norm, cfg.optimizer.grad_clip)
@@ -170,20 +173,34 @@ def make_train_step(
         direction, opt_state = optimizer.update(grads, state.opt_state, state.weights)
         weights = jax.tree.map(lambda w, d: w - lr * d, state.weights, direction)
 
+        loss = losses.cross_entropy
         verdict = judge(state, loss, norm)
         mean_loss = (state.loss_sum + loss) / (state.loss_count + 1)
-        metrics = StepMetrics(loss, mean_loss, norm, state.scale, verdict.skipped, verdict.bad_step)
-        return _next_state(state, verdict, weights, opt_state, loss, cfg.log_every), metrics
+        metrics = StepMetrics(
+            loss, mean_loss, norm, state.scale, verdict.skipped, verdict.bad_step, losses.z
+        )
+        average = averaged(state.average, weights, cfg.ema_decay)
+        after = _next_state(state, verdict, weights, average, opt_state, loss, cfg.log_every)
+        return after, metrics
 
     return train_step
 
 
+def averaged(average: Params | None, weights: Params, decay: float | None) -> Params | None:
+    """decay · average + (1 - decay) · weights, as torch.optim.swa_utils computes it."""
+    if average is None or decay is None:
+        return None
+    return jax.tree.map(lambda a, w: a + (1 - decay) * (w - a), average, weights)
+
+
 def _mean_grads(
-    grads_of: Callable[..., tuple[jax.Array, Params, list[jax.Array]]],
+    grads_of: Callable[..., tuple[Losses, Params, list[jax.Array]]],
     state: TrainState,
     tokens_ABS: jax.Array,
-) -> tuple[jax.Array, Params]:
-    """The loss and the gradients, float32 and still scaled, each a mean over micro-batches."""
+    *,
+    has_z_loss: bool,
+) -> tuple[Losses, Params]:
+    """The losses and the gradients, float32 and still scaled, each a mean over micro-batches."""
     A = tokens_ABS.shape[0]
     if A == 1:  # no sum: it would be a second set of gradients, beside those of the micro-batch
         return grads_of(state, jnp.int32(0), tokens_ABS[0])[:2]
@@ -191,16 +208,19 @@ def _mean_grads(
     def add(total: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grads_of(state, *inputs)[:2]), None
 
+    zero = jnp.float32(0)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-    total, _ = jax.lax.scan(add, (jnp.float32(0), zeros), (jnp.arange(A), tokens_ABS))
-    loss, grads = total
-    return loss / A, jax.tree.map(lambda g: g / A, grads)
+    start = (Losses(zero, zero if has_z_loss else None), zeros)
+    total, _ = jax.lax.scan(add, start, (jnp.arange(A), tokens_ABS))
+    losses, grads = jax.tree.map(lambda x: x / A, total)
+    return losses, grads
 
 
 def _next_state(
     state: TrainState,
     verdict: Verdict,
     weights: Params,
+    average: Params | None,
     opt_state: Any,
     loss: jax.Array,
     log_every: int,
@@ -225,6 +245,7 @@ def _next_state(
         step=step,
         params=weights if state.master is None else to_bfloat16(weights),
         master=None if state.master is None else weights,
+        average=_select(verdict.update, average, state.average),
         opt_state=_select(verdict.update, opt_state, state.opt_state),
         loss_scale=loss_scale,
         loss_sum=loss_sum,

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from light_llm.checkpoint import parts
+from light_llm.checkpoint import layout, parts
 from light_llm.checkpoint.layout import STATE, WEIGHTS, Checkpoint, Files, Member
 from light_llm.checkpoint.parts import is_weights
 from light_llm.checkpoint.tensors import read_tensors
@@ -35,13 +35,24 @@ def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: 
     """
     files, record = checkpoint.files, checkpoint.record
     recorded = record.files if record else {}
-    for name in filter(wanted, recorded):
+    chosen = list(filter(wanted, recorded))
+    for name in chosen:
+        if parts.is_average(name):
+            continue
         path = _path_of(files, name)
         if not is_weights(name) and path.is_symlink():  # orbax makes none
             raise UserError(f"{path}: is a link; a state holds its own files; use another tag")
         _verify_file(path, recorded[name])
     if weights := {name for name in recorded if is_weights(name) and wanted(name)}:
         _verify_form(files, weights)
+    if any(parts.is_average(name) for name in chosen):
+        average = layout.averaged(checkpoint)
+        if average is None:
+            raise UserError(
+                f"{files.prefix}{parts.AVERAGE}{WEIGHTS}: is missing from the checkpoint; use "
+                "another tag"
+            )
+        verify(average, is_weights)
 
 
 def _verify_form(files: Files, recorded: set[str]) -> None:

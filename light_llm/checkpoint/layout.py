@@ -1,6 +1,7 @@
 """Checkpoints on disk: where the files of a tag are, and how they are read (never written here).
 
     DIR/TAG.safetensors     weights, float32, PyTorch's keys; or parts (light_llm.checkpoint.parts)
+    DIR/TAG.ema.safetensors their average, with ema_decay; or parts
     DIR/TAG.state/          orbax: what the trainer needs besides the weights
     DIR/TAG.config.json     config snapshot, with the digests that tie the three together
     DIR/.TAG.committed/     the three before they are published, after a crash in between
@@ -24,7 +25,7 @@ from pydantic import Field
 
 from light_llm.checkpoint import parts
 from light_llm.checkpoint.folder import CONFIG_JSON, SINGLE, folder_snapshot, is_model_folder
-from light_llm.checkpoint.parts import INDEX, WEIGHTS
+from light_llm.checkpoint.parts import AVERAGE, INDEX, WEIGHTS
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.errors import UserError
@@ -72,6 +73,8 @@ class Files:
     config: Path
     parts: tuple[parts.Seen, ...] = ()
     """Of the weights, where there are some, as they lay at the look."""
+    average: Files | None = None
+    """Of the average of the weights, as if DIR/TAG.ema were a tag with the config of this one."""
 
     @property
     def directory(self) -> Path:
@@ -85,6 +88,12 @@ class Files:
     def torch_state(self) -> Path:
         """Always beside the others, never in a staging folder."""
         return self.prefix.with_name(f"{self.tag}{TORCH_STATE}")
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the weights are the average of those of another tag, whose config this is."""
+        of = self.tag.removesuffix(AVERAGE)
+        return of != self.tag and self.config.name == f"{of}{CONFIG}"
 
     @property
     def complete(self) -> bool:
@@ -120,6 +129,9 @@ def locate(prefix: str | Path) -> Files:
     whole = parts.tag_of_file(f"{tag}{WEIGHTS}")
     if whole != tag and whole is not None and (directory / f"{whole}{INDEX}").exists():
         path, tag = directory / whole, whole  # the name of a part
+    of = tag.removesuffix(AVERAGE)
+    if of and of != tag and (average := locate(directory / of).average) is not None:
+        return average
     staging = committed_dir(directory, tag)
     weights, there = parts.find(directory, staging, tag)
 
@@ -127,7 +139,20 @@ def locate(prefix: str | Path) -> Files:
         staged = staging / f"{tag}{ending}"
         return staged if staged.exists() else directory / f"{tag}{ending}"
 
-    return Files(path, weights, member(STATE), member(CONFIG), parts.look(there))
+    files = Files(path, weights, member(STATE), member(CONFIG), parts.look(there))
+    return replace(files, average=_average(files, staging))
+
+
+def _average(files: Files, staging: Path) -> Files | None:
+    """The average of a tag's weights; None without one, or where it has a config of its own."""
+    if not files.tag:
+        return None
+    path = files.prefix.with_name(f"{files.tag}{AVERAGE}")
+    weights, there = parts.find(path.parent, staging, path.name)
+    if not weights.exists() or path.with_name(f"{path.name}{CONFIG}").exists():
+        return None
+    state = path.with_name(f"{path.name}{STATE}")  # there is none
+    return Files(path, weights, state, files.config, parts.look(there))
 
 
 def published(directory: Path, tag: str) -> list[Path]:
@@ -135,13 +160,14 @@ def published(directory: Path, tag: str) -> list[Path]:
     weights first."""
     members = [directory / f"{tag}{ending}" for ending in (STATE, CONFIG, TORCH_STATE)]
     there = [path for path in members if os.path.lexists(path)]
-    return [*parts.files_there(directory, tag), *there]
+    average = parts.files_there(directory, f"{tag}{AVERAGE}")
+    return [*parts.files_there(directory, tag), *average, *there]
 
 
 def tag_of_file(name: str) -> str | None:
     """The tag that a file or folder belongs to that has such a name; None if it is no member."""
     if (tag := parts.tag_of_file(name)) is not None:
-        return tag
+        return tag.removesuffix(AVERAGE) or None
     ending = next((ending for ending in (CONFIG, STATE) if name.endswith(ending)), name)
     return name.removesuffix(ending) or None
 
@@ -260,7 +286,34 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
             f"{prefix}: has checkpoint format {valid.format}, and this version reads {FORMAT}; "
             "use the version that wrote it"
         )
-    return Checkpoint(files, config, valid)
+    return Checkpoint(files, config, _of_average(valid, files) if files.is_average else valid)
+
+
+def averaged(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The average of a checkpoint's weights, as a checkpoint with weights alone; None without one.
+
+    Raises:
+        UserError: there is a file that its config.json does not record.
+    """
+    files, record = checkpoint.files.average, checkpoint.record
+    if files is None:
+        return None
+    return Checkpoint(files, checkpoint.snapshot, record and _of_average(record, files))
+
+
+def _of_average(record: Record, files: Files) -> Record:
+    """What a tag's record says of the average of its weights, by names relative to TAG.ema."""
+    of_it = {
+        name.removeprefix(AVERAGE): member
+        for name, member in record.files.items()
+        if parts.is_average(name)
+    }
+    if record.files and not of_it:
+        raise UserError(
+            f"{files.weights}: does not belong to this checkpoint: {files.config.name} records no "
+            "average of its weights; delete it, or use another tag"
+        )
+    return record.model_copy(update={"files": of_it, "val_loss": None})
 
 
 def read_own(prefix: str | Path) -> Checkpoint:

@@ -4,6 +4,8 @@
     DIR/TAG-00001-of-00003.safetensors …   some of them each, and
     DIR/TAG.safetensors.index.json         which part has which tensor
 
+A tag can have an average of its weights beside them, in the same forms, as if its tag were TAG.ema.
+
 This file alone knows those names and what an index says. The path of the weights is that of the
 file, or of the index. A run that publishes a tag moves the index last, so parts are looked for
 beside it and, where it is in the run's staging folder, in the folder above that as well.
@@ -22,6 +24,8 @@ from light_llm.errors import UserError
 from light_llm.files import given
 
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
+AVERAGE = ".ema"
+"""What stands between a tag and the endings of its average."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MOST = 99_999
 """Parts of one tag: their numbers have five digits."""
@@ -57,6 +61,11 @@ def is_index(path: Path) -> bool:
 def is_weights(ending: str) -> bool:
     """Whether a file of a tag, by its name without the tag, holds tensors of its weights."""
     return _ENDING.fullmatch(ending) is not None
+
+
+def is_average(ending: str) -> bool:
+    """The same for the average of its weights."""
+    return ending.startswith(AVERAGE) and is_weights(ending.removeprefix(AVERAGE))
 
 
 def tag_of_file(name: str) -> str | None:
@@ -121,8 +130,9 @@ def look(paths: Iterable[Path]) -> tuple[Seen, ...]:
 def place(weights: Path, name: str) -> Path:
     """Where a file of the weights is: beside them, or where a run that publishes moved it."""
     path = weights.with_name(name)
-    tag = tag_of_file(weights.name)
-    if weights.parent.name == f".{tag}.committed" and not path.exists():
+    tag = tag_of_file(weights.name) or ""
+    staged = weights.parent.name in (f".{tag}.committed", f".{tag.removesuffix(AVERAGE)}.committed")
+    if staged and not path.exists():
         return weights.parent.parent / name
     return path
 

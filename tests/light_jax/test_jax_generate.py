@@ -39,6 +39,7 @@ def windowed(variant, encoding, size):
     mask = {"mask_type": "sliding_window", "window_size": size}
     return tiny(
         max_seq_len=48,
+        logit_softcap=3.0,
         attention={"variant": variant, **mask},
         positional={"encoding": encoding},
     )

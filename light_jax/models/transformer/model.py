@@ -21,6 +21,11 @@ from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import document_end_of, past_span_of
 
 
+def capped(logits: jax.Array, cap: float | None) -> jax.Array:
+    """cap · tanh(logits / cap), or the logits without a cap (Gemma Team 2024, Gemma 2)."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
 def _as_is(x: jax.Array) -> jax.Array:
     return x
 
@@ -65,9 +70,10 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits [B, T, V], float32, of final hidden states."""
-        return einsum_float32(
+        logits_BTV = einsum_float32(
             "btd,vd->btv", hidden_BTD.astype(self.dtype), self.head_VD.astype(self.dtype)
         )
+        return capped(logits_BTV, self.cfg.logit_softcap)
 
     @property
     def head_VD(self) -> jax.Array:

@@ -180,6 +180,8 @@ class TransformerConfig(Config):
     parallel_layers: bool = False
     init_std: PositiveFloat = 0.02
     residual_scaled_init: bool = True
+    logit_softcap: PositiveFloat | None = None
+    """logits ← cap · tanh(logits / cap)."""
     gradient_checkpointing: bool | Literal["matmuls"] = False
     attention: AttentionConfig = AttentionConfig()
     positional: PositionalConfig = PositionalConfig()

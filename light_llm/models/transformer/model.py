@@ -27,6 +27,11 @@ MATMULS = ("mm", "addmm", "bmm", "baddbmm")  # as aten names them
 WRITES_TO_RESIDUAL = ("out_proj.weight", "down_proj.weight", "fc2.weight")
 
 
+def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap · tanh(logits / cap), or the logits without a cap (Gemma Team 2024, Gemma 2)."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 class Transformer(nn.Module):
     """Decoder-only Transformer; matmuls in the weights' dtype, which `.to(dtype)` sets.
 
@@ -71,7 +76,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Logits [B, T, V], float32, of final hidden states."""
-        return self.lm_head(hidden_BTD.to(self.lm_head.weight.dtype)).float()
+        logits_BTV = self.lm_head(hidden_BTD.to(self.lm_head.weight.dtype)).float()
+        return capped(logits_BTV, self.cfg.logit_softcap)
 
     def hidden(self, tokens_BT: torch.Tensor, cache: list[Cache] | None = None) -> torch.Tensor:
         """Final hidden states [B, T, D], float32, which `logits` takes.

@@ -38,6 +38,7 @@ CHANGES = {
     "eval_every": 4,
     "keep_last_n": 2,
     "num_workers": 1,
+    "ema_decay": 0.9,
     "model": {"num_layers": 1, "dropout": 0.1},
 }
 
@@ -150,8 +151,8 @@ def _compare(whole: Path, killed: Path) -> None:
     """All that a run leaves behind; killed at its end, it may not have deleted an old tag yet."""
     assert set(layout.tags(killed)) >= set(layout.tags(whole))
     for tag in layout.tags(whole):
-        left, right = (folder / f"{tag}.safetensors" for folder in (whole, killed))
-        assert left.read_bytes() == right.read_bytes(), tag
+        for name in (f"{tag}.safetensors", f"{tag}.ema.safetensors"):
+            assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
         expected = layout.read_checkpoint(whole / tag)
         found = layout.read_checkpoint(killed / tag)
         assert expected.record.step == found.record.step

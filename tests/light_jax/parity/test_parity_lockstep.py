@@ -88,6 +88,7 @@ SANDWICH: dict[str, Any] = {
     "norm": {"placement": "sandwich"},
     "ffn": {"variant": "geglu"},
     "tie_embeddings": False,
+    "logit_softcap": 0.5,
 }
 PARALLEL: dict[str, Any] = {
     "attention": {"variant": "mha", "mask_type": "sliding_window", "window_size": 5, "bias": True},
@@ -102,6 +103,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "model": {"attention": {"variant": "complex", "document_mask": True, "document_end": 14}},
         "optimizer": {"type": "sgd", "lr": 0.05},
         "gradient_accumulation_steps": 2,
+        "z_loss": 1e-3,
         "dtype": "bfloat16",
         "bf16_model_weights": True,
     },
@@ -117,6 +119,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "model": PARALLEL,
         "optimizer": {"grad_clip": 0.0},
         "scheduler": {"type": "wsd"},
+        "z_loss": 1e-2,
     },
 }
 
@@ -138,6 +141,10 @@ def test_both_train_alike_in_every_variant(way, tmp_path):
     cfg = load_config(write_config(tmp_path / "c.yaml", **merged(WAYS[way], small)))
     rows = list(lockstep(cfg, 7))
     assert row_verdict(rows, TOLERANCE[cfg.dtype]).startswith("the same: 7 steps within ")
+    assert [row.jax.z_loss is not None for row in rows] == [cfg.z_loss is not None] * 7
+    for row in rows if cfg.z_loss else []:
+        assert row.jax.z_loss == pytest.approx(row.torch.z_loss, rel=TOLERANCE[cfg.dtype].loss)
+        assert 0.05 < row.jax.z_loss / (cfg.z_loss * np.log(131) ** 2) < 2
     skipped = [row.step for row in rows if row.jax.grad_norm is None]
     assert skipped == [row.step for row in rows if row.torch.grad_norm is None]
     assert bool(skipped) == ("overflowing" in way)

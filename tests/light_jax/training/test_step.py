@@ -19,7 +19,7 @@ from conversion.mapping import table
 from light_jax.config import TrainingConfig
 from light_jax.parallel.sharding import make_mesh, tables_of
 from light_jax.sections import MeshConfig, OptimizerConfig
-from light_jax.training.loss import cross_entropy_sum
+from light_jax.training.loss import How, loss_sums
 from light_jax.training.optimizer import clip_scale, learning_rate, make_optimizer
 from light_jax.training.step import (
     init_params,
@@ -135,7 +135,8 @@ def test_schedules_by_hand():
     assert [learning_rate(wsd, n) for n in steps] == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1])
 
 
-def test_loss_is_cross_entropy_for_any_chunks_and_padding():
+@pytest.mark.parametrize(("z_loss", "cap"), [(0.0, None), (1e-2, None), (1e-2, 3.0)])
+def test_loss_is_its_formula_for_any_chunks_and_padding(z_loss, cap):
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (4, 37, 16)), jax.random.normal(keys[1], (53, 16))
     targets = jax.random.randint(keys[2], (4, 37), 0, 53)
@@ -143,15 +144,17 @@ def test_loss_is_cross_entropy_for_any_chunks_and_padding():
 
     def plain(hidden, head):
         logits = jnp.einsum("btd,vd->btv", hidden, head, precision="highest")
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        losses += z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
         return 3 * jnp.sum(losses * weights)
 
     expected = jax.jit(jax.value_and_grad(plain, (0, 1)))(hidden, head)
     tables = tables_of(setup()[0].model, make_mesh(MeshConfig()))
-    for row_multiple in (1, 128):
+    for how in (How(jnp.float32, tables, rows, z_loss, cap) for rows in (1, 128)):
 
-        def ours(hidden, head, how=(jnp.float32, tables, row_multiple)):
-            return 3 * cross_entropy_sum(hidden, head, targets, weights, *how)
+        def ours(hidden, head, how=how):
+            return 3 * loss_sums(hidden, head, targets, weights, how).total
 
         found = jax.jit(jax.value_and_grad(ours, (0, 1)))(hidden, head)
         assert float(jax.jit(ours)(hidden, head)) == pytest.approx(float(expected[0]), rel=1e-6)
@@ -238,7 +241,7 @@ def test_a_bad_step_freezes_the_state_for_good():
 
 
 def test_loss_scale_halves_on_overflow_and_skips_the_update_alone():
-    cfg, step, state, _ = setup(dtype="float16")
+    cfg, step, state, _ = setup(dtype="float16", ema_decay=0.5)
     huge = dataclasses.replace(state.loss_scale, scale=jnp.float32(2.0**40))
     state = dataclasses.replace(state, loss_scale=huge)
     after, metrics = step(state, tokens(cfg), jnp.float32(1e-3))
@@ -250,6 +253,7 @@ def test_loss_scale_halves_on_overflow_and_skips_the_update_alone():
     assert after.loss_scale.scale == 2.0**39
     assert after.loss_scale.skipped_steps == 1
     assert largest_difference(after.params, state.params) == 0
+    assert largest_difference(after.average, state.average) == 0
     assert largest_difference(after.opt_state, state.opt_state) == 0  # Adam's count too
     fine = dataclasses.replace(after.loss_scale, scale=jnp.float32(INITIAL_LOSS_SCALE))
     after, metrics = step(
@@ -258,6 +262,8 @@ def test_loss_scale_halves_on_overflow_and_skips_the_update_alone():
     assert not metrics.skipped
     assert after.loss_scale.skipped_steps == 0
     assert after.opt_state[0].count == 1
+    moved, followed = (largest_difference(x, state.params) for x in (after.params, after.average))
+    assert 0 < moved == pytest.approx(2 * followed, rel=1e-3)
 
 
 def test_loss_scale_doubles_after_enough_finite_steps_and_never_falls_below_one():

@@ -47,6 +47,7 @@ def test_the_truth_table(given, expected):
         step=jnp.int32(N),
         params=None,
         master=None,
+        average=None,
         opt_state=None,
         loss_scale=(
             None

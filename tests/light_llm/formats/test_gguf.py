@@ -139,6 +139,7 @@ def test_eight_bits_are_within_half_a_step(tmp_path):
         ({"positional": {"encoding": "alibi"}}, "positional.encoding='alibi'"),
         ({"attention": {"variant": "complex", "num_kv_heads": 4}}, "attention.variant='complex'"),
         ({"norm": {"type": "layernorm"}, "parallel_layers": True}, "parallel_layers=True"),
+        ({"logit_softcap": 30.0}, "logit_softcap=30.0"),
         ({"ffn": {"variant": "geglu"}}, "ffn.variant='geglu'"),
         ({"attention": {"mask_type": "sliding_window", "window_size": 46}}, "window_size=46"),
         ({"attention": {"window_pattern": [9, None]}}, "attention.window_pattern=[9, None]"),

@@ -47,10 +47,11 @@ MODELS = {
         "ffn": {"variant": "mlp", "activation": "gelu"},
         "parallel_layers": True,
     },
-    "sinusoidal-documents": {
+    "sinusoidal-documents-capped": {
         "positional": {"encoding": "sinusoidal"},
         "attention": {"document_mask": True, "document_end": 3},
         "num_layers": 1,
+        "logit_softcap": 5.0,
     },
 }
 
