@@ -18,7 +18,7 @@ softmax's denominator. It needs nothing but that logarithm, which is there, and 
 logits is the softmax times 2 · z_loss · log Z: a factor on what the cross-entropy's has anyway.
 
 A soft-cap (`capped`) stands between the matmul and all of this. Its derivative, 1 - (logit / cap)²,
-is a function of what it returned, so nothing more is kept for it.
+is a function of what it returned. Where XLA keeps what it was given too, there is a second chunk.
 
 Letters: B batch, C positions of a chunk, D model, V vocab, R rows of the head on one device.
 """
@@ -154,7 +154,6 @@ def _on_device(
         loss, z, grad_head_DR = carry
         hidden_BCD, targets_BC, weights_BC = (gathered(x, tables.columns) for x in inputs)
         logits_BCR = capped(einsum_float32("bcd,rd->bcr", hidden_BCD, head_RD), how.softcap)
-        slope_BCR = None if how.softcap is None else 1 - jnp.square(logits_BCR / how.softcap)
         if is_padded:
             logits_BCR = jnp.where(is_row_R, logits_BCR, -jnp.inf)
         max_BC = largest(jnp.max(logits_BCR, axis=-1), *split)
@@ -167,13 +166,7 @@ def _on_device(
             z += jnp.sum(weights_BC * (how.z_loss * jnp.square(lse_BC)))
         if not with_grads:
             return (loss, z, None), None
-        probs_BCR = jnp.exp(logits_BCR - lse_BC[..., None])
-        if z is not None:
-            probs_BCR *= (1 + 2 * how.z_loss * lse_BC)[..., None]
-        error_BCR = (probs_BCR - is_target) * (weights_BC * boost)[..., None]
-        if slope_BCR is not None:
-            error_BCR *= slope_BCR
-        error_BCR = error_BCR.astype(dtype)
+        error_BCR = _error(how, logits_BCR, lse_BC, is_target, weights_BC * boost).astype(dtype)
         # [D, R]: as [R, D] a CPU would transpose a copy of the error, which is large
         grad_head_DR += einsum_float32("bcd,bcr->dr", hidden_BCD, error_BCR)
         grad_hidden_BCD = summed(einsum_float32("bcr,rd->bcd", error_BCR, head_RD), tables.rows)
@@ -197,6 +190,25 @@ def _on_device(
     grad_head_RD = summed(grad_head_DR, *tables.summed_axes).T / boost
     grad_head = as_stored(tables, grad_head_RD.astype(head.dtype), stored_rows)
     return sums, (grad_hidden_BTD / boost, grad_head)
+
+
+def _error(
+    how: How, logits_BCR: jax.Array, lse_BC: jax.Array, is_target: jax.Array, weights_BC: jax.Array
+) -> jax.Array:
+    """The gradient of the weighted losses' sum by what the head's matmul gave.
+
+    Args:
+        logits_BCR: capped; -inf where the head is padded.
+        lse_BC: log Z.
+    """
+    probs_BCR = jnp.exp(logits_BCR - lse_BC[..., None])
+    if how.z_loss:
+        probs_BCR *= (1 + 2 * how.z_loss * lse_BC)[..., None]
+    error_BCR = (probs_BCR - is_target) * weights_BC[..., None]
+    if how.softcap is not None:
+        slope_BCR = 1 - jnp.square(logits_BCR / how.softcap)
+        error_BCR *= jnp.where(jnp.isneginf(logits_BCR), 0.0, slope_BCR)
+    return error_BCR
 
 
 def _chunked(x_BT: jax.Array, chunk: int) -> jax.Array:
