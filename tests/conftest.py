@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 from tiny_runs import REFERENCE
 
+settings.register_profile("untimed", deadline=None)  # a busy machine is not a mistake
+settings.load_profile("untimed")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.pop("PYTHONUNBUFFERED", None)  # containers set it; then no output waits in a buffer
 # The same tiny steps are compiled in many tests and processes: once is enough.

@@ -55,7 +55,7 @@ def test_hosts_and_workers_change_nothing(stream, hosts, num_workers, share):
 
 
 @given(st.permutations(range(5)), st.integers(1, 5), st.integers(0, 2), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_rows_in_any_order(reference, order, count, num_workers, accum):
     rows = order[:count]
     n_steps = 2 * len(reference) // 5

@@ -28,7 +28,7 @@ weights = st.lists(decimals | st.integers(1, 40).map(float), min_size=1, max_siz
 
 
 @given(weights)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_prefix_is_within_one_window_of_every_share(weights):
     mixture = Mixture(weights)
     n = np.arange(1, 2 * min(mixture.period, 20_000) + 2)
@@ -39,7 +39,7 @@ def test_each_prefix_is_within_one_window_of_every_share(weights):
 
 
 @given(weights, st.integers(0, 10**15))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_window_far_away_is_found_as_by_walking(weights, window):
     """Whole periods before it change nothing, and the k-th window of a source follows k - 1."""
     mixture = Mixture(weights)
@@ -119,7 +119,7 @@ def test_a_source_alone_is_the_same_stream(folder, window_order):
 
 @pytest.mark.parametrize("window_order", ORDERS)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_hosts_workers_and_the_first_step_change_nothing(folder, window_order, data):
     def pick(*values):
         return data.draw(st.sampled_from(values))

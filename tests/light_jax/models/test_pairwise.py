@@ -113,7 +113,6 @@ def test_sinusoidal_tables_agree_at_far_positions():
 @pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )

@@ -68,7 +68,7 @@ def there_and_back(run: TorchRun, path) -> tuple[Any, Any]:
     return opt_state, torch.load(path, weights_only=True)["state"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(configs(), st.sampled_from(KINDS), st.sampled_from([0, 1, 3]), st.integers(0, 2**16))
 def test_a_round_trip_is_the_identity(tmp_path_factory, model, kind, updates, seed):
     run = run_of(model.model_dump(), kind)
