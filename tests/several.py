@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 from tiny_runs import BIN, IMPORTS, ROOT
 
 Process = subprocess.Popen[str]
@@ -38,7 +39,7 @@ def several(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     runs = [
-        subprocess.Popen(
+        forked.Process(
             list(map(str, command)),
             cwd=cwd,
             env=environment(number, len(commands), port, devices) | env(number),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from forked import Process
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -71,14 +72,14 @@ def command(
 ) -> subprocess.CompletedProcess:
     """Run one of the project's console scripts to its end."""
     name, *rest = map(str, args)
-    return subprocess.run(
-        [BIN / name, *rest],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    line = [BIN / name, *rest]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Process(line, cwd=cwd, env=os.environ | (env or {}), text=True, **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(line, process.returncode, out, err)
 
 
 def devices(count: int) -> dict[str, str]:
@@ -106,7 +107,7 @@ def start_processes(
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     return [
-        subprocess.Popen(
+        Process(
             [*program, config, *args],
             cwd=config.parent,
             env=os.environ

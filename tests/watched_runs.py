@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from forked import Process
 from tiny_runs import BIN
 
 PROMPTLY = 10  # seconds: a tiny save on a busy machine; a wait would take longer
 
 
 @contextmanager
-def started(config: Path, *args: str, under: str = ":") -> Iterator[subprocess.Popen[str]]:
+def started(config: Path, *args: str, under: str | None = None) -> Iterator[subprocess.Popen[str]]:
     """`llm-train CONFIG ARGS` in the config's folder; killed if the test ends before it does.
 
     Args:
         under: a line of bash that limits it.
     """
-    run = subprocess.Popen(
-        ["bash", "-c", f'{under}; exec "$0" "$@"', BIN / "llm-train", config, *args],
+    command = [BIN / "llm-train", config, *args]
+    start = Process if under is None else subprocess.Popen
+    run = start(
+        command if under is None else ["bash", "-c", f'{under}; exec "$0" "$@"', *command],
         cwd=config.parent,
+        env=dict(os.environ),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -1,0 +1,189 @@
+"""Processes of the commands that start in a tenth of the time: forked, their imports done.
+
+Half of what a tiny run takes is Python importing JAX and its libraries, and the suite starts some
+hundreds of them. The first start in an environment is an ordinary one. For the next, a server is
+started in that same environment, imports what the command will, and forks: each command is a
+process of its own, with its own arguments, folder, variables, files, signals and exit. A test about
+the start itself calls `subprocess`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import io
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+IMPORTED = {
+    "llm-train": ("light_jax.training.api", "light_jax.training.loop", "light_jax.training.check"),
+    "llm-eval": ("light_jax.evaluation.evaluate", "light_jax.evaluation.on_jax"),
+    "llm-convert": ("light_llm.hf.export", "conversion"),
+    "llm-parity": ("light_jax.parity.report", "light_jax.parity.checkpoint"),
+    "llm-run": ("light_llm.cli.run", "light_llm.models.transformer"),
+}
+OWN = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_TESTRUNUID", "COLUMNS", "LINES"}  # no import reads them
+_servers: dict[tuple, Server | None] = {}
+
+
+class Process(subprocess.Popen):
+    """`Popen` of a command of the project, which a server forks. Its pid is the command's own."""
+
+    def __init__(self, args: list[Any], *, env: dict[str, str], **options: Any) -> None:
+        """Every option but what a child does before its program runs, such as `preexec_fn`."""
+        self._server = _server_for(Path(args[0]).name, env)
+        super().__init__(args, env=env, **options)
+
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):  # type: ignore[no-untyped-def]
+        if self._server is None:
+            super()._execute_child(  # type: ignore[misc]
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest
+            )
+            return
+        if preexec_fn is not None:
+            raise TypeError("a command that is forked has no preexec_fn")
+        pipes = rest[3:9]  # of stdin, stdout and stderr, the ends to read from and to write to
+        theirs = pipes[0], pipes[3], pipes[5]
+        files = [number if own == -1 else own for number, own in enumerate(theirs)]
+        request = {"argv": [str(arg) for arg in args], "cwd": str(cwd or os.getcwd()), "env": env}
+        self._told = self._server.fork(request, files)
+        self.pid = int(self._told.recv(32))
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self._server is None:
+            return super()._try_wait(wait_flags)  # type: ignore[misc]
+        if wait_flags & os.WNOHANG and not select.select([self._told], [], [], 0)[0]:
+            return 0, 0
+        with self._told:
+            return self.pid, int(self._told.recv(32))
+
+    def _internal_poll(self, _deadstate=None, **_: Any):  # type: ignore[no-untyped-def]
+        if self._server is None:
+            return super()._internal_poll(_deadstate)  # type: ignore[misc]
+        if self.returncode is None:
+            pid, status = self._try_wait(os.WNOHANG)
+            if pid:
+                self._handle_exitstatus(status)  # type: ignore[attr-defined]
+        return self.returncode
+
+
+class Server:
+    """A process that imported `modules`; it ends with the one that started it."""
+
+    def __init__(self, modules: tuple[str, ...], env: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(theirs.fileno()), *modules],
+                env=env,
+                cwd=BIN,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self._socket = ours
+        atexit.register(self._end)
+
+    def fork(self, request: dict[str, Any], files: list[int]) -> socket.socket:
+        """Start a command. Its pid can be received at once, and its status at its end."""
+        told, tell = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with tell:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [*files, tell.fileno()])
+        return told
+
+    def _end(self) -> None:
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+
+
+def _server_for(name: str, env: dict[str, str]) -> Server | None:
+    modules = IMPORTED.get(name)
+    key = (name, *sorted(item for item in env.items() if item[0] not in OWN))
+    if modules is None or "linux" not in sys.platform:
+        return None
+    if key not in _servers:
+        _servers[key] = None
+        return None
+    if _servers[key] is None:
+        _servers[key] = Server(modules, env)
+    return _servers[key]
+
+
+def _serve(channel: socket.socket) -> list[str]:
+    """Fork a command for each request. Returns in the command, with its arguments."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait
+    while True:
+        message, numbers, *_ = socket.recv_fds(channel, 1 << 20, 4)
+        if not message:
+            os._exit(0)
+        if os.fork():
+            for number in numbers:
+                os.close(number)
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        channel.close()
+        *files, tell = numbers
+        pid = os.fork()
+        if pid == 0:
+            os.close(tell)
+            return _become(json.loads(message), files)
+        for number in files:
+            os.close(number)
+        os.write(tell, b"%d" % pid)
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(tell, b"%d" % status)
+        os._exit(0)
+
+
+def _become(request: dict[str, Any], files: list[int]) -> list[str]:
+    for number, own in enumerate(files):
+        os.dup2(own, number)
+    for own in files:
+        os.close(own)
+    _open_standard_files()
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    return request["argv"]
+
+
+def _open_standard_files() -> None:
+    """As Python does at its start; those of the server know what its own files could do."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        before = getattr(sys, name)
+        text = io.TextIOWrapper(
+            open(number, "wb" if number else "rb", closefd=False),  # noqa: SIM115
+            before.encoding,
+            before.errors,
+            line_buffering=number == 2 or os.isatty(number),
+        )
+        setattr(sys, name, text)
+        setattr(sys, f"__{name}__", text)
+
+
+def main() -> None:
+    number, *modules = sys.argv[1:]
+    channel = socket.socket(fileno=int(number))
+    for module in modules:
+        importlib.import_module(module)
+    sys.argv = _serve(channel)
+    name = Path(sys.argv[0]).name
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+    sys.exit(command.load()())
+
+
+if __name__ == "__main__":
+    main()
