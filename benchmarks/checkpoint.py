@@ -36,7 +36,7 @@ from light_jax.checkpoint.weights import gather_weights, save_weights
 from light_jax.config import load_config
 from light_jax.state import HostState, TrainState
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import reading
 from light_llm.files import disk
 
 TAG = "step0000001"
@@ -67,7 +67,7 @@ class Disk:
         staging = protocol.start(self.folder, TAG, self.host.run)
         save_weights(staging, TAG, self.state.weights, self.cfg.model)
         save_state(staging / f"{TAG}.state", self.state, self.host)
-        Saver(self.cfg, None).commit(staging, [TAG], layout.Record(run="benchmark"))
+        Saver(self.cfg, None).commit(staging, [TAG], reading.Record(run="benchmark"))
         return time.perf_counter() - began
 
     def torch(self, flush: bool) -> float:

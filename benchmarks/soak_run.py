@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint import digests, layout, reading
 from light_llm.errors import UserError
 
 BIN = Path(sys.executable).parent
@@ -191,7 +191,7 @@ def whole_tags(out: Path) -> list[str]:
     wrong = []
     for tag in layout.tags(out) if out.exists() else ():
         try:
-            digests.verify(layout.read_checkpoint(out / tag))
+            digests.verify(reading.read_checkpoint(out / tag))
         except UserError as error:
             wrong.append(str(error))
     return wrong

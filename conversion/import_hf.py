@@ -19,7 +19,8 @@ from conversion.weights import check_keys, check_tied
 from light_llm.checkpoint.digests import digest
 from light_llm.checkpoint.folder import folder_config, folder_snapshot
 from light_llm.checkpoint.hub import NAME, fetch_model
-from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, Record, locate
+from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, locate
+from light_llm.checkpoint.reading import Record
 from light_llm.checkpoint.tensors import WRAPPERS, Folder, Reader, Tensor, read_folder, spelling
 from light_llm.errors import UserError
 from light_llm.files import disk, given, tensor_file

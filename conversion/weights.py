@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
-    from light_llm.checkpoint.layout import Checkpoint
+    from light_llm.checkpoint.reading import Checkpoint
     from light_llm.models.transformer import Transformer as TorchTransformer
 
 

@@ -16,8 +16,8 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from light_jax.othernames import OTHER_NAMES
 from light_jax.sections import MeshConfig, NonNegativeFloat, OptimizerConfig, SchedulerConfig
 from light_jax.sources import DataPaths, check_data, check_form, is_mixture, paths_of
-from light_llm.checkpoint.layout import Checkpoint, model_config
 from light_llm.checkpoint.parts import parse_size
+from light_llm.checkpoint.reading import Checkpoint, model_config
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.configsource import read_source

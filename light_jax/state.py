@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.data.mixed import Stream
-from light_llm.checkpoint.layout import Checkpoint, Record
+from light_llm.checkpoint.reading import Checkpoint, Record
 
 Params = Any  # the nnx.State of nnx.Param, a pytree
 

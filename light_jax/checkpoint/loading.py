@@ -8,8 +8,8 @@ from flax import nnx
 
 from conversion.weights import check_keys, from_torch
 from light_jax.models.transformer.model import Transformer
-from light_llm.checkpoint.layout import Checkpoint
 from light_llm.checkpoint.loading import read_weights
+from light_llm.checkpoint.reading import Checkpoint
 from light_llm.checkpoint.tensors import Tensor, spelling
 from light_llm.models.transformer.config import TransformerConfig
 

@@ -19,7 +19,7 @@ from light_jax.checkpoint.protocol import writing_dir
 from light_jax.checkpoint.state import not_for_orbax
 from light_jax.config import TrainingConfig
 from light_jax.state import Tag
-from light_llm.checkpoint import layout
+from light_llm.checkpoint import layout, reading
 from light_llm.errors import UserError
 
 
@@ -99,7 +99,7 @@ def continues_here(directory: Path, resumed: Tag | None) -> bool:
 
 def _is_of_another_run(prefix: Path, run: str) -> bool:
     try:
-        record = layout.read_checkpoint(prefix).record
+        record = reading.read_checkpoint(prefix).record
     except UserError:  # damaged, so it cannot be used either
         return False
     return record is None or record.run != run

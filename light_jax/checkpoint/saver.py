@@ -29,7 +29,7 @@ from light_jax.parallel.hosts import (
     together,
 )
 from light_jax.state import HostState, Tag, TrainState
-from light_llm.checkpoint import layout, parts
+from light_llm.checkpoint import layout, parts, reading
 from light_llm.checkpoint.digests import digest
 from light_llm.errors import UserError, one_line, with_earlier
 from light_llm.files import disk, given
@@ -170,7 +170,7 @@ class Saver:
             way = writing.copied if self._room(state) else writing.in_place
             write = way(staging, tags[0], state, host, self.cfg, self.check)
         known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
-        record = layout.Record(run=host.run, generation=self.generation, step=step, val_loss=known)
+        record = reading.Record(run=host.run, generation=self.generation, step=step, val_loss=known)
 
         def finish() -> None:
             if is_main():
@@ -225,7 +225,7 @@ class Saver:
         self,
         staging: Path,
         tags: Sequence[str],
-        record: layout.Record,
+        record: reading.Record,
         digests: Digests = MappingProxyType({}),
     ) -> None:
         """Publish a staged tag under each of `tags`, then delete old tags.
@@ -269,7 +269,7 @@ def write_config(
     staging: Path,
     tag: str,
     cfg: TrainingConfig,
-    record: layout.Record,
+    record: reading.Record,
     digests: Digests = MappingProxyType({}),
 ) -> None:
     """Write the last member of a staged tag: the config, with the digests of the other files.

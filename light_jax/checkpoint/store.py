@@ -22,7 +22,7 @@ from light_jax.data.index import describe_change
 from light_jax.parallel.alike import check_alike
 from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Params, Tag, TrainState, params_of
-from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint import digests, layout, reading
 from light_llm.errors import UserError
 from light_llm.files import disk, given
 
@@ -58,7 +58,7 @@ def read_tag(prefix: str | Path) -> Tag:
     """
     if not layout.locate(prefix).complete:
         raise layout.missing(prefix)
-    checkpoint = layout.read_checkpoint(prefix)
+    checkpoint = reading.read_checkpoint(prefix)
     if checkpoint.record is None or not checkpoint.files.state.is_dir():
         raise UserError(
             f"{prefix}: holds weights but no state of this trainer to resume from; "
@@ -161,7 +161,7 @@ def read_start(directory: Path) -> Start | None:
         start = given.read_json(path)
         generation, run, resumed = start["generation"], start.get("run"), start["resumed"]
         complete = isinstance(resumed, str) or (resumed is None and isinstance(run, str))
-        counted = type(generation) is int and 0 <= generation < layout.MOST_STARTS
+        counted = type(generation) is int and 0 <= generation < reading.MOST_STARTS
         if not counted or not complete or not isinstance(run, str | None):
             raise ValueError("not the note of a resume")
     except UserError as error:

@@ -12,8 +12,9 @@ from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Params, TrainState
 from light_llm.checkpoint.digests import digest
-from light_llm.checkpoint.layout import STATE, Member
+from light_llm.checkpoint.layout import STATE
 from light_llm.checkpoint.parts import AVERAGE
+from light_llm.checkpoint.reading import Member
 
 Digests = Mapping[Path, Member]
 """Of the files with weights; none but on process 0."""

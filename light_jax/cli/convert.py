@@ -189,7 +189,7 @@ def write_onnx(
 
 def _tag(prefix: str) -> str:
     """The checkpoint that is meant, if PREFIX is a run's folder."""
-    from light_llm.checkpoint.layout import tag_of
+    from light_llm.checkpoint.reading import tag_of
 
     return str(tag_of(prefix))
 

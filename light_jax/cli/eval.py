@@ -129,7 +129,8 @@ def command(
 def _prefix_first(words: list[str]) -> list[str]:
     """PREFIX and the further paths of --data, from words whose place among the flags is not known:
     the last is PREFIX where it alone is a checkpoint."""
-    from light_llm.checkpoint.layout import locate_weights, tag_of
+    from light_llm.checkpoint.layout import locate_weights
+    from light_llm.checkpoint.reading import tag_of
 
     def is_checkpoint(word: str) -> bool:
         try:
@@ -156,7 +157,7 @@ def _run_tasks(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
     from light_jax.evaluation.tasks import lines, run_tasks
-    from light_llm.checkpoint.layout import read_checkpoint, tag_of
+    from light_llm.checkpoint.reading import read_checkpoint, tag_of
 
     checkpoint = read_checkpoint(tag_of(prefix))
     tag = checkpoint.files.prefix

@@ -156,7 +156,7 @@ def _compare_checkpoint(
         unequal_weights,
     )
     from light_jax.parity.report import stage_table, stage_verdict
-    from light_llm.checkpoint.layout import tag_of
+    from light_llm.checkpoint.reading import tag_of
 
     prefix = str(tag_of(prefix))
     cfg = read_training_config(prefix)

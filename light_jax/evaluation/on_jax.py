@@ -20,8 +20,8 @@ from light_jax.sections import MeshConfig
 from light_jax.state import Params, TrainState, params_of
 from light_jax.training.compiled import blank_state, compile_eval_step
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import Checkpoint, read_checkpoint, steadily
 from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.reading import Checkpoint, read_checkpoint, steadily
 from light_llm.errors import UserError
 
 Result = TypeVar("Result")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from light_jax.evaluation.plan import Plan
-from light_llm.checkpoint.layout import Checkpoint, read_checkpoint, steadily
 from light_llm.checkpoint.loading import load_transformer
+from light_llm.checkpoint.reading import Checkpoint, read_checkpoint, steadily
 from light_llm.errors import UserError, one_line
 from light_llm.models.transformer import Transformer
 from light_llm.models.transformer.model import capped

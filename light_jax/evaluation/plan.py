@@ -11,7 +11,7 @@ from light_jax.config import TrainingConfig, config_of
 from light_jax.data import TokenStream
 from light_jax.data.mixed import Stream, stream_of
 from light_jax.sources import paths_of
-from light_llm.checkpoint.layout import read_checkpoint, tag_of
+from light_llm.checkpoint.reading import read_checkpoint, tag_of
 from light_llm.errors import UserError
 from light_llm.files import urls
 from light_llm.preprocess.manifest import listings

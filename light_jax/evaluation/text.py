@@ -8,7 +8,7 @@ import numpy as np
 
 from light_jax.data import TokenStream
 from light_jax.evaluation.plan import Plan
-from light_llm.checkpoint.layout import read_checkpoint
+from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.checkpoint.tokenizer import beside
 from light_llm.errors import UserError
 from light_llm.preprocess.manifest import Place, folder_of, tokenizer_beside

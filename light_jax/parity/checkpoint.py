@@ -12,7 +12,7 @@ from conversion import load_jax, load_torch, to_torch
 from light_jax.config import TrainingConfig, config_of
 from light_jax.data.mixed import stream_of
 from light_jax.sources import is_mixture, paths_of
-from light_llm.checkpoint.layout import read_checkpoint, steadily
+from light_llm.checkpoint.reading import read_checkpoint, steadily
 from light_llm.errors import UserError
 from light_llm.files import urls
 

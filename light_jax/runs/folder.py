@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from light_jax.reporting.metrics import NAME
-from light_llm.checkpoint import layout, parts
+from light_llm.checkpoint import layout, parts, reading
 from light_llm.checkpoint.layout import CONFIG, STATE, WEIGHTS
 from light_llm.errors import UserError
 
@@ -27,7 +27,7 @@ class TagFiles:
     name: str
     problem: str | None
     """Why it cannot be used; None where it is complete."""
-    record: layout.Record | None = None
+    record: reading.Record | None = None
     """None where it is incomplete or another trainer's."""
     snapshot: Mapping[str, Any] | None = None
     time: float | None = None  # when it was written, in seconds since 1970
@@ -40,7 +40,7 @@ class TagFiles:
     @property
     def order(self) -> tuple[int, int, str]:
         """Older first; without a record before all others."""
-        record = self.record or layout.Record()
+        record = self.record or reading.Record()
         return record.generation, record.step, self.name
 
 
@@ -103,7 +103,7 @@ def look(directory: Path, name: str) -> TagFiles:
     if not files.complete:
         return TagFiles(name, _incomplete(directory, files), time=time, size=size)
     try:
-        seen = layout.read_checkpoint(directory / name)
+        seen = reading.read_checkpoint(directory / name)
     except (UserError, OSError) as error:
         return TagFiles(name, str(error).partition("\n")[0], time=time, size=size)
     return TagFiles(name, _damage(seen), seen.record, seen.snapshot, time, size)
@@ -122,7 +122,7 @@ def _incomplete(directory: Path, files: layout.Files) -> str:
     return f"incomplete: no {' and no '.join(f'{files.tag}{end}' for end in lacking)}"
 
 
-def _damage(seen: layout.Checkpoint) -> str | None:
+def _damage(seen: reading.Checkpoint) -> str | None:
     """What of a complete tag's files has another size than was written, which a look can tell."""
     files = seen.files
     for name, member in seen.record.files.items() if seen.record else ():

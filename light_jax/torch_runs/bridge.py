@@ -30,7 +30,7 @@ from light_jax.state import HostState, Tag, TrainState
 from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint import digests, layout, reading
 from light_llm.checkpoint.parts import AVERAGE, is_average, is_weights
 from light_llm.errors import UserError
 from light_llm.files import disk
@@ -48,7 +48,7 @@ def import_tag(prefix: str | Path) -> list[str]:
     Raises:
         UserError: a member is missing, damaged or does not fit the others. Nothing was changed.
     """
-    found = layout.read_checkpoint(prefix)
+    found = reading.read_checkpoint(prefix)
     files, cfg = found.files, load_config(found.files.config)
     if not files.torch_state.is_file():
         raise UserError(
@@ -74,7 +74,7 @@ def import_tag(prefix: str | Path) -> list[str]:
     with _disk_faults(files.prefix), protocol.one_writer(files.directory) as lock:
         host = HostState("", stream.fingerprint, best)
         host, generation = _place(found, cfg, host)
-        record = layout.Record(run=host.run, generation=generation, step=int(state.step))
+        record = reading.Record(run=host.run, generation=generation, step=int(state.step))
         _commit(files, cfg, record, weights, state, host, lock)
     return [
         f"{files.prefix}: step {record.step} of a PyTorch run can be resumed now",
@@ -84,7 +84,7 @@ def import_tag(prefix: str | Path) -> list[str]:
 
 
 def _average(
-    found: layout.Checkpoint, cfg: TrainingConfig, shardings: Any
+    found: reading.Checkpoint, cfg: TrainingConfig, shardings: Any
 ) -> tuple[Any | None, list[str]]:
     """(the average of the weights that is beside them, or None; the lines to print).
 
@@ -119,7 +119,7 @@ def check_no_mixture(cfg: TrainingConfig, config: Path) -> None:
 def _commit(
     files: layout.Files,
     cfg: TrainingConfig,
-    record: layout.Record,
+    record: reading.Record,
     weights: nnx.State,
     state: TrainState,
     host: HostState,
@@ -153,7 +153,7 @@ def export_tag(prefix: str | Path) -> list[str]:
         UserError: no such tag, damaged files, or it cannot be written. The tag is left as it is.
     """
     _check_name(store.read_tag(prefix).prefix)
-    tag, cfg, state, host = layout.steadily(lambda: store.read_tag(prefix), _verified)
+    tag, cfg, state, host = reading.steadily(lambda: store.read_tag(prefix), _verified)
     check_no_mixture(cfg, tag.checkpoint.files.config)
     tokens = sum(shard["tokens"] for shard in host.fingerprint)
     data = torch_tag.state_to_torch(state, cfg, (tokens - 1) // cfg.seq_len, host.best_val_loss)
@@ -226,7 +226,7 @@ def _check_links(files: layout.Files) -> None:
             raise UserError(f"{place}: is a link to {os.readlink(place)}; put the real one there")
 
 
-def _check_step(found: layout.Checkpoint, step: int) -> None:
+def _check_step(found: reading.Checkpoint, step: int) -> None:
     """Compare the step of the state with that of the tag's name and of its config.json."""
     path, tag, record = found.files.torch_state, found.files.tag, found.record
     named = STEP_TAG.fullmatch(tag)
@@ -248,7 +248,9 @@ def _check_step(found: layout.Checkpoint, step: int) -> None:
         )
 
 
-def _place(found: layout.Checkpoint, cfg: TrainingConfig, host: HostState) -> tuple[HostState, int]:
+def _place(
+    found: reading.Checkpoint, cfg: TrainingConfig, host: HostState
+) -> tuple[HostState, int]:
     """(`host` with the id of the run in that directory, or a new id; the tag's generation).
 
     Raises:

@@ -31,8 +31,8 @@ from light_jax.training.sampling import prompts_of
 from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.folder import check_like_folder
 from light_llm.checkpoint.hub import starting_weights
-from light_llm.checkpoint.layout import model_config, read_checkpoint, steadily
 from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.reading import model_config, read_checkpoint, steadily
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import document_end_of
 from light_llm.preprocess.manifest import check_vocabulary, manifests

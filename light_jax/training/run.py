@@ -29,7 +29,7 @@ from light_jax.training.preflight import inspect, like_the_resumed
 from light_jax.training.step import init_params, init_state
 from light_llm import __version__
 from light_llm.checkpoint.hub import starting_weights
-from light_llm.checkpoint.layout import steadily
+from light_llm.checkpoint.reading import steadily
 
 NAMED_SHARDS = 1000
 

@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from light_llm.checkpoint import layout, parts
-from light_llm.checkpoint.layout import STATE, WEIGHTS, Checkpoint, Files, Member
+from light_llm.checkpoint import parts, reading
+from light_llm.checkpoint.layout import STATE, WEIGHTS, Files
 from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.reading import Checkpoint, Member
 from light_llm.checkpoint.tensors import read_tensors
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -46,7 +47,7 @@ def verify(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda name: 
     if weights := {name for name in recorded if is_weights(name) and wanted(name)}:
         _verify_form(files, weights)
     if any(parts.is_average(name) for name in chosen):
-        average = layout.averaged(checkpoint)
+        average = reading.averaged(checkpoint)
         if average is None:
             raise UserError(
                 f"{files.prefix}{parts.AVERAGE}{WEIGHTS}: is missing from the checkpoint; use "

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import (
-    Checkpoint,
-    locate_weights,
-    model_config,
-    read_checkpoint,
-    steadily,
-)
+from light_llm.checkpoint.layout import locate_weights
 from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.reading import Checkpoint, model_config, read_checkpoint, steadily
 from light_llm.checkpoint.tensors import Reader, Tensor, read_tensors, spelling
 from light_llm.errors import UserError
 from light_llm.files import given

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from light_llm.checkpoint.layout import Checkpoint
+from light_llm.checkpoint.reading import Checkpoint
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.printing import tell

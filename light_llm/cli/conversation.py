@@ -14,7 +14,7 @@ from light_llm.errors import UserError
 from light_llm.printing import tell
 
 if TYPE_CHECKING:
-    from light_llm.checkpoint.layout import Checkpoint
+    from light_llm.checkpoint.reading import Checkpoint
     from light_llm.cli.writing import Writer
 
 RESET = "/reset"

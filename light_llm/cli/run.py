@@ -16,7 +16,7 @@ from light_llm.printing import pass_bytes
 
 # torch and jax take seconds to import, and `--help` and a mistyped flag need neither.
 if TYPE_CHECKING:
-    from light_llm.checkpoint.layout import Checkpoint
+    from light_llm.checkpoint.reading import Checkpoint
     from light_llm.cli.writing import Writer
     from light_llm.models.transformer import TransformerConfig
     from light_llm.sampling import Sampling
@@ -173,7 +173,7 @@ def _writer(
     tokenizer_path: str | None,
 ) -> tuple[Checkpoint, Writer]:
     """Load everything that is needed to continue these prompts, and others."""
-    from light_llm.checkpoint.layout import model_config, read_checkpoint, tag_of
+    from light_llm.checkpoint.reading import model_config, read_checkpoint, tag_of
     from light_llm.cli.backends import BACKEND, DTYPES
     from light_llm.cli.writing import Encoder, Writer
 

@@ -12,8 +12,8 @@ from conversion.families import across_documents
 from conversion.mapping import TIED_KEY
 from conversion.weights import check_keys, check_tied
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.reading import Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.tensors import Reader, read_tensors
 from light_llm.checkpoint.tokenizer import chosen_tokenizer
 from light_llm.errors import UserError

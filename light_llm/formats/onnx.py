@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from light_llm.checkpoint.layout import model_config, read_checkpoint
+from light_llm.checkpoint.reading import model_config, read_checkpoint
 from light_llm.errors import UserError, one_line
 from light_llm.files import disk, given
 from light_llm.formats.output import check_output, check_packages, size_of

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from light_llm.checkpoint.layout import Checkpoint
+from light_llm.checkpoint.reading import Checkpoint
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig

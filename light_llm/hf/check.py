@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from light_llm.checkpoint.layout import Checkpoint
 from light_llm.checkpoint.loading import load_transformer
+from light_llm.checkpoint.reading import Checkpoint
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.models.transformer.config import TransformerConfig

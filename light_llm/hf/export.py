@@ -15,8 +15,8 @@ from conversion.families import across_documents, family_of, hf_config, hf_key
 from conversion.mapping import table
 from light_llm import __version__
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.parts import is_weights
+from light_llm.checkpoint.reading import Checkpoint, model_config, read_own, steadily
 from light_llm.checkpoint.tokenizer import check_vocabulary, chosen_tokenizer
 from light_llm.errors import UserError
 from light_llm.hf.card import card, figures

@@ -12,7 +12,7 @@ from conversion import load_jax, load_torch
 from conversion.families import hf_key, hf_keys, our_key
 from conversion.import_hf import import_model
 from light_llm.checkpoint.digests import verify
-from light_llm.checkpoint.layout import model_config, read_checkpoint
+from light_llm.checkpoint.reading import model_config, read_checkpoint
 
 torch = pytest.importorskip("torch")
 PROMPT = [5, 17, 100, 3, 64]

@@ -19,7 +19,7 @@ from tiny_runs import BIN, command, contents
 
 from conversion.families import hf_key, our_config
 from conversion.mapping import table
-from light_llm.checkpoint.layout import read_checkpoint
+from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.models.transformer import TransformerConfig
 
 LLAMA = SIZES | {"model_type": "llama", "rope_theta": 10000.0}

@@ -32,7 +32,7 @@ from light_jax.state import HostState
 from light_jax.training.loop import run_config
 from light_jax.training.replay import replay
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import digests, layout, load_transformer
+from light_llm.checkpoint import digests, layout, load_transformer, reading
 from light_llm.errors import UserError
 
 CHANGES = {"num_steps": 2, "save_every": 1, "val_data": ..., "model": {"num_layers": 1}}
@@ -202,7 +202,7 @@ def test_retention_deletes_no_tag_of_another_run(here):
     made.save(["best"], values, host)
     with pytest.raises(UserError, match="is in the way"):
         made.wait()
-    digests.verify(layout.read_checkpoint("mixed/best"))
+    digests.verify(reading.read_checkpoint("mixed/best"))
 
 
 def test_what_an_older_version_left_is_recovered(here):
@@ -217,7 +217,7 @@ def test_what_an_older_version_left_is_recovered(here):
     assert committed.exists()
     protocol.recover(out, run)
     assert not committed.exists()
-    digests.verify(layout.read_checkpoint(out / "final"))
+    digests.verify(reading.read_checkpoint(out / "final"))
     (out / ".step0000005.committed").mkdir()  # all files moved, and the folder stayed
     (out / ".step0000002.deleting").write_bytes((out / "step0000002.config.json").read_bytes())
     (out / "step0000002.config.json").unlink()
@@ -239,7 +239,7 @@ def test_a_save_that_an_older_version_did_not_finish_costs_no_save_of_this_one(h
             assert (staging / "step0000003.safetensors").exists()
         else:
             assert train(resume, num_steps=3) == 0
-            digests.verify(layout.read_checkpoint("out/step0000003"))
+            digests.verify(reading.read_checkpoint("out/step0000003"))
 
 
 def test_a_save_that_fails_ends_the_run_after_the_next_one_is_committed(here, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_save_that_fails_ends_the_run_after_the_next_one_is_committed(here, mo
     with pytest.raises(UserError, match="No space left on device"):
         train(checkpoint_dir="new", num_steps=50, save_every=3)
     (tag,) = layout.tags(Path("new"))
-    digests.verify(layout.read_checkpoint(f"new/{tag}"))
+    digests.verify(reading.read_checkpoint(f"new/{tag}"))
     assert train("auto", checkpoint_dir="new", num_steps=50, save_every=3) == 0
 
 

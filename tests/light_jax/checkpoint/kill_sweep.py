@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_runs import BIN, metrics, write_config  # noqa: E402
 
-from light_llm.checkpoint import digests, layout  # noqa: E402
+from light_llm.checkpoint import digests, layout, reading  # noqa: E402
 
 CHANGES = {
     "num_steps": 12,
@@ -133,7 +133,7 @@ def sweep(folder: Path, kills: int, seed: int, fork: bool = True) -> Iterator[st
         if code == -signal.SIGKILL:
             done += 1
             for tag in layout.tags(out):
-                digests.verify(layout.read_checkpoint(out / tag))
+                digests.verify(reading.read_checkpoint(out / tag))
             yield where
         else:
             assert code == 0, process.log.read_text()
@@ -153,8 +153,8 @@ def _compare(whole: Path, killed: Path) -> None:
     for tag in layout.tags(whole):
         for name in (f"{tag}.safetensors", f"{tag}.ema.safetensors"):
             assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
-        expected = layout.read_checkpoint(whole / tag)
-        found = layout.read_checkpoint(killed / tag)
+        expected = reading.read_checkpoint(whole / tag)
+        found = reading.read_checkpoint(killed / tag)
         assert expected.record.step == found.record.step
         digests.verify(found)
     assert metrics(killed, timeless=True) == metrics(whole, timeless=True)

@@ -25,7 +25,7 @@ from light_jax.training.advice import bytes_of_tag
 from light_jax.training.loop import run_config
 from light_jax.training.run import fill, prepare
 from light_jax.training.step import init_params
-from light_llm.checkpoint import digests, layout, load_transformer
+from light_llm.checkpoint import digests, layout, load_transformer, reading
 from light_llm.checkpoint.tensors import Reader, read_tensors
 from light_llm.errors import UserError
 
@@ -167,7 +167,7 @@ def test_it_waits_beside_a_run_that_pytorch_continues(half, tmp_path, monkeypatc
     assert not any("average" in line for line in import_tag(copy / "final"))
     after = tensors(copy / "final.ema")
     assert all((before[key] == after[key]).all() for key in before)
-    digests.verify(layout.read_checkpoint(copy / "final"))
+    digests.verify(reading.read_checkpoint(copy / "final"))
     # PyTorch's own tag has no record, and no average that belongs to it
     config = json.loads((copy / "final.config.json").read_text())
     del config["checkpoint"]

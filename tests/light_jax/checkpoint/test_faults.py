@@ -29,7 +29,7 @@ from light_jax.config import TrainingConfig
 from light_jax.state import HostState
 from light_jax.training.loop import run_config
 from light_jax.training.step import init_params, init_state
-from light_llm.checkpoint import digests, layout, load_transformer
+from light_llm.checkpoint import digests, layout, load_transformer, reading
 from light_llm.checkpoint.tensors import read_tensors
 from light_llm.errors import UserError
 from light_llm.files import disk
@@ -93,14 +93,14 @@ def save(directory: Path, step: int, parts: int = 1) -> None:
     cfg = TrainingConfig(**merged(TINY, {"keep_last_n": 1, "checkpoint_dir": str(directory)}))
     tags = ["best", step_tag(step)]
     stage(directory, tags[0], step, parts)
-    record = layout.Record(run="run", generation=1, step=step)
+    record = reading.Record(run="run", generation=1, step=step)
     Saver(cfg, None).commit(protocol.writing_dir(directory, tags[0]), tags, record)
 
 
 def newest(directory: Path) -> int:
     """The step of the newest tag; every tag that can be seen is whole, and of one step."""
     for tag in layout.tags(directory):
-        checkpoint = layout.read_checkpoint(directory / tag)
+        checkpoint = reading.read_checkpoint(directory / tag)
         digests.verify(checkpoint)
         step = checkpoint.record.step
         assert step_of(checkpoint.files) == step
@@ -217,10 +217,10 @@ def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "publish", lambda directory, tag: None)
         save(tmp_path, 2)  # committed, as if the process had ended before it was published
-    seen: list[layout.Checkpoint] = []
+    seen: list[reading.Checkpoint] = []
 
     def step_read(meanwhile):
-        def read(checkpoint: layout.Checkpoint) -> bytes:
+        def read(checkpoint: reading.Checkpoint) -> bytes:
             seen.append(checkpoint)
             if len(seen) == 1:
                 meanwhile()
@@ -228,7 +228,7 @@ def test_a_reader_beside_a_writer_looks_again(tmp_path, monkeypatch):
             return checkpoint.files.weights.read_bytes()
 
         seen.clear()
-        return layout.steadily(lambda: layout.read_checkpoint(best), read)
+        return reading.steadily(lambda: reading.read_checkpoint(best), read)
 
     assert step_read(lambda: protocol.recover(tmp_path, "run")) == b"weights 2"
     assert [checkpoint.record.step for checkpoint in seen] == [2, 2]
@@ -270,7 +270,7 @@ def test_symlinks_lead_nowhere(tmp_path):
         record["checkpoint"]["files"] = {name: [2, 0]}
         (out / "best.config.json").write_text(json.dumps(record))
         with pytest.raises(UserError, match="which does not belong to a checkpoint"):
-            digests.verify(layout.read_checkpoint(out / "best"))
+            digests.verify(reading.read_checkpoint(out / "best"))
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_any_damage_is_reported_with_the_file(trained, tmp_path, monkeypatch):
     for tag in ("best", "final"):
         for path in list(out.glob(f"{tag}.*")):
             disk.remove(path)
-    recorded = layout.read_checkpoint(out / "step0000003").record.files
+    recorded = reading.read_checkpoint(out / "step0000003").record.files
     paths = {f"step0000003{name}": out / f"step0000003{name}" for name in recorded}
     assert len(paths) > 8
     damages = 0
@@ -329,7 +329,7 @@ def test_any_damage_is_reported_with_the_file(trained, tmp_path, monkeypatch):
         store.find("out/step0000003", out)
     assert run_config("c.yaml", "auto") == 0  # trains the third step again
     for tag in ("best", "final", "step0000003"):
-        digests.verify(layout.read_checkpoint(out / tag))
+        digests.verify(reading.read_checkpoint(out / tag))
         assert_same_weights(out / f"{tag}.safetensors", trained / f"out/{tag}.safetensors")
     assert metrics(out, timeless=True) == metrics(trained / "out", timeless=True)
 
@@ -391,7 +391,7 @@ def test_a_full_disk_fails_the_next_save_or_the_end(saver, cut_off):
         tags = set(layout.tags(made.directory))
         assert tags == {"step0000001"} if message else tags >= {"step0000001", "step0000002"}
         for tag in tags:
-            digests.verify(layout.read_checkpoint(made.directory / tag))
+            digests.verify(reading.read_checkpoint(made.directory / tag))
             protocol.delete(made.directory, tag, "run")
 
 
@@ -445,7 +445,7 @@ def test_a_fault_in_the_midst_of_a_run_ends_it_with_one_message(tmp_path, monkey
         with pytest.raises(UserError, match=r"step0000003: cannot be saved .*Input/output error"):
             run_config("c.yaml")
     assert layout.tags(Path("out")) == ["step0000001", "step0000002", "step0000004"]
-    digests.verify(layout.read_checkpoint("out/step0000002"))
+    digests.verify(reading.read_checkpoint("out/step0000002"))
     assert store.find("auto", Path("out")).step == 4
     assert run_config("c.yaml", "auto") == 0
 

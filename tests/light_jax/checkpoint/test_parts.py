@@ -20,7 +20,7 @@ from light_jax.checkpoint import room, store
 from light_jax.checkpoint.loading import load_jax
 from light_jax.config import TrainingConfig
 from light_jax.training.loop import run_config
-from light_llm.checkpoint import digests, layout, load_transformer
+from light_llm.checkpoint import digests, load_transformer, reading
 from light_llm.errors import UserError
 from light_llm.models.transformer import Transformer
 
@@ -121,7 +121,7 @@ def test_a_resume_equals_one_file_and_leaves_no_stale_part(single, parts, tmp_pa
     there = in_parts(right, "final") or load_file(right / "final.safetensors")
     assert all(whole[key].tobytes() == there[key].tobytes() for key in whole)
     for tag in ("final", "step0000006"):
-        recorded = layout.read_checkpoint(right / tag).record.files
+        recorded = reading.read_checkpoint(right / tag).record.files
         weights = {f"{tag}{name}" for name in recorded if name.endswith(".safetensors")}
         assert weights == {p.name for p in right.glob(f"{tag}*.safetensors")}
         assert (right / f"{tag}.safetensors.index.json").exists() == (later == "20KB")
@@ -221,7 +221,7 @@ def test_a_damaged_index_is_one_message(parts, tmp_path, attack):
     with pytest.raises(UserError):
         load_transformer(tmp_path / "best")
     with pytest.raises(UserError):
-        digests.verify(layout.read_checkpoint(tmp_path / "best"))
+        digests.verify(reading.read_checkpoint(tmp_path / "best"))
 
 
 def test_a_command_ends_in_that_message(parts, tmp_path):
@@ -259,7 +259,7 @@ def test_a_save_without_a_copy_writes_the_same_files(parts, tmp_path, monkeypatc
 
     assert weights(out) == weights(parts)
     for tag in ("best", "final", "step0000003"):
-        digests.verify(layout.read_checkpoint(out / tag))
+        digests.verify(reading.read_checkpoint(out / tag))
     again = run(tmp_path, "auto", num_steps=6, save_every=3, max_shard_size="40KB")
     whole = run(tmp_path / "whole", num_steps=6, save_every=3, max_shard_size="40KB")
     assert metrics(again, timeless=True) == metrics(whole, timeless=True)

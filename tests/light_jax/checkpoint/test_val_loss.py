@@ -8,7 +8,7 @@ from tiny_runs import metrics, train_command, write_config
 
 from light_jax.checkpoint import store
 from light_jax.config import config_of
-from light_llm.checkpoint.layout import read_checkpoint
+from light_llm.checkpoint.reading import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from light_jax.data import TokenStream
 from light_jax.evaluation import text
 from light_jax.training.loop import run_config
 from light_llm import load_tokenizer, load_transformer
-from light_llm.checkpoint.layout import tag_of
+from light_llm.checkpoint.reading import tag_of
 from light_llm.cli import preprocess
 from light_llm.tokenizer import train_bpe, train_char
 

@@ -29,7 +29,7 @@ from light_jax.sections import OptimizerConfig
 from light_jax.torch_runs.bridge import export_tag, import_tag
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
-from light_llm.checkpoint.layout import read_checkpoint
+from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 

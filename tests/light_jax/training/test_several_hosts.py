@@ -11,7 +11,7 @@ import pytest
 from several import ended, several, training, wait_for
 from tiny_runs import BIN, TINY, column, metrics, train_command, write_config
 
-from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint import digests, layout, reading
 
 ENDLESS = {
     "num_steps": 10**6,
@@ -39,7 +39,7 @@ def resumes_with_the_same_losses(config: Path, mesh: dict, **env: str) -> None:
     """The newest tag is whole, and a single process makes the steps after it once more."""
     out = config.parent / "out"
     step = newest(out)
-    digests.verify(layout.read_checkpoint(out / f"step{step:07d}"))
+    digests.verify(reading.read_checkpoint(out / f"step{step:07d}"))
     before = {line["step"]: line["train/loss"] for line in metrics(out) if "train/loss" in line}
     write_config(config, **ENDLESS | {"num_steps": step + 3, "mesh": mesh})
     train_command(config, "--resume", "auto", **env)
@@ -91,7 +91,7 @@ def test_a_full_disk_on_one_host_ends_all(tmp_path):
     assert "cannot be saved" in said[1]
     assert "process 1" in said[0]
     assert "Traceback" not in said[0] + said[1]
-    digests.verify(layout.read_checkpoint(out / f"step{newest(out):07d}"))
+    digests.verify(reading.read_checkpoint(out / f"step{newest(out):07d}"))
 
 
 def test_a_shard_that_is_bad_on_one_host_ends_all(tmp_path):

@@ -10,7 +10,7 @@ from tiny_runs import TINY, column, merged
 
 from light_jax.training.loop import run_config
 from light_llm.checkpoint import load_transformer
-from light_llm.checkpoint.layout import model_config, read_checkpoint
+from light_llm.checkpoint.reading import model_config, read_checkpoint
 from light_llm.models.transformer import Transformer
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))

@@ -19,7 +19,7 @@ from light_jax.data.loader import BatchLoader
 from light_jax.training import loop as trainer
 from light_jax.training import signals, validation
 from light_jax.training.loop import run_config
-from light_llm.checkpoint import digests, layout
+from light_llm.checkpoint import digests, layout, reading
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -121,5 +121,5 @@ def test_two_processes_commit_the_same_step(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], stderr
     (tag,) = layout.tags(tmp_path / "out")
     assert f"step={int(tag.removeprefix('step'))}" in stderr[0]
-    digests.verify(layout.read_checkpoint(tmp_path / "out" / tag))
+    digests.verify(reading.read_checkpoint(tmp_path / "out" / tag))
     assert column(tmp_path / "out", "step")[-1] <= int(tag.removeprefix("step"))
