@@ -1,4 +1,4 @@
-"""Processes of the commands that start in a tenth of the time: forked, their imports done.
+"""Processes of the commands, forked from one that has imported what they will.
 
 Half of what a tiny run takes is Python importing JAX and its libraries, and the suite starts some
 hundreds of them. The first start in an environment is an ordinary one. For the next, a server is
