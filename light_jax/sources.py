@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeGuard
+from typing import Annotated, Any, NamedTuple, TypeGuard
 
 from pydantic import Discriminator, Tag, field_validator
 
@@ -86,6 +86,15 @@ class DataSource(Config):
         telling = [part for part in parts if part not in SPLITS and not set(part) & set("*?[")]
         last = (telling or parts or ["source"])[-1].removesuffix(".parquet")
         return re.sub(r"[^\w.+-]+", "-", last).strip("-")[:64] or "source"
+
+
+class Taken(NamedTuple):
+    """What was taken of a source."""
+
+    name: str
+    windows: int
+    tokens: int
+    epochs: float
 
 
 def _form(value: Any) -> str:

@@ -17,7 +17,7 @@ from light_jax.data.reader import AHEAD_BYTES, WindowReader, threads
 from light_jax.data.shards import Paths
 from light_jax.data.stream import TokenStream, WindowOrder
 from light_jax.data.wanted import Share, Wanted
-from light_jax.sources import DataSource, is_mixture, paths_of
+from light_jax.sources import DataSource, Taken, is_mixture, paths_of
 from light_llm.errors import UserError
 
 
@@ -25,15 +25,6 @@ class Source(NamedTuple):
     name: str
     paths: Paths
     weight: float
-
-
-class Taken(NamedTuple):
-    """What was taken of a source."""
-
-    name: str
-    windows: int
-    tokens: int
-    epochs: float
 
 
 class MixedStream:

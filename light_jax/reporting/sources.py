@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from light_jax.data.mixed import MixedStream, Taken
+from light_jax.data.mixed import MixedStream
+from light_jax.sources import Taken
 from light_jax.state import Run
 
 

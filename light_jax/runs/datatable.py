@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from light_jax.data.mixed import Taken
 from light_jax.runs import html
 from light_jax.runs.facts import Facts
 from light_jax.runs.history import History
+from light_jax.sources import Taken
 
 
 def data_table(facts: Facts, history: History) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from conversion.mapping import table
 from light_jax.config import TrainingConfig
-from light_jax.data.mixed import Taken
+from light_jax.sources import Taken
 from light_llm.configtext import parse_mapping
 
 
