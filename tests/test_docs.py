@@ -228,6 +228,17 @@ def test_a_configs_size_is_the_one_that_is_stated(path):
                 assert f"| {count(number)} |" in line
 
 
+def test_the_recipe_of_350_million_parameters(tmp_path):
+    page = (ROOT / "docs/recipes.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    path = tmp_path / "large.yaml"
+    path.write_text(text.replace("configs/", f"{ROOT}/configs/"))
+    cfg = load_config(path)
+    assert f"{round(num_parameters(path) / 1e6)} M parameters" in page
+    assert f"{cfg.tokens_per_step:,} tokens a step" in text
+    assert cfg.tokens_per_step * cfg.num_steps == pytest.approx(20 * num_parameters(path), rel=0.1)
+
+
 def test_the_configs_have_the_sizes_that_their_names_promise():
     sizes = {path.stem: num_parameters(path) for path in CONFIGS}
     assert sizes["small"] == pytest.approx(25e6, rel=0.02)
