@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,12 @@ from light_llm.tokenizer.kinds import (
     Tokenizer,
     config_text,
 )
+from light_llm.tokenizer.notes import note
 
 if TYPE_CHECKING:
     import tokenizers
 
+_MAIN_FILES = ("tokenizer.json", CHAR_FILE)
 # Files that transformers keeps beside tokenizer.json; copied unchanged, with chat templates.
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # A folder without tokenizer.json is a tokenizer to transformers if it has one of these.
@@ -70,17 +74,32 @@ def load_tokenizer(path: str | Path, *, fetch: bool = True) -> Tokenizer:
             f"{path}: there is no such tokenizer file or folder (looked from {Path.cwd()}); "
             "give a folder that holds tokenizer.json, or a Hugging Face name such as gpt2"
         )
+    return _load_named(str(path), fetch)
+
+
+def _load_named(name: str, fetch: bool) -> Tokenizer:
+    """The tokenizer of a repository of the hub: its tokenizer.json, exactly as from a folder.
+
+    AutoTokenizer is asked only where there is none. Versions 5 of transformers take no more than
+    the vocabulary from tokenizer.json, and cut texts as the class that the config names does.
+    """
+    from huggingface_hub import snapshot_download
+
     where = "Hugging Face gave no" if fetch else "the cache of Hugging Face holds no"
-    return _load_pretrained(
-        str(path),
-        f"{path}: there is no such file or folder here (looked from {Path.cwd()}), and {where} "
-        "tokenizer with this name",
-        fetch,
+    failure = (
+        f"{name}: there is no such file or folder here (looked from {Path.cwd()}), and {where} "
+        "tokenizer with this name"
     )
+    with _asking(failure, fetch) as local:
+        wanted = [*_MAIN_FILES, *_COMPANIONS]
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
+    if any((folder / file).exists() for file in _MAIN_FILES):
+        return _load_folder(folder)
+    return _load_pretrained(name, failure, fetch)
 
 
 def _load_folder(folder: Path) -> Tokenizer:
-    for name in ("tokenizer.json", CHAR_FILE):
+    for name in _MAIN_FILES:
         if (folder / name).exists():
             _check_link(folder / name, folder)
             return _load_file(folder / name)
@@ -190,8 +209,28 @@ def _content(token: Any, key: str, folder: Path) -> str | None:
 
 
 def _load_pretrained(name: str, failure: str, fetch: bool) -> Tokenizer:
+    """A tokenizer without tokenizer.json, as transformers makes it from its other files."""
     from transformers import AutoTokenizer
 
+    # trust_remote_code: left open, transformers asks on standard input whether to run the code
+    with _asking(failure, fetch) as local:
+        inner = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    if not inner.is_fast:
+        return PythonTokenizer(inner)
+    kind = f"{type(inner).__name__} of transformers {version('transformers')}"
+    note(f"{name} has no tokenizer.json, so its ids are those of {kind}")
+    with tempfile.TemporaryDirectory() as folder:  # its files define it completely
+        inner.save_pretrained(folder)
+        return _load_folder(Path(folder))
+
+
+@contextlib.contextmanager
+def _asking(failure: str, fetch: bool) -> Iterator[bool]:
+    """Around a library that looks for a name or a folder: whether it may look here alone.
+
+    Raises:
+        UserError: it found nothing that it can read; begins with `failure`.
+    """
     remedy = "Give a folder that holds tokenizer.json"
     if fetch:
         remedy = (
@@ -199,14 +238,8 @@ def _load_pretrained(name: str, failure: str, fetch: bool) -> Tokenizer:
             "login`), or give a folder that holds tokenizer.json"
         )
     local = not fetch or not reachable()  # the cache may have it
-    # trust_remote_code: left open, transformers asks on standard input whether to run the code
     with (
         offline() if local else contextlib.nullcontext(),
         given.foreign(lambda reason: f"{failure}: {reason}\n{remedy}"),
     ):
-        inner = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-    if not inner.is_fast:
-        return PythonTokenizer(inner)
-    with tempfile.TemporaryDirectory() as folder:  # its files define it completely
-        inner.save_pretrained(folder)
-        return _load_folder(Path(folder))
+        yield local
