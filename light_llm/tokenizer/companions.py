@@ -1,8 +1,8 @@
 """The files beside tokenizer.json: what they add to it, and the files of the copy that we write.
 
 transformers reads them in this order. Of special tokens, special_tokens_map.json is believed before
-tokenizer_config.json. Where that lists `added_tokens_decoder`, it is believed before all others, and
-added_tokens.json is not read.
+tokenizer_config.json. Where that lists `added_tokens_decoder`, it is believed before all others,
+and added_tokens.json is not read.
 
 The copy is one that transformers reads to the ids of tokenizer.json: all tokens are in its
 tokenizer.json, and its tokenizer_config.json names the class that takes this file as it is, and
@@ -190,10 +190,17 @@ def _copy(
         copy[key] = known(mark and mark.text)
         if mark is not None and copy[key] is None and key not in _ENDS:
             del copy[key]
-    for key in filter(said.get, _EXTRA):
-        texts = {name: _text_of(token) for name, token in _items(said[key])}
+    listed: list[str] = []
+    for key in _EXTRA:
+        tokens = copy.pop(key, None) or []
+        texts = {name: _text_of(token) for name, token in _items(tokens)}
         kept = {name: text for name, text in texts.items() if known(text) is not None}
-        copy[key] = kept if isinstance(said[key], dict) else list(kept.values())
+        if isinstance(tokens, dict):
+            copy[key] = kept
+        else:
+            listed += kept.values()
+    if listed:  # versions 4 of transformers know no list by the other name
+        copy["additional_special_tokens"] = list(dict.fromkeys(listed))
     if puts_space_first(backend):  # transformers 4 takes its absence as false, and believes it
         copy["add_prefix_space"] = True
     return copy

@@ -179,12 +179,11 @@ def im_decoder(**flags: bool) -> dict[str, Any]:
     return {str(id): {"content": text, "special": True} | flags for text, id in IM.items()}
 
 
+ENDS = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
 BESIDE: dict[str, dict[str, Any]] = {
-    "added_tokens.json": {"config": {"eos_token": "<|im_end|>"}, "added_tokens": IM},
-    "decoder": {"config": {"eos_token": "<|im_end|>", "added_tokens_decoder": im_decoder()}},
-    "decoder with flags": {
-        "config": {"eos_token": "<|im_end|>", "added_tokens_decoder": im_decoder(rstrip=True)}
-    },
+    "added_tokens.json": {"config": ENDS, "added_tokens": IM},
+    "decoder": {"config": ENDS | {"added_tokens_decoder": im_decoder()}},
+    "decoder with flags": {"config": ENDS | {"added_tokens_decoder": im_decoder(rstrip=True)}},
 }
 
 
