@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.tokenizer.notes import note
 
 if TYPE_CHECKING:
     import tokenizers
 
+_KEYS = ("add_prefix_space", "do_lower_case", "add_bos_token", "add_eos_token")
 _WORD = "hello"
 _SPACES = ("\u0120", "\u2581", " ")
 """A space as byte-level tokenizers, SentencePiece and people write it."""
@@ -27,35 +29,40 @@ def note_unheard(
     eos: str | None,
     source: Path,
 ) -> None:
-    """Tell what `config`, the content of `source`, asks for and tokenizer.json does not do.
+    """Tell what `config`, the content of `source`, asks for and tokenizer.json does not do."""
+    wishes = {key: wish for key in _KEYS if isinstance(wish := config.get(key), bool)}
+    if not wishes:
+        return
+    try:
+        with given.foreign(str):
+            deeds = _deeds(backend, bos, eos)
+            unheard = {key: wish for key, wish in wishes.items() if wish != deeds[key]}
+            examples = {key: _example(backend, key) for key in unheard}
+    except UserError:  # a tokenizer without a token for the unknown
+        return
+    for key, wish in unheard.items():
+        does = "does not do" if wish else "does"
+        note(
+            f"{source}: {key} is {json.dumps(wish)}, and tokenizer.json, which alone counts, "
+            f"{does} that: {examples[key]}"
+        )
 
-    Raises:
-        UserError: the tokenizer fails on a word.
-    """
-    with given.foreign(lambda reason: f"{source.parent}: the tokenizer fails: {reason}"):
-        for key, does, text in _deeds(backend, bos, eos):
-            wish = config.get(key)
-            if isinstance(wish, bool) and wish != does:
-                special = key in ("add_bos_token", "add_eos_token")
-                tokens = backend.encode(text, add_special_tokens=special).tokens
-                note(
-                    f"{source}: {key} is {json.dumps(wish)}, and tokenizer.json, which alone "
-                    f"counts, {'does' if does else 'does not do'} that: {text!r} gives {tokens}"
-                )
+
+def _example(backend: tokenizers.Tokenizer, key: str) -> str:
+    text = _WORD.upper() if key == "do_lower_case" else _WORD
+    special = key in ("add_bos_token", "add_eos_token")
+    return f"{text!r} gives {backend.encode(text, add_special_tokens=special).tokens}"
 
 
-def _deeds(
-    backend: tokenizers.Tokenizer, bos: str | None, eos: str | None
-) -> list[tuple[str, bool, str]]:
-    """Of each key, whether tokenizer.json does it, and a text that shows it."""
-    lower = _pieces(backend, _WORD.upper()).lstrip("".join(_SPACES)) == _WORD
+def _deeds(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> dict[str, bool]:
+    """Of each key, whether tokenizer.json does it."""
     ends = backend.encode(_WORD, add_special_tokens=True).tokens or [""]
-    return [
-        ("add_prefix_space", _pieces(backend, _WORD).startswith(_SPACES), _WORD),
-        ("do_lower_case", lower, _WORD.upper()),
-        ("add_bos_token", bos is not None and ends[0] == bos, _WORD),
-        ("add_eos_token", eos is not None and ends[-1] == eos, _WORD),
-    ]
+    return {
+        "add_prefix_space": _pieces(backend, _WORD).startswith(_SPACES),
+        "do_lower_case": _pieces(backend, _WORD.upper()).lstrip("".join(_SPACES)) == _WORD,
+        "add_bos_token": bos is not None and ends[0] == bos,
+        "add_eos_token": eos is not None and ends[-1] == eos,
+    }
 
 
 def _pieces(backend: tokenizers.Tokenizer, text: str) -> str:
