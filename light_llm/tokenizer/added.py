@@ -47,6 +47,10 @@ def flags_of(token: dict[str, Any]) -> dict[str, bool]:
     return {flag: bool(token[flag]) for flag in _FLAGS if flag in token}
 
 
+def flags_of_added(token: tokenizers.AddedToken) -> dict[str, bool]:
+    return {flag: getattr(token, flag) for flag in _FLAGS}
+
+
 def of_list(listed: dict[str, Any], special: Collection[str], source: Path) -> Iterator[Added]:
     """The tokens of added_tokens.json, the file `source`.
 

@@ -43,6 +43,7 @@ IGNORED = (
 or run code of the folder."""
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
 _ENDS = ("bos_token", "eos_token")
+_ROLES = (*_ENDS, "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 # End and begin marks, tried in this order where no file says which.
 _USUAL = (
     (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]"),
@@ -115,7 +116,8 @@ def _mapping(texts: Mapping[str, str], name: str, folder: Path) -> dict[str, Any
 def _marks(said: dict[str, Any], folder: Path) -> Iterator[tuple[str, Mark | None]]:
     """The special tokens by their names, such as eos_token."""
     for key, token in said.items():
-        if key.endswith("_token") and not isinstance(token, bool):
+        is_other = key.endswith("_token") and isinstance(_text_of(token), str)  # as image_token
+        if key in _ROLES or is_other:
             yield key, _mark(token, key, folder)
 
 
@@ -157,11 +159,14 @@ def _make_special(backend: tokenizers.Tokenizer, named: Iterable[Mark]) -> None:
     that spells one out gets its id, and `decode` can leave it out."""
     import tokenizers
 
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for text, flags in named:
-        if text not in known and backend.token_to_id(text) is not None:
-            token = tokenizers.AddedToken(text, **(flags | {"special": True}))
-            backend.add_special_tokens([token])
+        there = known.get(text)
+        if backend.token_to_id(text) is None or (there is not None and there.special):
+            continue
+        if there is not None:
+            flags = added.flags_of_added(there)
+        backend.add_special_tokens([tokenizers.AddedToken(text, **(flags | {"special": True}))])
 
 
 def _guessed(backend: tokenizers.Tokenizer, folder: Path) -> dict[str, Mark | None]:
@@ -195,10 +200,10 @@ def _copy(
         tokens = copy.pop(key, None) or []
         texts = {name: _text_of(token) for name, token in _items(tokens)}
         kept = {name: text for name, text in texts.items() if known(text) is not None}
-        if isinstance(tokens, dict):
-            copy[key] = kept
-        else:
+        if isinstance(tokens, list):
             listed += kept.values()
+        elif kept:
+            copy[key] = kept
     if listed:  # versions 4 of transformers know no list by the other name
         copy["additional_special_tokens"] = list(dict.fromkeys(listed))
     if puts_space_first(backend):  # transformers 4 takes its absence as false, and believes it

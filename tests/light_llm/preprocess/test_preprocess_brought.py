@@ -95,3 +95,13 @@ def test_an_empty_vocabulary_and_files_that_disagree_are_one_message(published, 
     message = run()
     assert "its vocabulary is empty" in message
     assert "Traceback" not in message
+
+
+def test_another_copy_leaves_no_file_of_the_tokenizer_that_was_there(published, tmp_path):
+    (tmp_path / "copy").mkdir()
+    for name in ("added_tokens.json", "special_tokens_map.json"):
+        (tmp_path / "copy" / name).write_text('{"eos_token": "t"}')
+    options = {"tokenizer_path": str(published), "output": tmp_path / "out", "workers": 1}
+    options |= {"save_tokenizer": tmp_path / "copy", "overwrite": True}
+    preprocess(PreprocessConfig(input=(str(tmp_path / "docs.jsonl"),), **options))
+    assert load_tokenizer(tmp_path / "copy").eos_id == BPE.vocab_size + 1

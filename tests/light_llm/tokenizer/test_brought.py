@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from light_llm.errors import UserError
@@ -273,3 +277,90 @@ def test_an_empty_vocabulary_is_a_message(tmp_path, files):
     (folder / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="its vocabulary is empty"):
         load_tokenizer(folder)
+
+
+# Any files
+
+FLAGS = st.fixed_dictionaries({}, optional={key: st.booleans() for key in ("lstrip", "normalized")})
+TEXT = st.sampled_from([END, "the", "<x>", " year", "<none>"])
+MARKS = st.dictionaries(
+    st.sampled_from(["eos_token", "bos_token", "pad_token", "mask_token", "image_token"]),
+    st.none()
+    | TEXT
+    | FLAGS.flatmap(lambda flags: TEXT.map(lambda text: {"content": text} | flags)),
+)
+NEW = st.permutations(["<x>", "<y>", "hello"]).flatmap(
+    lambda texts: st.integers(0, 3).map(lambda count: texts[:count])
+)
+DECODER = NEW.flatmap(
+    lambda texts: st.tuples(*(FLAGS for _ in texts)).map(
+        lambda flags: {
+            str(400 + at): {"content": text} | flags[at] for at, text in enumerate(texts)
+        }
+    )
+)
+CONFIG = st.fixed_dictionaries(
+    {},
+    optional={
+        "tokenizer_class": st.sampled_from(CLASSES),
+        "added_tokens_decoder": DECODER,
+        "extra_special_tokens": st.lists(TEXT) | st.dictionaries(st.sampled_from("ab"), TEXT),
+        "additional_special_tokens": st.lists(TEXT),
+        "split_special_tokens": st.booleans(),
+        "add_prefix_space": st.booleans(),
+    },
+)
+BY_ID = NEW.map(lambda texts: {text: 400 + at for at, text in enumerate(texts)})
+
+
+@given(CONFIG, MARKS, st.none() | MARKS, st.none() | BY_ID)
+@settings(max_examples=40)
+def test_whatever_the_files_say_the_copy_agrees(config, marks, special, listed):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        files = {"special_tokens_map": special, "added_tokens": listed}
+        try:
+            tokenizer = subword(published(folder / "tok", config | marks, **files))
+        except UserError:
+            reject()  # the files disagree
+        agrees_with_its_copy(tokenizer, folder / "copy", [*MARKED, " <x> the  <y> hello  year"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(
+    [
+        "eos_token",
+        "x_token",
+        "added_tokens_decoder",
+        "additional_special_tokens",
+        "extra_special_tokens",
+        "add_prefix_space",
+        "tokenizer_class",
+        "<x>",
+    ]
+)
+
+
+@given(*[JSON | st.dictionaries(KEYS, JSON | DECODER) for _ in range(3)])
+def test_whatever_the_files_hold_loading_succeeds_or_ends_in_a_message(config, special, listed):
+    with tempfile.TemporaryDirectory() as place:
+        files = {"config": config, "special_tokens_map": special, "added_tokens": listed}
+        folder = published(Path(place), **files)
+        with contextlib.suppress(UserError):
+            load_tokenizer(folder).save(Path(place, "copy"))
+
+
+def test_without_the_file_the_ids_are_those_of_transformers_and_a_note_says_so(tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    state = json.loads(RAW.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(state["vocab"]))
+    (tmp_path / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in state["merges"]))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    assert subword(tmp_path).encode_batch(TEXTS) == [theirs.encode(text) for text in TEXTS]
+    assert f"note: {tmp_path} has no tokenizer.json" in capsys.readouterr().err
