@@ -10,6 +10,7 @@ import numpy as np
 
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.tokenizer.companions import IGNORED
 from light_llm.tokenizer.kinds import (
     END_OF_TEXT,
     UNKNOWN_CHAR,
@@ -22,8 +23,6 @@ from light_llm.tokenizer.kinds import (
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 MARKS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# what would make transformers change tokenizer.json as it loads it, or run code of the folder
-IGNORED = ("auto_map", "add_bos_token", "add_eos_token", "add_prefix_space", "tokenizer_file")
 SAMPLES = (
     "",
     "The quick brown fox jumps over the lazy dog.",

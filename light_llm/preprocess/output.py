@@ -12,6 +12,7 @@ from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
 from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, tokenizer_fingerprint
 from light_llm.preprocess.shards import SHARD_NAME
+from light_llm.tokenizer import companions
 from light_llm.tokenizer.kinds import CHAR_FILE
 
 STAGE = ".preprocess"
@@ -101,11 +102,11 @@ def _agrees(folder: Path, saving: Path) -> bool:
 
 
 def copy_tokenizer(saved: Path, folder: Path) -> None:
-    """Copy each file atomically, and delete the main file of another kind of tokenizer."""
+    """Copy each file atomically, and delete another tokenizer's that would be read with them."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(saved.iterdir()):
         write_atomically(folder / path.name, given.read_bytes(path, given.LARGE))
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, *companions.NAMES):
         if not (saved / name).exists():
             (folder / name).unlink(missing_ok=True)
     sync(folder)

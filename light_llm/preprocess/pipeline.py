@@ -10,6 +10,7 @@ from typing import Any
 
 from light_llm.errors import UserError
 from light_llm.files.disk import flush, remove, sync
+from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Corpus, FileCorpus, Skipped
 from light_llm.preprocess.files import find_files
@@ -86,6 +87,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
             check_output(config.output, config.overwrite, names)
         journal = journal_of(config, stage.path, asked, stage.check)
         tokenizer = _choose_tokenizer(config, stage, asked, journal, corpora)
+        if config.tokenizer_path is not None and not journal.shards:
+            with Progress("comparing the tokenizer with transformers"):
+                check_agreement(tokenizer, new / TOKENIZER, corpora, config.add_special_tokens)
         drop_uncommitted(journal, new)
         _write_parts(config, corpora, tokenizer, journal, new)
         stage.check()

@@ -18,6 +18,7 @@ from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.sources import Document
 from light_llm.tokenizer import (
     CharTokenizer,
+    PythonTokenizer,
     SubwordTokenizer,
     Tokenizer,
     load_tokenizer,
@@ -64,6 +65,10 @@ def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
     if isinstance(tokenizer, SubwordTokenizer) and tokenizer.absent:
         named = ", ".join(map(repr, tokenizer.absent))
         notice(f"{path} names {named} to begin or end documents, and its vocabulary has no such id")
+    if isinstance(tokenizer, PythonTokenizer):
+        notice(
+            f"{path} has no tokenizer.json, so its ids are those of transformers' {tokenizer.kind}"
+        )
     if is_char and config.add_special_tokens:
         notice("a char tokenizer has no template, so add_special_tokens adds nothing")
     if tokenizer.eos_id is None:

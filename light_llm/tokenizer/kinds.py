@@ -145,6 +145,8 @@ class PythonTokenizer:
 
     def __init__(self, inner: PreTrainedTokenizerBase):
         self._inner = inner
+        self.kind: str = type(inner).__name__
+        """The class of transformers."""
         self.eos_id: int | None = inner.eos_token_id
         self.bos_id: int | None = inner.bos_token_id
         self.vocab_size: int = 1 + max(inner.get_vocab().values())

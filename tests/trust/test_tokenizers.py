@@ -298,7 +298,8 @@ def test_a_checkpoint_that_names_a_hub_tokenizer_makes_no_connection(tmp_path, h
     endpoint, asked = hub
     (tmp_path / "x.config.json").write_text("{}")
     code = (
-        "from light_llm.checkpoint.layout import Checkpoint, locate\n"
+        "from light_llm.checkpoint.layout import locate\n"
+        "from light_llm.checkpoint.reading import Checkpoint\n"
         "from light_llm.cli.run import _tokenizer\n"
         "from light_llm.models.transformer import TransformerConfig\n"
         "found = Checkpoint(locate('x'), {'tokenizer_path': 'someone/evil'}, None)\n"

@@ -129,7 +129,7 @@ def test_an_empty_prompt_begins_a_document(checkpoint, tmp_path):
     bpe = train_bpe([TEXT], 260)
     bpe.save(tmp_path)
 
-    def ids(marks: dict[str, str]) -> list[int]:
+    def ids(marks: dict[str, str | None]) -> list[int]:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(marks))
         return encode_prompt(load_tokenizer(tmp_path), "")
 
@@ -137,7 +137,7 @@ def test_an_empty_prompt_begins_a_document(checkpoint, tmp_path):
     assert ids({"bos_token": "a", "eos_token": "b"}) == a
     assert ids({"eos_token": "b"}) == b
     with pytest.raises(UserError, match="neither BOS nor EOS"):
-        ids({})
+        ids({"bos_token": None, "eos_token": None})
 
 
 RAW = b"\x1b[31mthe\x1b[0m \x07\xff\xe2\x82 caf\xc3\xa9"

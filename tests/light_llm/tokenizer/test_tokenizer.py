@@ -139,7 +139,8 @@ def test_a_foreign_folder_is_loaded_unchanged(tmp_path: Path):
     assert tokenizer.encode("cat </s>") == [3, 2]  # as transformers reads it
     assert tokenizer.decode([1, 3, 2, 7, 500]) == "cat"
     tokenizer.save(tmp_path / "copy")
-    assert json.loads((tmp_path / "copy/tokenizer_config.json").read_text()) == config
+    plain = config | {"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    assert json.loads((tmp_path / "copy/tokenizer_config.json").read_text()) == plain
 
 
 def test_without_a_config_the_usual_marks_are_found_and_written_down(tmp_path: Path):
