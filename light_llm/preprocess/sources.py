@@ -16,12 +16,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.parquet import opened
 from light_llm.preprocess.rows import RowText, bounded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 JSON_LINES = ".jsonl"
 COMPRESSIONS = (".gz", ".zst")
@@ -244,7 +247,7 @@ def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> I
                         "all but one of them"
                     )
                 kind = schema.field(column).type
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                if not _is_text(kind):
                     raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
             row = 0
             if reading is not None:
@@ -252,7 +255,7 @@ def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> I
                 reading.place = lambda: length * row // max(1, number)
             size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
             for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
-                values = batch.to_pylist() if column is None else batch.column(0).to_pylist()
+                values = batch.to_pylist() if column is None else batch.column(column).to_pylist()
                 for value in values:
                     where = f"{source}:{row}"
                     text = value or "" if column is not None else rows.text(value, where)
@@ -260,3 +263,13 @@ def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> I
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{source}: is not a parquet file that can be read: {error}") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings, in whichever of Arrow's ways."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)

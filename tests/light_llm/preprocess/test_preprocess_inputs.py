@@ -60,7 +60,10 @@ def test_every_container_gives_the_same_documents(tmp_path: Path, write_parquet:
     )
     for path in ("folder", "folder/*.txt", "fol*", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
         assert texts(tmp_path / path) == TEXTS, path
-    for path in ("a.parquet", "large.parquet", "a.par*"):
+    several = {"text.words": [1] * len(TEXTS), "text": pa.array(TEXTS).dictionary_encode()}
+    pq.write_table(pa.table(several), tmp_path / "categories.parquet")
+    pq.write_table(pa.table({"text": pa.array(TEXTS, pa.string_view())}), tmp_path / "view.parquet")
+    for path in ("a.parquet", "large.parquet", "a.par*", "categories.parquet", "view.parquet"):
         assert texts(tmp_path / path) == TEXTS, path
 
 
