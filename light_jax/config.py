@@ -25,6 +25,7 @@ from light_llm.errors import UserError
 from light_llm.models.transformer.config import Positive, PositiveFloat, TransformerConfig
 
 CLUSTER_TIMEOUT = 120.0  # seconds
+PROJECT_LETTERS, PROJECT_WITHOUT = 128, "/\\#?%:"  # of Weights & Biases
 _NUMBER = r"\s*(?:([0-9]+(?:\.[0-9]+)?)\s*{})?"
 TIME = re.compile("".join(_NUMBER.format(unit) for unit in "dhms"))
 """Days, hours, minutes and seconds, each of which may be left out."""
@@ -168,6 +169,8 @@ class TrainingConfig(Config):
                 f"sample_every={self.sample_every} needs sample_prompts; set them, or leave "
                 "sample_every out"
             )
+        if "wandb" in self.trackers:
+            self._check_project()
         if self.profile_steps is not None:
             self._check_profile(*self.profile_steps)
         if self.scheduler.warmup_steps is None:
@@ -175,6 +178,17 @@ class TrainingConfig(Config):
             scheduler = self.scheduler.model_copy(update={"warmup_steps": warmup})
             self.derive(scheduler=scheduler)
         return self
+
+    def _check_project(self) -> None:
+        name = self.wandb_project
+        wrong = "".join(sorted({letter for letter in name if letter in PROJECT_WITHOUT}))
+        if wrong or not 1 <= len(name) <= PROJECT_LETTERS:
+            rule = f"holds {wrong}" if wrong else f"has {len(name)} characters"
+            raise ValueError(
+                f"wandb_project={name!r} {rule}; Weights & Biases takes 1 to {PROJECT_LETTERS} "
+                f"characters without any of {PROJECT_WITHOUT} (a team is named by the environment "
+                "variable WANDB_ENTITY)"
+            )
 
     def _check_profile(self, first: int, last: int) -> None:
         given = f"profile_steps=[{first}, {last}]"

@@ -24,10 +24,17 @@ from light_jax.data.rowgroup import decode, first_row, numbers, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
 from light_llm.files import urls
-from light_llm.files.parquet import check_claims, leaves
+from light_llm.files.parquet import check_claims, leaf_of, leaves
 from light_llm.preprocess.schema import LENGTH, TOKENS
 
 COUNTS_EMPTY_LISTS = ("parquet-cpp-arrow", "Polars", "DuckDB")
+LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 READERS = 8
 SOURCE, SHARE = "source", "share"
 """Of a shard in a mixture's fingerprint: the name of its source, and that one's part of it."""
@@ -168,7 +175,7 @@ def _index_shard(path: str, vocab_size: int | None) -> IndexedShard:
     footer = read_footer(path)
     metadata = footer.metadata
     leaf, has_length = _columns(footer)
-    read = [leaf, *(leaves(metadata, LENGTH) if has_length else ())]
+    read = leaves(metadata, TOKENS) + (leaves(metadata, LENGTH) if has_length else [])
     check_claims(metadata, footer.size, path, read)
     groups = range(metadata.num_row_groups)
     rows = np.array([metadata.row_group(group).num_rows for group in groups], np.int64)
@@ -196,12 +203,17 @@ def _columns(footer: Footer) -> tuple[int, bool]:
         )
     kind = schema.field(TOKENS).type
     types = pa.types
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not (is_list and types.is_integer(kind.value_type)):
+    if not (any(is_list(kind) for is_list in LISTS) and types.is_integer(kind.value_type)):
         raise UserError(
             f"{footer.path}: column {TOKENS!r} is {kind}; it must be a list of integers"
         )
-    leaf = leaves(footer.metadata, TOKENS)[0]
+    try:
+        leaf = leaf_of(footer.metadata, TOKENS)
+    except ValueError as error:
+        raise UserError(
+            f"{footer.path}: column {TOKENS!r} cannot be told from others ({error}); write the "
+            "shard again with this column and `length` alone"
+        ) from None
     has_length = schema.names.count(LENGTH) == 1 and types.is_integer(schema.field(LENGTH).type)
     return leaf, has_length
 

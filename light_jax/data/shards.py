@@ -10,7 +10,7 @@ from pathlib import Path
 
 from light_llm.errors import UserError
 from light_llm.files import urls
-from light_llm.files.shards import shard_files
+from light_llm.files.shards import BRACKETS, shard_files
 from light_llm.printing import printable
 
 Paths = str | Path | Sequence[str | Path]
@@ -55,6 +55,8 @@ def _expand_one(path: str | Path, field: str) -> list[str]:
         raise UserError(f"{where} does not exist{looked}; give a directory, a file or a glob")
     directories = glob.glob(text, recursive=True)
     rule = "matches directories only; end it in /*.parquet" if directories else "matches no file"
+    if "[" in text and not directories:
+        looked += f"; {BRACKETS}"
     raise UserError(f"{where} {rule}{looked}")
 
 
@@ -73,7 +75,7 @@ def _expand_url(url: str, field: str) -> list[str]:
     if files:
         return files
     if remote.is_folder(url):
-        pattern = urls.child(url, "**", "*.parquet")
+        pattern = urls.child(url.replace("[", "[[]"), "**", "*.parquet")
         raise UserError(
             f"{where} is a folder without *.parquet objects; put the shards there, or use "
             f"{pattern!r} if they are further down"
@@ -88,10 +90,8 @@ def identity(file: str) -> str:
 
 
 def _deeper(directory: str) -> str:
-    pattern = os.path.join(directory, "**", "*.parquet")
-    below = next(
-        glob.iglob(os.path.join(glob.escape(directory), "**", "*.parquet"), recursive=True), None
-    )
+    pattern = os.path.join(glob.escape(directory), "**", "*.parquet")
+    below = next(glob.iglob(pattern, recursive=True), None)
     return f"; there are some further down: use {pattern!r}" if below else "; put the shards there"
 
 

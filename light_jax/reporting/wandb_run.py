@@ -8,7 +8,7 @@ from typing import Any
 from light_jax.config import TrainingConfig
 from light_jax.reporting.tracking import Sample, tracker_faults
 from light_jax.state import Run
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 
 SAME_NUMBERS = (
     "mesh.",
@@ -32,7 +32,8 @@ def check_wandb(cfg: TrainingConfig) -> None:
     """Refuse, before training, a run whose numbers could not be logged.
 
     Raises:
-        UserError: wandb is not installed, or nobody is logged in (offline mode needs no login).
+        UserError: wandb is not installed, nobody is logged in (offline mode needs no login), or
+            wandb refuses its settings or gets no answer.
     """
     off = "set use_wandb to false" if cfg.use_wandb else "leave tracker out"
     try:
@@ -41,7 +42,14 @@ def check_wandb(cfg: TrainingConfig) -> None:
         raise UserError(
             f"{setting(cfg)} needs the package wandb; run `pip install wandb`, or {off}"
         ) from None
-    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+    try:
+        known = wandb.setup().settings.mode != "online" or wandb.login(prompt=False)
+    except Exception as error:  # a key, a setting or a server that is refused, no connection
+        raise UserError(
+            f"{setting(cfg)} but Weights & Biases refuses ({type(error).__name__}: "
+            f"{one_line(error, 300)}); mend that, log to disk with WANDB_MODE=offline, or {off}"
+        ) from None
+    if not known:
         raise UserError(
             f"{setting(cfg)} but nobody is logged in to Weights & Biases; run `wandb login`, set "
             f"WANDB_API_KEY, log to disk with WANDB_MODE=offline, or {off}"

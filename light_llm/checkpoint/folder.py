@@ -18,6 +18,7 @@ from conversion.families import our_config
 from light_llm.configcheck import validate
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.foreign import some
 from light_llm.models.transformer.config import TransformerConfig
 
 CONFIG_JSON, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -71,6 +72,8 @@ def folder_config(folder: Path) -> TransformerConfig:
     """
     path = folder / CONFIG_JSON
     if not path.exists():
+        if not any((folder / name).exists() for name in (SINGLE, INDEX)):
+            raise UserError(f"{folder}: {_what_is_there(folder)}")
         raise UserError(
             f"{path}: the model's config is missing; copy the {CONFIG_JSON} that belongs to the "
             "weights there"
@@ -120,8 +123,7 @@ def _what_is_there(folder: Path) -> str:
     """Why the folder has no weights to read, and what to do."""
 
     def found(*patterns: str) -> str:
-        names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return some(sorted({path.name for pattern in patterns for path in folder.glob(pattern)}))
 
     if shards := found("model-*.safetensors"):
         return f"has {shards}, but no {INDEX}, which says what belongs together; fetch it too"

@@ -21,7 +21,7 @@ from light_llm.checkpoint import parts
 from light_llm.checkpoint.folder import CONFIG_JSON, is_model_folder
 from light_llm.checkpoint.parts import AVERAGE, INDEX, WEIGHTS
 from light_llm.errors import UserError
-from light_llm.files import given
+from light_llm.files.foreign import foreign_file, foreign_folder
 
 STATE, CONFIG = ".state", ".config.json"
 TORCH_STATE = ".state.pt"
@@ -164,8 +164,10 @@ def missing(prefix: str | Path) -> UserError:
     elif inside := tags(directory / tag):
         remedy = f"it is a folder; add one of its tags: {', '.join(inside)}"
     elif Path(prefix).is_file():
-        kind = given.foreign_weights(Path(prefix))
+        kind = foreign_file(Path(prefix))
         remedy = f"it is {kind or f'a file that does not end in {WEIGHTS}'}"
+    elif Path(prefix).is_dir():
+        remedy = f"it is a folder that holds {foreign_folder(Path(prefix)) or 'no checkpoint'}"
     elif not directory.is_dir():
         remedy = f"there is no folder {directory}"
     elif there:

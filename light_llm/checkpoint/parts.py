@@ -76,6 +76,12 @@ def tag_of_file(name: str) -> str | None:
     return name.removesuffix(ending) or None
 
 
+def whole_of_part(path: Path) -> Path | None:
+    """The index that a file needs which is named as a part; None if it is none."""
+    part = _PART.fullmatch(path.name)
+    return part and path.with_name(f"{part[1]}{INDEX}")
+
+
 def part_name(tag: str, number: int, count: int) -> str:
     return f"{tag}-{number:05d}-of-{count:05d}{WEIGHTS}"
 

@@ -15,10 +15,16 @@ from light_llm.checkpoint import parts
 from light_llm.checkpoint.folder import CONFIG_JSON, folder_config, weight_files
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.foreign import foreign_file
 from light_llm.files.tensor_file import WIDTHS
 
 DTYPES = tuple(WIDTHS)  # names in the header of a weights file
-WRAPPERS = {"_orig_mod": "torch.compile", "module": "DistributedDataParallel"}
+WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "DistributedDataParallel",
+    "_fsdp_wrapped_module": "FullyShardedDataParallel",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
 """Parts of a key that wrappers of PyTorch add, and which does."""
 BUFFER = ".rotary_emb.inv_freq"
 """The end of keys of rope's frequencies, which files of old versions hold."""
@@ -123,7 +129,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             }
     except UserError as error:
         reason = str(error)
-        if (kind := given.foreign_weights(path)) is not None:
+        if (kind := foreign_file(path)) is not None:
             reason = f"it is {kind}"
         raise UserError(f"{path}: not a whole safetensors file: {reason}") from None
     for key, tensor in tensors.items():
@@ -143,6 +149,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: damaged files, or keys that are somebody else's as a whole.
     """
     if not path.is_dir():
+        if (whole := parts.whole_of_part(path)) is not None:
+            raise UserError(
+                f"{path}: is one of several files of these weights, and {whole.name}, which says "
+                "what belongs together, is not beside it; fetch all of them"
+            )
         tensors = read_parts(path) if parts.is_index(path) else read_header(path)
         _refuse_foreign_keys(tensors, path)
         return tensors
@@ -245,13 +256,26 @@ def _wrapped(parts: list[str]) -> str:
     )
 
 
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What stands before our name of the embedding."""
+    name = "tok_emb.weight"
+    return [key.removesuffix(name) for key in tensors if f".{key}".endswith(f".{name}")]
+
+
 def _refuse_foreign_keys(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Name a file whose keys are not ours, where the list of all that differ would hide it."""
-    first = {key.partition(".")[0] for key in tensors}
-    if parts := sorted(first & WRAPPERS.keys()):
+    found = {part for key in tensors for part in key.split(".")} & WRAPPERS.keys()
+    if found:
+        without = "".join(f'.replace("{part}.", "")' for part in sorted(found))
         raise UserError(
-            f"{path}: {_wrapped(parts)}; write the tensors again without it, "
-            f'{{key.removeprefix("{parts[0]}."): value …}}'
+            f"{path}: {_wrapped(sorted(found))}; write the tensors again without it, "
+            f"{{key{without}: value …}}"
+        )
+    if len(inside := _prefixes(tensors)) == 1 and inside != [""]:
+        raise UserError(
+            f"{path}: its keys begin with `{inside[0]}`, as those of a model inside another one; "
+            f"write the tensors again without it, "
+            f'{{key.removeprefix("{inside[0]}"): value …}}'
         )
     if any(our_key(key) not in (None, key) for key in tensors):
         raise UserError(

@@ -32,7 +32,7 @@ app = runner.new_app()
 FLAGS = {
     "input": (
         "PATH",
-        "Text or .jsonl file, also .gz or .zst, .parquet file, folder (deep) or glob. Repeatable.",
+        "File of text, JSON lines, CSV or parquet, folder (deep) or glob. Repeatable.",
     ),
     "hf_dataset": (
         "NAME",
@@ -45,6 +45,7 @@ FLAGS = {
     "output": ("DIR", "Where train/, val/, tokenizer/ and manifest.json are written."),
     "include": ("PATTERN", "Take only these files from folders and globs. Repeatable."),
     "exclude": ("PATTERN", "Skip these in folders and globs. Repeatable."),
+    "allow_skipped": ("", "Go on where most bytes of the input are in files that are not text."),
     "text_column": ("NAME", "The column that holds the text."),
     "adapter_module": ("MODULE", "Python file or module whose adapt(row) gives a row's text."),
     "min_length": ("CHARS", "Skip shorter documents."),

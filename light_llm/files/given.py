@@ -165,22 +165,3 @@ def foreign(explain: Callable[[str], str]) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(explain(one_line(error))) from None
-
-
-_MAGIC = {
-    b"PK\x03\x04": "a file of torch.save, a pickle inside a zip",
-    b"\x80": "a pickle",
-    b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file",
-}
-
-
-def foreign_weights(path: Path) -> str | None:
-    """The format of a foreign weights file, and what to do: the end of a sentence."""
-    with open_regular(path) as file:
-        head = file.read(8)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    return kind and (
-        f"{kind}, which is not opened here, since a pickle can run code; write its tensors "
-        f"to a .safetensors with safetensors.torch.save_file where it came from"
-    )

@@ -18,6 +18,7 @@ from light_llm.files import given
 from light_llm.files.pages import PER_BYTE, check_pages
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 MANY = 2**26
@@ -76,9 +77,36 @@ def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
 
 
 def leaves(metadata: pq.FileMetaData, column: str | None) -> list[int]:
-    """The numbers of a column's leaves; the leaves of all columns for None."""
+    """The numbers of the leaves that pyarrow reads for a column's name: those of a column `x.y` too
+    where `x` is asked for, since it goes by dotted paths. The leaves of all columns for None."""
     paths = (metadata.schema.column(leaf).path for leaf in range(metadata.num_columns))
     return [i for i, path in enumerate(paths) if column in (None, path, path.partition(".")[0])]
+
+
+def leaf_of(metadata: pq.FileMetaData, column: str) -> int:
+    """The number of the first leaf of a top-level column that is there once.
+
+    Raises:
+        ValueError: several leaves have such a path, and the schema does not say which it is.
+    """
+    if len(named := leaves(metadata, column)) == 1:
+        return named[0]
+    schema = metadata.schema.to_arrow_schema()
+    counts = [_num_leaves(field.type) for field in schema]
+    if sum(counts) != metadata.num_columns:
+        raise ValueError(f"{metadata.num_columns} leaf columns where the schema has {sum(counts)}")
+    return sum(counts[: schema.names.index(column)])
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    """How many leaves a column of this type has."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind) or not kind.num_fields:
+        return 1
+    return sum(_num_leaves(kind.field(part).type) for part in range(kind.num_fields))
 
 
 def check_claims(

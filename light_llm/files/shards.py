@@ -5,6 +5,9 @@ from __future__ import annotations
 import glob
 import os
 
+BRACKETS = "in a glob, [ab] is one of a and b, and a [ of a name is written [[]"
+"""What to know where a path with a bracket matches nothing."""
+
 
 def shard_files(path: str) -> list[str]:
     """Sorted: a directory's *.parquet, a file of any ending, or what a glob matches (`**` crosses

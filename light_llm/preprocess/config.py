@@ -17,7 +17,7 @@ MOST_WORKERS = 1024
 DEFAULT_MIN_FREQUENCY = 2
 DEFAULT_TRAIN_CHARACTERS = 200_000_000
 
-_FILES_ONLY = ("include", "exclude")
+_FILES_ONLY = ("include", "exclude", "allow_skipped")
 _HUB_ONLY = ("hf_config", "hf_configs", "hf_split", "hf_revision")
 _RESERVED = ("train", "val", "tokenizer")
 
@@ -46,6 +46,8 @@ class PreprocessConfig(Config):
     output: Path
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    allow_skipped: bool = False
+    """Go on where most bytes of the input are in files that are not text."""
     text_column: str | None = None
     """None: the known column of the dataset, else the first of text, content and body."""
     adapter_module: str | None = None
@@ -76,7 +78,8 @@ class PreprocessConfig(Config):
     def decisive(self) -> dict[str, Any]:
         """The options that the output depends on, as JSON."""
         return self.model_dump(
-            mode="json", exclude={"output", "save_tokenizer", "workers", "overwrite"}
+            mode="json",
+            exclude={"output", "save_tokenizer", "workers", "overwrite", "allow_skipped"},
         )
 
     @field_validator("input", "include", "exclude", "hf_configs", mode="before")

@@ -19,64 +19,16 @@ from typing import Any, Protocol
 
 from light_llm.errors import UserError
 from light_llm.preprocess.files import SourceFile
+from light_llm.preprocess.opening import Reading, is_compressed, printable
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.sources import (
-    Document,
-    NotText,
-    Reading,
-    is_compressed,
-    printable,
-    read_file,
-)
+from light_llm.preprocess.skipped import Skipped, check_number, size_of
+from light_llm.preprocess.sources import Document, NotText, read_file
 
 CHUNK_DOCUMENTS = 1024
 CHUNK_CHARACTERS = 1_000_000
 SHUFFLE_DOCUMENTS = 10_000
 SHUFFLE_CHARACTERS = 64_000_000
-EXAMPLES = 3
 COMPRESSED = 4  # characters per byte of a compressed file, about
-
-
-def check_number(number: Any) -> int:
-    if type(number) is not int or not 0 <= number < 2**63:
-        raise ValueError(f"{number!r} must be a number from 0 on")
-    return number
-
-
-@dataclass
-class Skipped:
-    """What a reading left out; part of its place."""
-
-    empty: int = 0
-    short: int = 0
-    binary: int = 0
-    examples: list[str] = field(default_factory=list)
-    """The first files that are not text, a few."""
-
-    @classmethod
-    def parse(cls, row: Any) -> Skipped:
-        """From the JSON of a journal, which anybody may have written.
-
-        Raises:
-            ValueError: it is not a count of skipped documents.
-        """
-        skipped = cls(**row)
-        for number in (skipped.empty, skipped.short, skipped.binary):
-            check_number(number)
-        some = skipped.examples
-        if not isinstance(some, list) or not all(isinstance(path, str) for path in some):
-            raise ValueError("the examples must be paths")
-        return skipped
-
-    def takes(self, text: str, min_length: int) -> bool:
-        """Whether a text is a document; counted if not."""
-        if not text or text.isspace():
-            self.empty += 1
-        elif len(text) < min_length:
-            self.short += 1
-        else:
-            return True
-        return False
 
 
 class Corpus(Protocol):
@@ -151,7 +103,7 @@ class FileCorpus:
             self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
             file, index = (0, 0) if place is None else map(check_number, place["at"])
         self._at = (file, index)
-        sizes = [_size(file.path) for file in self.files]
+        sizes = [size_of(file.path) for file in self.files]
         self.reading = Reading(sum(sizes), finished=sum(sizes[:file]))
         return self._from(file, index, sizes, self.reading)
 
@@ -201,12 +153,31 @@ class FileCorpus:
         digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
         return {"files": len(lines), "digest": digest}
 
+    def check_skipped(self, skipped: Skipped) -> None:
+        """
+        Args:
+            skipped: by a reading of this corpus, to its end or not.
+
+        Raises:
+            UserError: most of the bytes are in files that are not text.
+        """
+        whole = sum(size_of(file.path) for file in self.files)
+        if 2 * skipped.bytes > whole:
+            raise UserError(
+                f"{', '.join(self.inputs)}: most of it is not text: {skipped.binary:,} of "
+                f"{len(self.files):,} files ({skipped.told_kinds()}), with {skipped.bytes:,} of "
+                f"{whole:,} bytes, such as {skipped.examples[0]}. Choose the files that are meant "
+                "with --include, --exclude or another --input; --allow-skipped goes on without "
+                "those that are not text"
+            )
+
     def describe(self) -> str:
         skipped = self.skipped
         number = len(self.files)
         return (
             f"{', '.join(self.inputs)}: of {number} {'file' if number == 1 else 'files'} "
             f"{skipped.binary} are not text"
+            + (f" ({skipped.told_kinds()})" if skipped.binary else "")
         )
 
     def _read(self, file: SourceFile, reading: Reading | None = None) -> Iterator[Document]:
@@ -218,17 +189,7 @@ class FileCorpus:
                     f"{file.path}: is not UTF-8 text ({error}); convert it, for instance with "
                     f"`iconv -t utf-8`, or leave it out"
                 ) from None
-            self.skipped.binary += 1
-            if len(self.skipped.examples) < EXAMPLES:
-                self.skipped.examples.append(printable(file.path))
-
-
-def _size(path: Path) -> int:
-    """In bytes; 0 for a file that cannot be read, of which the reading tells."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+            self.skipped.leave_out(file.path)
 
 
 def _weight(path: Path) -> int:

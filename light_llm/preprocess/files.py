@@ -12,6 +12,7 @@ from pathlib import Path
 
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.shards import BRACKETS
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ def _root_and_starts(path: Path, text: str) -> tuple[Path, list[Path]]:
     # pathlib's ** skips links to folders, but glob's follows them in circles
     matches = [match for match in root.glob("/".join(rest)) if not _is_linked(match, root)]
     if not matches:
-        raise UserError(f"--input {text}: the glob matches nothing (looked from {Path.cwd()})")
+        hint = f"; {BRACKETS}" if "[" in text else ""
+        raise UserError(
+            f"--input {text}: the glob matches nothing (looked from {Path.cwd()}){hint}"
+        )
     return root, matches
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.preprocess.config import DEFAULT_HF_SPLIT, PreprocessConfig
-from light_llm.preprocess.corpus import Skipped, believable, check_number
+from light_llm.preprocess.corpus import believable
 from light_llm.preprocess.files import links_out
 from light_llm.preprocess.notices import notice_links
+from light_llm.preprocess.opening import Reading
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.sources import Document, Reading
+from light_llm.preprocess.skipped import Skipped, check_number
+from light_llm.preprocess.sources import Document
 from light_llm.tokenizer.hub import offline, reachable
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
-from light_llm.preprocess.corpus import Position, Skipped
+from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
+from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.split import Split
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from light_llm.preprocess.corpus import EXAMPLES, Skipped
+from light_llm.preprocess.skipped import EXAMPLES, Skipped
 from light_llm.printing import tell
 
 
@@ -40,7 +41,10 @@ def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:
     if binary:
         more = ", …" if binary > len(examples) else ""
         some = ", ".join(examples)
-        notice(f"{are(binary, 'file')} not UTF-8 text and skipped: {some}{more}")
+        kinds = Skipped(kinds=dict(sum((Counter(part.kinds) for part in several), Counter())))
+        notice(
+            f"{are(binary, 'file')} not UTF-8 text and skipped ({kinds.told_kinds()}): {some}{more}"
+        )
     if empty:
         notice(f"{are(empty, 'empty document')} skipped")
     if short:

@@ -12,7 +12,7 @@ from light_llm.errors import UserError
 from light_llm.files.disk import flush, remove, sync
 from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.config import PreprocessConfig
-from light_llm.preprocess.corpus import Corpus, FileCorpus, Skipped
+from light_llm.preprocess.corpus import Corpus, FileCorpus
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.huggingface import open_hub
 from light_llm.preprocess.journal import Journal
@@ -39,6 +39,7 @@ from light_llm.preprocess.publication import Stage, complete_moves, publish_shar
 from light_llm.preprocess.resume import drop_uncommitted, journal_of
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
 from light_llm.preprocess.shards import Shard
+from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.sources import has_rows
 from light_llm.preprocess.stage import LOADED, NEW
 from light_llm.preprocess.summary import Summary, summarize
@@ -111,10 +112,10 @@ def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:
     notice_links({file.path: file.leads_to for file in files if file.leads_to is not None})
     for field in ("text_column", "adapter_module"):
         value = getattr(config, field)
-        if value is not None and not any(has_rows(file.path) for file in files):
+        if value is not None and not any(has_rows(file.path, rows) for file in files):
             raise UserError(
                 f"{field}={value!r} has no meaning for files of text, and the input has no others "
-                "(.jsonl, .jsonl.gz, .jsonl.zst, .parquet); leave it out"
+                "(JSON lines, CSV, parquet); leave it out"
             )
     return [FileCorpus(files, rows, config.min_length, config.input)]
 
@@ -146,6 +147,8 @@ def _choose_tokenizer(
         remove(folder)
         if asked["tokenizer"] is None:
             trained = train_tokenizer(config, corpora)
+            for corpus in corpora:
+                _check_skipped(config, corpus, corpus.skipped)
             stage.check()
             trained.save(folder)
         else:
@@ -170,6 +173,7 @@ def _write_parts(
         for corpus in corpora:
             if not journal.part(corpus.name).done:
                 write_part(config, corpus, tokenizer, journal, new)
+            _check_skipped(config, corpus, Skipped(**journal.part(corpus.name).skipped))
     except BaseException:
         if journal.shards:
             kept = are(len(journal.shards), "shard")
@@ -177,6 +181,11 @@ def _write_parts(
         raise
     parts = [journal.part(corpus.name) for corpus in corpora]
     notice_skipped((Skipped(**part.skipped) for part in parts), config.min_length)
+
+
+def _check_skipped(config: PreprocessConfig, corpus: Corpus, skipped: Skipped) -> None:
+    if isinstance(corpus, FileCorpus) and not config.allow_skipped:
+        corpus.check_skipped(skipped)
 
 
 def _complete(

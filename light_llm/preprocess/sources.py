@@ -1,64 +1,77 @@
-"""Files of text, JSON lines and parquet, each as a stream of documents.
+"""Files of text, JSON lines and tables, each as a stream of documents.
 
-Text and JSON lines may be compressed: `.gz` and `.zst` are taken off, and the ending before says
-what the file is. No more of a file is decompressed at a time than of a plain one is read.
+Text, JSON lines and CSV may be compressed: `.gz`, `.zst`, `.bz2` and `.xz` are taken off, and the
+ending before says what the file is. No more of a file is decompressed at a time than of a plain one
+is read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import io
 import itertools
 import json
-import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Literal
 
 from light_llm.errors import UserError
-from light_llm.files import given
-from light_llm.files.parquet import opened
-from light_llm.preprocess.rows import RowText, bounded
+from light_llm.preprocess.opening import (
+    Reading,
+    check_is_here,
+    decompressing,
+    is_compressed,
+    open_bytes,
+    printable,
+    read_line,
+    uncompressed,
+)
+from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.tables import DELIMITERS, read_csv, read_parquet
 
-JSON_LINES = ".jsonl"
-COMPRESSIONS = (".gz", ".zst")
+JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 PIECE_CHARS = 2**20
-LONGEST_LINE = 64 * 2**20
-"""Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
-BATCH = 256
-BATCH_BYTES = 2**30
-"""Most parquet rows, and most bytes, that are read at once."""
+
+Kind = Literal["text", "lines", "parquet", "csv"]
 
 
 @dataclass(frozen=True)
 class Document:
     source: str
     """The path as it was given; `path:line` (from 1) in JSON lines, `path:row` (from 0) in
-    parquet, `path:piece` (from 0) in a text file that is too large for one document."""
+    parquet and CSV, `path:piece` (from 0) in a text file that is too large for one document."""
     text: str
 
 
-def printable(path: Path) -> str:
-    """The path as valid UTF-8 text, for any bytes in the file system."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def has_rows(path: Path) -> bool:
+def has_rows(path: Path, rows: RowText) -> bool:
     """Whether `read_file` reads it as rows with columns."""
-    return _uncompressed(path).endswith((JSON_LINES, ".parquet"))
+    return _kind(path, rows) != "text"
 
 
-def is_compressed(path: Path) -> bool:
-    return path.name.lower().endswith(COMPRESSIONS)
+def _kind(path: Path, rows: RowText) -> Kind:
+    name = uncompressed(path)
+    if name.endswith(".parquet"):
+        return "parquet"
+    if name.endswith(tuple(DELIMITERS)):
+        return "csv"
+    is_lines = name.endswith(JSON_LINES) or (name.endswith(".json") and _holds_rows(path, rows))
+    return "lines" if is_lines else "text"
 
 
-def _uncompressed(path: Path) -> str:
-    """The name in lower case, without the ending of a compression."""
-    name = path.name.lower()
-    return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
+def _holds_rows(path: Path, rows: RowText) -> bool:
+    """Whether a .json is JSON lines: its first two lines are objects, or its only line is one with
+    a text in it. Other files of JSON are text, as sources of a program are."""
+    found: list[dict] = []
+    try:
+        with open_bytes(path) as stream:
+            while len(found) < 2 and (line := read_line(stream, path, "")):
+                if line.strip():
+                    found.append(_row(line, ""))
+        if len(found) == 1:
+            rows.field(found[0], "")
+    except (UserError, OSError):
+        return False
+    return bool(found)
 
 
 def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
@@ -71,42 +84,25 @@ def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iter
         NotText: a text file holds something else; raised before its first document.
         UserError: it cannot be read, or does not match its ending; names the line or row.
     """
-    name = _uncompressed(path)
     try:
-        if name.endswith(JSON_LINES):
-            yield from read_json_lines(path, rows, reading)
-        elif name.endswith(".parquet"):
-            if is_compressed(path):
-                raise UserError(
-                    f"{path}: a parquet file cannot be read while it is compressed as a whole; "
-                    "decompress it, or leave it out with --exclude"
-                )
-            yield from read_parquet(path, rows, reading)
-        else:
+        check_is_here(path)
+        kind = _kind(path, rows)
+        if kind == "text":
             yield from read_text(path, reading=reading)
+        elif kind == "lines":
+            yield from read_json_lines(path, rows, reading)
+        elif kind == "csv":
+            delimiter = DELIMITERS[uncompressed(path)[-4:]]
+            yield from (Document(*row) for row in read_csv(path, rows, delimiter, reading))
+        elif is_compressed(path):
+            raise UserError(
+                f"{path}: a parquet file cannot be read while it is compressed as a whole; "
+                "decompress it, or leave it out with --exclude"
+            )
+        else:
+            yield from (Document(*row) for row in read_parquet(path, rows, reading))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-@dataclass
-class Reading:
-    """How far files of `total` bytes are read."""
-
-    total: int
-    finished: int = 0
-    """Bytes of the files that are done."""
-    place: Callable[[], int] = int
-    """Bytes of the present one that were read."""
-
-    def share(self) -> float | None:
-        """0 to 1, if there is anything to read."""
-        done = self.finished + self.place()
-        return min(1.0, done / self.total) if self.total else None
-
-    def end(self, size: int) -> None:
-        """The present file, of `size` bytes, is done."""
-        self.place = int
-        self.finished += size
 
 
 class NotText(Exception):
@@ -139,16 +135,16 @@ def _is_short(path: Path, limit: int) -> bool:
     """Whether the file, decompressed, has at most `limit` bytes."""
     if not is_compressed(path):
         return path.stat().st_size <= limit
-    with _decompressing(path), _open(path) as stream:
+    with decompressing(path), open_bytes(path) as stream:
         return len(stream.read(limit + 1)) <= limit
 
 
 def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
     try:
         # line ends stay as they are
-        with io.TextIOWrapper(_open(path, reading), "utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_bytes(path, reading), "utf-8-sig", newline="") as stream:
             while True:
-                with _decompressing(path):
+                with decompressing(path):
                     piece = stream.read(piece_chars) + stream.readline(piece_chars)
                 if not piece:
                     return
@@ -164,55 +160,13 @@ def read_json_lines(
 ) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
-    with _open(path, reading) as stream:
+    with open_bytes(path, reading) as stream:
         for number in itertools.count(1):
-            with _decompressing(path):
-                line = stream.readline(LONGEST_LINE + 1)
-            if not line:
-                return
             where = f"{source}:{number}"
-            if len(line) > LONGEST_LINE:
-                raise UserError(
-                    f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit "
-                    "for one; cut its text into several documents"
-                )
+            if not (line := read_line(stream, path, where)):
+                return
             if line.strip():
                 yield Document(where, rows.text(_row(line, where), where))
-
-
-def _open(path: Path, reading: Reading | None = None) -> IO[bytes]:
-    """The bytes of the file, decompressed as they are read."""
-    name = path.name.lower()
-    raw = given.open_regular(path)
-    if reading is not None:
-        reading.place = raw.tell
-    if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw, mode="rb"))  # type: ignore[arg-type]
-    if name.endswith(".zst"):
-        import pyarrow as pa
-
-        if not pa.Codec.is_available("zstd"):
-            raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
-        return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
-    return raw
-
-
-@contextlib.contextmanager
-def _decompressing(path: Path) -> Iterator[None]:
-    """Around each reading of a file that may be compressed.
-
-    Raises:
-        UserError: its bytes are not what its ending says, are damaged, or end too soon.
-    """
-    try:
-        yield
-    except (EOFError, zlib.error, OSError) as error:
-        if not is_compressed(path):
-            raise
-        raise UserError(
-            f"{printable(path)}: cannot be decompressed: {error}; get a whole copy of it, or leave "
-            "it out"
-        ) from None
 
 
 def _row(line: bytes, where: str) -> dict:
@@ -226,37 +180,3 @@ def _row(line: bytes, where: str) -> dict:
     if not isinstance(row, dict):
         raise UserError(f"{where}: is JSON, but not an object with the text in it")
     return row
-
-
-def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
-    """A document per row; null counts as an empty one."""
-    import pyarrow as pa
-
-    source = printable(path)
-    try:
-        with opened(path) as parquet:
-            schema = parquet.file.schema_arrow
-            column = rows.field(schema.names, source)
-            if column is not None:
-                if schema.names.count(column) > 1:
-                    raise UserError(
-                        f"{source}: has {schema.names.count(column)} columns {column!r}; rename "
-                        "all but one of them"
-                    )
-                kind = schema.field(column).type
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                    raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
-            row = 0
-            if reading is not None:
-                number, length = parquet.file.metadata.num_rows, path.stat().st_size
-                reading.place = lambda: length * row // max(1, number)
-            size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
-            for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
-                values = batch.to_pylist() if column is None else batch.column(0).to_pylist()
-                for value in values:
-                    where = f"{source}:{row}"
-                    text = value or "" if column is not None else rows.text(value, where)
-                    yield Document(where, bounded(text, where))
-                    row += 1
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: is not a parquet file that can be read: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from light_llm.errors import UserError
@@ -13,18 +12,19 @@ from light_llm.preprocess.config import (
     PreprocessConfig,
 )
 from light_llm.preprocess.corpus import Corpus
-from light_llm.preprocess.notices import notice
+from light_llm.preprocess.notices import are, notice
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.sources import Document
+from light_llm.preprocess.trainer import BpeTrainer
 from light_llm.tokenizer import (
     CharTokenizer,
     PythonTokenizer,
     SubwordTokenizer,
     Tokenizer,
     load_tokenizer,
-    train_bpe,
     train_char,
 )
+from light_llm.tokenizer.words import LONGEST_WORD
 
 # The trainer takes 256 texts at a time, with about thirty bytes per character.
 PIECE_CHARS = 2**18
@@ -32,17 +32,23 @@ PIECE_CHARS = 2**18
 
 def train_tokenizer(config: PreprocessConfig, corpora: Sequence[Corpus]) -> Tokenizer:
     """Train the kind of tokenizer that `config` names on all corpora together."""
-    with contextlib.ExitStack() as behind:
-        if config.tokenizer == "char":
-            return train_char(
-                _texts((doc for corpus in corpora for doc in corpus.documents()), behind)
-            )
-        characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
-        return train_bpe(
-            _texts((doc for corpus in corpora for doc in corpus.sample(characters)), behind),
-            _given(config.vocab_size, DEFAULT_VOCAB_SIZE),
-            _given(config.min_frequency, DEFAULT_MIN_FREQUENCY),
+    if config.tokenizer == "char":
+        return train_char(_texts(doc for corpus in corpora for doc in corpus.documents()))
+    characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
+    vocab_size = _given(config.vocab_size, DEFAULT_VOCAB_SIZE)
+    min_frequency = _given(config.min_frequency, DEFAULT_MIN_FREQUENCY)
+    with BpeTrainer(vocab_size, min_frequency) as trainer:
+        for text in _texts(doc for corpus in corpora for doc in corpus.sample(characters)):
+            trainer.add(text)
+        with Progress("training the tokenizer"):
+            tokenizer, cut = trainer.train()
+    if cut:
+        words = are(cut, "word")
+        notice(
+            f"{words} longer than {LONGEST_WORD:,} characters: BPE was trained on pieces of that "
+            "length, since longer ones take very long; the shards hold all of the text"
         )
+    return tokenizer
 
 
 def _given(value: int | None, default: int) -> int:
@@ -76,13 +82,11 @@ def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
     return tokenizer
 
 
-def _texts(documents: Iterable[Document], behind: contextlib.ExitStack) -> Iterator[str]:
-    """The texts; when they end, the progress of what the trainer does then is added to `behind`."""
+def _texts(documents: Iterable[Document]) -> Iterator[str]:
     with Progress("reading") as progress:
         for document in documents:
             progress.advance(documents=1, characters=len(document.text))
             yield from _cut(document.text)
-    behind.enter_context(Progress("training the tokenizer"))
 
 
 def _cut(text: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 kinds      what a tokenizer is; BPE and characters, trained here
 loading    from a file, a folder or the hub
+words      short enough to train BPE on
 stream     text from ids that come one by one
 """
 

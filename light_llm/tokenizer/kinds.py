@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.tokenizer.words import ShortWords
 
 if TYPE_CHECKING:
     import tokenizers
@@ -172,12 +173,15 @@ class PythonTokenizer:
         self._inner.save_pretrained(str(folder))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> SubwordTokenizer:
+def train_bpe(
+    texts: Iterable[str] | ShortWords, vocab_size: int, min_frequency: int = 2
+) -> SubwordTokenizer:
     """Train a byte-level BPE like GPT-2's: every text survives encode and decode exactly.
 
     `<|endoftext|>` is id 0, the 256 bytes follow, then the merges of pairs that occur at least
     `min_frequency` times; a small text may give fewer than `vocab_size` ids. Texts are read once
-    and not kept. Equal texts give an equal tokenizer.
+    and not kept. Equal texts give an equal tokenizer. Words that are too long to train on are
+    read in pieces (`ShortWords`). While it trains, no signal is handled and no other thread runs.
 
     Raises:
         UserError: vocab_size is below 257.
@@ -200,7 +204,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    short = texts if isinstance(texts, ShortWords) else ShortWords(texts)
+    backend.train_from_iterator(short, trainer)
+    return trained_bpe(backend)
+
+
+def trained_bpe(backend: tokenizers.Tokenizer) -> SubwordTokenizer:
+    """The tokenizer that `train_bpe` makes of what it trained."""
     backend.encode_special_tokens = True
     # split_special_tokens is what transformers calls encode_special_tokens.
     config = config_text(eos_token=END_OF_TEXT, split_special_tokens=True)

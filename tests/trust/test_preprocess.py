@@ -19,7 +19,7 @@ from tiny_runs import BIN
 
 from light_llm.errors import UserError
 from light_llm.files.disk import locked
-from light_llm.preprocess import PreprocessConfig, part, preprocess, sources
+from light_llm.preprocess import PreprocessConfig, opening, part, preprocess
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.journal import Damaged, Journal
@@ -342,7 +342,7 @@ def documents(path: Path) -> list[str]:
 def test_a_line_in_a_small_compressed_file_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sources, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(opening, "LONGEST_LINE", 2**20)
     codec = pa.Codec("zstd")
     line = b'{"text": "a"}\n'
     long = line + b'{"text": "' + b"x" * 2**24

@@ -91,6 +91,8 @@ FAULTS: dict[str, tuple[bytes, str]] = {
         text_of(seq_len=64, bf16_model_weights=True),
         "bf16_model_weights=True needs dtype='bfloat16'",
     ),
+    "project": (text_of(use_wandb=True, wandb_project="a/b"), "wandb_project='a/b' holds /"),
+    "long project": (text_of(tracker="wandb", wandb_project="x" * 129), "has 129 characters"),
     # paths and data
     "no data": (text_of(train_data="none"), "train_data='none' does not exist"),
     "empty glob": (text_of(train_data="none/*.parquet"), "train_data='none/*.parquet' matches no"),

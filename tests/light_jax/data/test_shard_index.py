@@ -93,6 +93,48 @@ def test_a_length_that_is_not_a_count_is_ignored(tmp_path):
         assert index_shards(tmp_path)[0].tokens.tolist() == [2]
 
 
+def test_columns_beside_the_tokens_change_nothing(tmp_path):
+    """Also those whose names begin as the tokens' path does, and nested ones."""
+    docs = [[1, 2], [3], [4, 5, 6]]
+    tokens = {"tokens": pa.array(docs, pa.list_(pa.int32()))}
+    counts = pa.array([7, 8, 9], pa.int32())
+    others = {
+        "tokens.count": counts,
+        "tokens.list.element": counts,
+        "a": pa.array([{"b": [1], "tokens": {"x": 1}}] * 3),
+        "m": pa.array([[("k", 1)]] * 3, pa.map_(pa.string(), pa.int8())),
+        "d": pa.array(["x", "y", "x"]).dictionary_encode(),
+        "length.x": counts,
+    }
+    length = {"length": pa.array([2, 1, 3])}
+    path = tmp_path / "a.parquet"
+    for columns in (others | tokens, tokens | others, others | length | tokens):
+        pq.write_table(pa.table(columns), path)
+        assert index_shards(path)[0].tokens.tolist() == [6]
+        assert TokenStream(path, seq_len=5, seed=0, vocab_size=10)[0].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_list(pa.uint16()),
+        pa.list_view(pa.int32()),
+        pa.large_list_view(pa.uint16()),
+        pa.list_(pa.int64(), 2),
+    ],
+    ids=str,
+)
+def test_every_kind_of_list_is_read(tmp_path, write, kind):
+    docs = [[1, 2], [3, 4], [5, 6], [7, 8]]
+    path = write(tmp_path / "a.parquet", docs, kind)
+    assert index_shards(path)[0].tokens.tolist() == [6, 2]
+    stream = TokenStream(path, seq_len=7, seed=0, vocab_size=10)
+    assert stream[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    write(tmp_path / "a.parquet", [[1, 2], [3, 4], [5, 60]], kind)
+    with pytest.raises(UserError, match=r"row 2 .*: token id 60"):
+        index_shards(path, 10)
+
+
 @pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize(
     "docs, message",

@@ -48,6 +48,19 @@ def test_a_name_with_glob_characters_is_a_name_first(tree):
     assert expand("run[1]/x.parquet") == ["run[1]/x.parquet"]
 
 
+def test_a_glob_that_a_message_recommends_matches(tree):
+    """Also where the name of the folder holds glob characters."""
+    for name in ("hive [v1]", "what?", "all*", "deep"):
+        (tree / name / "lang=de").mkdir(parents=True)
+        (tree / name / "lang=de/x.parquet").write_bytes(b"")
+        with pytest.raises(UserError, match="some further down: use '") as refused:
+            expand(name)
+        pattern = str(refused.value).split("use '")[1].rstrip("'")
+        assert f"{name}/lang=de/x.parquet" in expand(pattern)
+    with pytest.raises(UserError, match=r"matches no file .*a \[ of a name is written \[\[\]"):
+        expand("hive [v1]/**/*.parquet")
+
+
 def test_a_file_reached_twice_is_taken_once_with_a_warning(tree):
     os.symlink("a.parquet", tree / "link.parquet")
     with pytest.warns(UserWarning, match=r"val_data: .*link\.parquet \(already there as a\.par"):

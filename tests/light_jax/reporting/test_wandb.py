@@ -1,12 +1,17 @@
 """Weights & Biases: what it is sent is what metrics.jsonl holds."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tiny_runs import command, metrics, train_command, write_config
+import pytest
+import wandb
+from tiny_runs import TINY, command, metrics, train_command, write_config
 from wandb_server import serving
+
+from light_jax.config import TrainingConfig
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
@@ -119,3 +124,40 @@ def test_without_it_nothing_is_written(tmp_path):
     config = write_config(tmp_path / "c.yaml", num_steps=2, val_data=...)
     train_command(config)
     assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"WANDB_MODE": "online", "WANDB_API_KEY": "abc"}, "AuthenticationError: .* has 3"),
+        ({"WANDB_MODE": "on"}, "ValidationError: .*'on'"),
+        pytest.param(
+            {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a"},
+            "AuthenticationError: .*127.0.0.1:9",
+            marks=pytest.mark.slow,  # wandb tries for ten seconds
+        ),
+    ],
+)
+def test_what_wandb_refuses_is_one_message_before_training(tmp_path, settings, reason):
+    config = write_config(tmp_path / "c.yaml", use_wandb=True)
+    env = {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    ended = command("llm-train", config, cwd=tmp_path, env=env | settings)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    (message,) = [line for line in ended.stderr.splitlines() if line.startswith("llm-train: ")]
+    assert re.search(f"use_wandb=True but Weights & Biases refuses \\({reason}", message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["team/proj", "", "x" * 129, "a#b", "50%", "a\\b", "a?", "a:b"])
+def test_a_project_is_legal_where_wandbs_own_settings_take_it(name):
+    """They alone take the empty one; where nothing is sent, any name will do."""
+    assert TrainingConfig(**TINY | {"wandb_project": name}).wandb_project == name
+    with pytest.raises(ValueError, match=r"wandb_project=.* Weights & Biases takes 1 to 128"):
+        TrainingConfig(**TINY | {"wandb_project": name, "use_wandb": True})
+    if name:
+        with pytest.raises(wandb.errors.UsageError):
+            wandb.Settings(project=name)
+    for legal in ("light-llm", "ä b", "x" * 128):
+        wandb.Settings(project=legal)
+        assert TrainingConfig(**TINY | {"wandb_project": legal, "use_wandb": True})

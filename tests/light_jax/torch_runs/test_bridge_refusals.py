@@ -244,6 +244,7 @@ def test_pickles_are_opened_in_one_place():
     }
     # not of files: what a process and its own workers say
     assert loads.pop("light_llm/preprocess/encode.py")
+    assert loads.pop("light_llm/preprocess/trainer.py")
     numpy = loads.pop("light_jax/training/replay.py")
     assert all("allow_pickle=False" in call for call in numpy)
     pickles = "light_jax/torch_runs/file.py"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import re
 import tracemalloc
 from collections.abc import Callable
@@ -32,7 +34,18 @@ def in_two_members(data: bytes) -> bytes:
     return gzip.compress(data[:7]) + gzip.compress(data[7:])
 
 
-PACKED = {".gz": gzip.compress, ".GZ": in_two_members, ".zst": zstd}
+def in_two_streams(data: bytes) -> bytes:
+    return lzma.compress(data[:7]) + bytes(8) + lzma.compress(data[7:])
+
+
+PACKED = {
+    ".gz": gzip.compress,
+    ".GZ": in_two_members,
+    ".zst": zstd,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".XZ": in_two_streams,
+}
 
 
 @pytest.mark.parametrize("ending", PACKED)
@@ -71,6 +84,14 @@ DAMAGED = {
     "bits.txt.gz": (WHOLE[:40] + b"\xff" * 60 + WHOLE[100:], "invalid|Error|CRC"),
     "plain.txt.gz": (b"not gzip", "Not a gzipped file"),
     "tail.txt.gz": (WHOLE + b"tail", "Not a gzipped file"),
+    "cut.txt.bz2": (bz2.compress(TEXT.encode())[:-9], "ended before the end"),
+    "plain.txt.bz2": (b"not bzip2", "Invalid data stream"),
+    "cut.txt.xz": (lzma.compress(TEXT.encode())[:-9], "ended before the end"),
+    "plain.txt.xz": (b"not xz at all", "format not supported"),
+    "greedy.txt.xz": (
+        lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**30}]),
+        "[Mm]emory usage limit",
+    ),
     "cut.txt.zst": (zstd(TEXT.encode() * 10)[:-9], "[Tt]runcated|zstd|ZSTD"),
     "plain.py.zst": (b"not zstd", "zstd|ZSTD|[Uu]nknown frame"),
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
 import hashlib
 import itertools
 import json
+import lzma
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from light_llm.errors import UserError
+from light_llm.preprocess import tables
 from light_llm.preprocess.corpus import FileCorpus, Position, chunks
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
@@ -60,7 +65,20 @@ def test_every_container_gives_the_same_documents(tmp_path: Path, write_parquet:
     )
     for path in ("folder", "folder/*.txt", "fol*", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
         assert texts(tmp_path / path) == TEXTS, path
-    for path in ("a.parquet", "large.parquet", "a.par*"):
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(TEXTS)])
+    with (tmp_path / "a.tsv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, "excel-tab").writerows([["text"], *([text] for text in TEXTS)])
+    (tmp_path / "b.csv.xz").write_bytes(lzma.compress((tmp_path / "a.csv").read_bytes()))
+    (tmp_path / "a.ndjson").write_bytes(LINES)
+    (tmp_path / "a.json").write_bytes(b"\n" + LINES)
+    (tmp_path / "b.json.bz2").write_bytes(bz2.compress(LINES))
+    for path in ("a.csv", "a.tsv", "b.csv.xz", "a.ndjson", "a.json", "b.json.bz2"):
+        assert texts(tmp_path / path) == TEXTS, path
+    several = {"text.words": [1] * len(TEXTS), "text": pa.array(TEXTS).dictionary_encode()}
+    pq.write_table(pa.table(several), tmp_path / "categories.parquet")
+    pq.write_table(pa.table({"text": pa.array(TEXTS, pa.string_view())}), tmp_path / "view.parquet")
+    for path in ("a.parquet", "large.parquet", "a.par*", "categories.parquet", "view.parquet"):
         assert texts(tmp_path / path) == TEXTS, path
 
 
@@ -255,6 +273,7 @@ def test_a_huge_file_with_a_bad_end_gives_nothing(tmp_path: Path):
         next(read_text(path, piece_chars=100))
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
 BAD_FILES = {
     "a.jsonl": (b'{"text": "x"}\n{"text": \n', "a.jsonl:2: is not a line of JSON"),
     "b.jsonl": (b'{"text": "\xff"}', "b.jsonl:1: is not a line of JSON in UTF-8"),
@@ -265,6 +284,18 @@ BAD_FILES = {
     "f.jsonl.gz": (gzip.compress(LINES * 100)[:-20], "f.jsonl.gz: cannot be decompressed"),
     "g.jsonl.gz": (b"not gzip", "g.jsonl.gz: cannot be decompressed"),
     "h.jsonl.zst": (b"not zstd", "h.jsonl.zst: cannot be decompressed"),
+    "g.csv": (b"id,prose\n1,x\n", "g.csv: has no column 'text' or .* from: id, prose"),
+    "g1.csv": (b'text,id\nx,1\n"y\n\n",2,3\n', "g1.csv:1: the row that ends in line 5 has 3"),
+    "g2.csv": (
+        b'text,id\n"x,1\n',
+        "g2.csv: is not a table .* after line 2: unexpected end of data",
+    ),
+    "g3.csv": (b"text\n\xff\n", "g3.csv: is not a table in UTF-8"),
+    "g4.tsv": (b"text\ttext\nx\ty\n", "g4.tsv: has 2 columns 'text'"),
+    "g5.csv": (b"", "g5.csv: has no column .* from: none"),
+    "h.json": (b'{"prose": "x"}\n{"prose": "y"}', "h.json:1: has no column 'text'"),
+    "h.txt": (LFS, "h.txt: is a pointer of Git LFS .* `git lfs pull`"),
+    "h.parquet": (LFS, "h.parquet: is a pointer of Git LFS"),
     "i.parquet": (b"not parquet", "i.parquet: is not a parquet file"),
 }
 
@@ -275,6 +306,24 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"name": "x"}', '{\n "text": "x"\n}', '[{"text": "x"}]', '{"text": "x"}\n[1]', "{"]
+)
+def test_json_that_is_not_in_lines_is_text(tmp_path: Path, content: str):
+    (tmp_path / "a.json").write_text(content)
+    assert texts(tmp_path) == [content]
+
+
+def test_a_line_of_csv_without_an_end_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tables, "LONGEST_LINE", 2**20)
+    for content in (b"x" * 2**21, b"x," * 2**20, b'"' + b"x" * 2**21):
+        (tmp_path / "a.csv").write_bytes(b"text\n" + content)
+        with pytest.raises(
+            UserError, match=r"a\.csv: is not a table .* (has more than|larger than)"
+        ):
+            texts(tmp_path)
 
 
 def test_a_bad_parquet_column_is_refused(tmp_path: Path, write_parquet: Callable):
@@ -304,3 +353,28 @@ def test_inputs_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pyte
             find_files([path])
     with pytest.raises(UserError, match=r"there is no file in it that --include '\*.py' leaves"):
         find_files(["a"], include=["*.py"])
+
+
+def test_an_input_that_is_mostly_not_text_is_refused(run, tmp_path):
+    """As a clone of a dataset is, whose README would be the corpus."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    (folder / "README.md").write_text("a card\n" * 9)
+    (folder / "a.arrow").write_bytes(b"ARROW1\0\0" + b"\xff" * 5000)
+    (folder / "b.tar.gz").write_bytes(gzip.compress(b"name".ljust(257, b"\0") + b"ustar"))
+    (folder / "c.npy").write_bytes(b"\x93NUMPY")
+    command = ("--input", "clone", "--output", "out", "--tokenizer", "char")
+    refused = run(*command)
+    assert refused.returncode == 2
+    (message,) = [line for line in refused.stderr.splitlines() if "llm-preprocess:" in line]
+    assert re.search(
+        r"clone: most of it is not text: 3 of 4 files \(1 \.npy, 1 Arrow, 1 tar\), .*a\.arrow.*"
+        r"--allow-skipped",
+        message,
+    )
+    assert not (tmp_path / "out/train").exists()
+    done = run(*command, "--allow-skipped")
+    assert done.returncode == 0, done.stderr
+    assert "3 files are not UTF-8 text and skipped (1 .npy, 1 Arrow, 1 tar): " in done.stderr
+    (folder / "d.txt").write_text("words " * 2000)
+    assert run(*command, "--overwrite").returncode == 0

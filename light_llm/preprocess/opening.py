@@ -1,0 +1,201 @@
+"""The bytes of an input file, decompressed as they are read, and what they are if not text."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from light_llm.errors import UserError
+from light_llm.files import given
+
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+XZ_MEMORY = 256 * 2**20
+"""Bytes that an .xz may claim for its dictionary: `xz -9` takes 65 MiB."""
+LONGEST_LINE = 64 * 2**20
+"""Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
+
+_KINDS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"PK\x03\x04", "zip"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!", "rar"),
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "Arrow"),
+    (b"%PDF", "PDF"),
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"SQLite format 3\0", "SQLite"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass
+class Reading:
+    """How far files of `total` bytes are read."""
+
+    total: int
+    finished: int = 0
+    """Bytes of the files that are done."""
+    place: Callable[[], int] = int
+    """Bytes of the present one that were read."""
+
+    def share(self) -> float | None:
+        """0 to 1, if there is anything to read."""
+        done = self.finished + self.place()
+        return min(1.0, done / self.total) if self.total else None
+
+    def end(self, size: int) -> None:
+        """The present file, of `size` bytes, is done."""
+        self.place = int
+        self.finished += size
+
+
+def printable(path: Path) -> str:
+    """The path as valid UTF-8 text, for any bytes in the file system."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(COMPRESSIONS)
+
+
+def uncompressed(path: Path) -> str:
+    """The name in lower case, without the ending of a compression."""
+    name = path.name.lower()
+    return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
+
+
+def open_bytes(path: Path, reading: Reading | None = None) -> IO[bytes]:
+    """The bytes of the file, decompressed as they are read, within `decompressing`."""
+    name = path.name.lower()
+    raw = given.open_regular(path)
+    if reading is not None:
+        reading.place = raw.tell
+    if name.endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw, mode="rb"))  # type: ignore[arg-type]
+    if name.endswith(".bz2"):
+        return bz2.BZ2File(raw)
+    if name.endswith(".xz"):
+        return io.BufferedReader(_Xz(raw))
+    if name.endswith(".zst"):
+        import pyarrow as pa
+
+        if not pa.Codec.is_available("zstd"):
+            raise UserError(f"{path}: this build of pyarrow has no zstd; recompress it with gzip")
+        return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
+    return raw
+
+
+class _Xz(io.RawIOBase):
+    """`lzma.LZMAFile` with a limit to the memory that the file may claim."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw, self._decoder = raw, _decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            data = b""
+            if self._decoder.eof:  # another stream may follow, behind zeros
+                data = self._decoder.unused_data.lstrip(b"\0") or self._raw.read(2**16)
+                if not data:
+                    return 0
+                if not (data := data.lstrip(b"\0")):
+                    continue
+                self._decoder = _decoder()
+            elif self._decoder.needs_input and not (data := self._raw.read(2**16)):
+                raise EOFError("it ended before the end of its last stream")
+            out = self._decoder.decompress(data, len(buffer))
+            if out:
+                buffer[: len(out)] = out
+                return len(out)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+
+
+@contextlib.contextmanager
+def decompressing(path: Path) -> Iterator[None]:
+    """Around each reading of a file that may be compressed.
+
+    Raises:
+        UserError: its bytes are not what its ending says, are damaged, or end too soon.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if not is_compressed(path):
+            raise
+        raise UserError(
+            f"{printable(path)}: cannot be decompressed: {error}; get a whole copy of it, or leave "
+            "it out"
+        ) from None
+
+
+def read_line(stream: IO[bytes], path: Path, where: str) -> bytes:
+    """The next line; nothing at the end.
+
+    Raises:
+        UserError: it is too long; see `decompressing`.
+    """
+    with decompressing(path):
+        line = stream.readline(LONGEST_LINE + 1)
+    if len(line) > LONGEST_LINE:
+        raise UserError(
+            f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit "
+            "for one; cut its text into several documents"
+        )
+    return line
+
+
+def check_is_here(path: Path) -> None:
+    """
+    Raises:
+        UserError: the file is a pointer of Git LFS, as `git clone` leaves it.
+    """
+    if path.stat().st_size < 1024:
+        with given.open_regular(path) as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise UserError(
+                    f"{printable(path)}: is a pointer of Git LFS and not the file; get the files "
+                    "with `git lfs pull`"
+                )
+
+
+def kind_of_binary(path: Path) -> str:
+    """What a file is that is not text: by its first bytes, else by its ending."""
+    heads = []
+    with contextlib.suppress(UserError, OSError), given.open_regular(path) as file:
+        heads.append(file.read(512))
+    if is_compressed(path):
+        with contextlib.suppress(UserError, OSError), decompressing(path), open_bytes(path) as file:
+            heads.insert(0, file.read(512))
+    for head in heads:
+        if head[257:262] == b"ustar":
+            return "tar"
+        for magic, kind in _KINDS:
+            if head.startswith(magic):
+                return kind
+    return path.suffix.lower()[:16] or "other"

@@ -1,0 +1,83 @@
+"""What a reading left out, and of which kinds it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from light_llm.preprocess.opening import kind_of_binary, printable
+
+EXAMPLES = 3
+KINDS = 5
+
+
+def check_number(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError(f"{number!r} must be a number from 0 on")
+    return number
+
+
+@dataclass
+class Skipped:
+    """What a reading left out; part of its place."""
+
+    empty: int = 0
+    short: int = 0
+    binary: int = 0
+    bytes: int = 0
+    """Of the files that are not text."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """How many of them are what."""
+    examples: list[str] = field(default_factory=list)
+    """The first files that are not text, a few."""
+
+    @classmethod
+    def parse(cls, row: Any) -> Skipped:
+        """From the JSON of a journal, which anybody may have written.
+
+        Raises:
+            ValueError: it is not a count of skipped documents.
+        """
+        skipped = cls(**row)
+        counts = (skipped.empty, skipped.short, skipped.binary, skipped.bytes)
+        for number in (*counts, *skipped.kinds.values()):
+            check_number(number)
+        some = skipped.examples
+        if not isinstance(some, list) or not all(isinstance(path, str) for path in some):
+            raise ValueError("the examples must be paths")
+        return skipped
+
+    def leave_out(self, path: Path) -> None:
+        """Count a file that is not text."""
+        self.binary += 1
+        self.bytes += size_of(path)
+        kind = kind_of_binary(path)
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(printable(path))
+
+    def told_kinds(self) -> str:
+        """`12 PNG, 3 zip, 5 others`, the most frequent first."""
+        ordered = sorted(self.kinds.items(), key=lambda item: (-item[1], item[0]))
+        told = [f"{number:,} {kind}" for kind, number in ordered[:KINDS]]
+        others = sum(number for _, number in ordered[KINDS:])
+        return ", ".join(told + ([f"{others:,} others"] if others else []))
+
+    def takes(self, text: str, min_length: int) -> bool:
+        """Whether a text is a document; counted if not."""
+        if not text or text.isspace():
+            self.empty += 1
+        elif len(text) < min_length:
+            self.short += 1
+        else:
+            return True
+        return False
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 for a file that cannot be read, of which the reading tells."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

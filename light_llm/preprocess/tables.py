@@ -1,0 +1,126 @@
+"""Tables as streams of documents, one a row: parquet, CSV and TSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from light_llm.errors import UserError
+from light_llm.files.parquet import opened
+from light_llm.preprocess.opening import (
+    LONGEST_LINE,
+    Reading,
+    decompressing,
+    open_bytes,
+    printable,
+)
+from light_llm.preprocess.rows import RowText, bounded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+BATCH = 256
+BATCH_BYTES = 2**30
+"""Most parquet rows, and most bytes, that are read at once."""
+
+Rows = Iterator[tuple[str, str]]
+"""Of each document `path:row`, from 0, and its text."""
+
+
+def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> Rows:
+    """A text per row; null counts as an empty one."""
+    import pyarrow as pa
+
+    source = printable(path)
+    try:
+        with opened(path) as parquet:
+            schema = parquet.file.schema_arrow
+            column = rows.field(schema.names, source)
+            if column is not None:
+                _check_once(schema.names, column, source)
+                kind = schema.field(column).type
+                if not _is_text(kind):
+                    raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
+            row = 0
+            if reading is not None:
+                number, length = parquet.file.metadata.num_rows, path.stat().st_size
+                reading.place = lambda: length * row // max(1, number)
+            size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
+            for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
+                values = batch.to_pylist() if column is None else batch.column(column).to_pylist()
+                for value in values:
+                    where = f"{source}:{row}"
+                    text = value or "" if column is not None else rows.text(value, where)
+                    yield where, bounded(text, where)
+                    row += 1
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: is not a parquet file that can be read: {error}") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings, in whichever of Arrow's ways."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _check_once(names: list[str], column: str, source: str) -> None:
+    if names.count(column) > 1:
+        raise UserError(
+            f"{source}: has {names.count(column)} columns {column!r}; rename all but one of them"
+        )
+
+
+def read_csv(path: Path, rows: RowText, delimiter: str, reading: Reading | None = None) -> Rows:
+    """A text per row below the header, quoted as RFC 4180 has it.
+
+    Raises:
+        UserError: not UTF-8, no header with the text's column, a quote that is not closed, or a row
+            with more or fewer fields than the header; names the line.
+    """
+    source = printable(path)
+    csv.field_size_limit(LONGEST_LINE)
+    with io.TextIOWrapper(open_bytes(path, reading), "utf-8-sig", newline="") as stream:
+        reader = csv.reader(_lines(stream, path), delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            column = rows.field(header, source)
+            if column is not None:
+                _check_once(header, column, source)
+            for number, fields in enumerate(filter(None, reader)):
+                where = f"{source}:{number}"
+                if len(fields) != len(header):
+                    raise UserError(
+                        f"{where}: the row that ends in line {reader.line_num} has {len(fields)} "
+                        f"fields, and the header {len(header)}; write the file again, with quotes "
+                        "around fields that hold line ends, quotes or the delimiter"
+                    )
+                yield where, rows.text(dict(zip(header, fields, strict=True)), where)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{source}: is not a table in UTF-8 that can be read, after line "
+                f"{reader.line_num}: {error}; mend it, or leave it out with --exclude"
+            ) from None
+
+
+def _lines(stream: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    """The lines.
+
+    Raises:
+        csv.Error: one is too long.
+    """
+    while True:
+        with decompressing(path):
+            line = stream.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            raise csv.Error(f"a line has more than {LONGEST_LINE:,} characters")
+        yield line
