@@ -54,7 +54,11 @@ class Process(subprocess.Popen):
         pipes = rest[3:9]  # of stdin, stdout and stderr, the ends to read from and to write to
         theirs = pipes[0], pipes[3], pipes[5]
         files = [number if own == -1 else own for number, own in enumerate(theirs)]
-        request = {"argv": [str(arg) for arg in args], "cwd": str(cwd or os.getcwd()), "env": env}
+        request = {
+            "argv": [str(arg) for arg in args],
+            "cwd": os.path.abspath(cwd or "."),
+            "env": env,
+        }
         self._told = self._server.fork(request, files)
         self.pid = int(self._told.recv(32))
         self._child_created = True

@@ -157,8 +157,8 @@ def show(
     data, field = (path, "PATH") if cfg is None else (cfg.train_data, "train_data")
     stream = stream_of(data, **options, field=field)
     tokens = stream[window].tolist()
-    print(f"window    {window}: {_place(stream, window)}", end="")
-    print(f" (seq_len {stream.seq_len}, seed {stream.seed})")
+    settings = f"seq_len {stream.seq_len}, seed {stream.seed}"
+    say(f"window    {window}: {_place(stream, window)} ({settings})")
     for shard, first, last in stream.locate(window):
         rows = f"row {first}" if first == last else f"rows {first} to {last}"
         say(f"shard     {shard}: {rows}")

@@ -65,8 +65,6 @@ PRINTING = {
     "light_llm/__init__.py",  # an example
 }
 NUMBERS = {
-    "print(f'window    {window}: number {number} of the {len(stream)} of epoch {epoch}', end='')",
-    "print(f' (seq_len {seq_len}, seed {seed})')",
     "print()",
     "print(*tokens)",
     # of llm-runs: a row of a plot, with colours, and the colour or letter of a line of it
