@@ -32,6 +32,7 @@ IMPORTED = {
     "llm-run": ("light_llm.cli.run", "light_llm.models.transformer"),
 }
 OWN = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_TESTRUNUID", "COLUMNS", "LINES"}  # no import reads them
+BEFORE_A_PROGRAM = {"preexec_fn", "start_new_session", "process_group", "umask", "user", "pass_fds"}
 _servers: dict[tuple, Server | None] = {}
 
 
@@ -39,7 +40,9 @@ class Process(subprocess.Popen):
     """`Popen` of a command of the project, which a server forks. Its pid is the command's own."""
 
     def __init__(self, args: list[Any], *, env: dict[str, str], **options: Any) -> None:
-        """Every option but what a child does before its program runs, such as `preexec_fn`."""
+        """Every option but what a child does before its program runs."""
+        if unknown := options.keys() & BEFORE_A_PROGRAM:
+            raise TypeError(f"a command that may be forked has no {', '.join(unknown)}")
         self._server = _server_for(Path(args[0]).name, env)
         super().__init__(args, env=env, **options)
 
@@ -49,8 +52,6 @@ class Process(subprocess.Popen):
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest
             )
             return
-        if preexec_fn is not None:
-            raise TypeError("a command that is forked has no preexec_fn")
         pipes = rest[3:9]  # of stdin, stdout and stderr, the ends to read from and to write to
         theirs = pipes[0], pipes[3], pipes[5]
         files = [number if own == -1 else own for number, own in enumerate(theirs)]

@@ -132,6 +132,9 @@ def check_place(directory: Path, tag: str, run: str) -> None:
     config, state = directory / f"{tag}{CONFIG}", directory / f"{tag}{STATE}"
     deleting = deleting_file(directory, tag)
     names = (tag, f"{tag}{parts.AVERAGE}")
+    another = directory / f"{tag}{parts.AVERAGE}{CONFIG}"
+    if os.path.lexists(another):  # a tag with the name that this tag's average would have
+        raise in_the_way(another)
     weights = [path for name in names for path in parts.files_there(directory, name)]
     there = [
         path

@@ -46,7 +46,7 @@ from light_jax.checkpoint.ownership import (
     run_of_config,
 )
 from light_llm.checkpoint import parts
-from light_llm.checkpoint.layout import CONFIG, STATE, committed_dir
+from light_llm.checkpoint.layout import CONFIG, STATE, average_there, committed_dir
 from light_llm.checkpoint.parts import AVERAGE, INDEX, WEIGHTS
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -193,7 +193,7 @@ def publish(directory: Path, tag: str) -> None:
         if _has_average(config):
             _place_weights(committed, directory, f"{tag}{AVERAGE}")
         else:  # the tag that this one replaces may have had one
-            for path in parts.files_there(directory, f"{tag}{AVERAGE}"):
+            for path in average_there(directory, tag):
                 path.unlink()
         _place_weights(committed, directory, tag)
         sync(directory)
@@ -274,9 +274,8 @@ def delete(directory: Path, tag: str, run: str) -> None:
 
 def remove_members(directory: Path, tag: str) -> None:
     """Delete the weights and their average, in whichever form, and the state of a tag."""
-    for name in (tag, f"{tag}{AVERAGE}"):
-        for path in parts.files_there(directory, name):
-            path.unlink(missing_ok=True)
+    for path in (*parts.files_there(directory, tag), *average_there(directory, tag)):
+        path.unlink(missing_ok=True)
     remove(directory / f"{tag}{STATE}")
 
 

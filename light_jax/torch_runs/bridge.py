@@ -107,13 +107,14 @@ def check_no_mixture(cfg: TrainingConfig, config: Path) -> None:
     Raises:
         UserError: the run reads what the PyTorch trainer cannot.
     """
-    if is_mixture(cfg.train_data):
-        names = ", ".join(source.label for source in cfg.train_data)
-        raise UserError(
-            f"{config}: train_data mixes the sources {names}, and the PyTorch trainer reads one "
-            "sequence of shards alone, so the run cannot go on there with the same batches; take "
-            "its weights there, which need no conversion"
-        )
+    for key, data in (("train_data", cfg.train_data), ("val_data", cfg.val_data)):
+        if data is not None and is_mixture(data):
+            names = ", ".join(source.label for source in data)
+            raise UserError(
+                f"{config}: {key} mixes the sources {names}, and the PyTorch trainer reads one "
+                "sequence of shards alone, so the run cannot go on there as it is; take its "
+                "weights there, which need no conversion"
+            )
 
 
 def _commit(

@@ -106,8 +106,15 @@ def published(directory: Path, tag: str) -> list[Path]:
     weights first."""
     members = [directory / f"{tag}{ending}" for ending in (STATE, CONFIG, TORCH_STATE)]
     there = [path for path in members if os.path.lexists(path)]
-    average = parts.files_there(directory, f"{tag}{AVERAGE}")
-    return [*parts.files_there(directory, tag), *average, *there]
+    return [*parts.files_there(directory, tag), *average_there(directory, tag), *there]
+
+
+def average_there(directory: Path, tag: str) -> list[Path]:
+    """All files there of the average of a tag's weights; none where TAG.ema is a tag of its own."""
+    name = f"{tag}{AVERAGE}"
+    if os.path.lexists(directory / f"{name}{CONFIG}"):
+        return []
+    return parts.files_there(directory, name)
 
 
 def tag_of_file(name: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -125,7 +125,11 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
             f"{prefix}: has checkpoint format {valid.format}, and this version reads {FORMAT}; "
             "use the version that wrote it"
         )
-    return Checkpoint(files, config, _of_average(valid, files) if files.is_average else valid)
+    if files.is_average:
+        return Checkpoint(files, config, _of_average(valid, files))
+    if valid.files and not any(map(parts.is_average, valid.files)):
+        files = replace(files, average=None)  # what lies there is left over from another save
+    return Checkpoint(files, config, valid)
 
 
 def averaged(checkpoint: Checkpoint) -> Checkpoint | None:

@@ -1,4 +1,4 @@
-"""Weights of other programs, named for what they are; nothing of them is opened."""
+"""Weights of other programs, named for what they are; at most their first bytes are read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from light_llm.files import given
 
+_WRITE = "; write its tensors to a .safetensors where it came from"
 _MAGIC = {
     b"\x80": "a pickle",
-    b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file",
-    b"PAR1": "a parquet file",
+    b"GGUF": "a GGUF file" + _WRITE,
+    b"\x89HDF": "an HDF5 file" + _WRITE,
+    b"PAR1": "a parquet file" + _WRITE,
     b"version https://git-lfs": "a pointer of Git LFS; get the file itself with `git lfs pull`",
 }
 _ZIP = b"PK\x03\x04"
@@ -18,8 +19,6 @@ _RUNS_CODE = (
     ", which is not opened here, since a pickle can run code; write its tensors to a .safetensors "
     "with safetensors.torch.save_file where it came from"
 )
-_WRITE = "; write its tensors to a .safetensors where it came from"
-
 _FOLDERS = (
     (
         ("*.distcp",),

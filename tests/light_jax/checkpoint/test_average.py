@@ -184,3 +184,6 @@ def test_what_is_not_recorded_is_not_read(half, tmp_path):
     (copy / "final.config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="records no average of its weights"):
         _load(copy)
+    found = reading.read_checkpoint(copy / "final")
+    assert found.files.average is None  # so a resume starts a new one
+    assert reading.averaged(found) is None
