@@ -127,8 +127,8 @@ def page(given: argparse.Namespace, finals: Finals, seeded: dict[str, list[Run]]
     for name in OPTIMIZERS:
         yield f"| {name} | " + " | ".join(f"{finals[name][lr]:.4f}" for lr in given.lr) + " |"
     yield ""
-    yield "Each at its best rate. A validation loss is known every "
-    yield f"{config['eval_every']} steps."
+    every = config["eval_every"]
+    yield f"Each at its best rate. A validation loss is known every {every} steps."
     yield ""
     yield "| seed | AdamW ends with | Muon ends with | Muon has AdamW's loss at step |"
     yield "|---|---|---|---|"
