@@ -15,7 +15,7 @@ from light_jax.data.mixture import Mixture
 from light_jax.data.pools import PoolReader
 from light_jax.data.reader import AHEAD_BYTES, WindowReader, threads
 from light_jax.data.shards import Paths
-from light_jax.data.stream import TokenStream, WindowOrder
+from light_jax.data.stream import TokenStream, WindowOrder, window_numbers
 from light_jax.data.wanted import Share, Wanted
 from light_jax.sources import DataSource, Taken, is_mixture, paths_of
 from light_llm.errors import UserError
@@ -107,9 +107,7 @@ class MixedStream:
 
     def windows(self, windows_n: np.ndarray) -> np.ndarray:
         """Many windows at once: int [n] -> int32 [n, S + 1]."""
-        g_n = np.asarray(windows_n, np.int64)
-        if g_n.size and g_n.min() < 0:
-            raise IndexError(f"window {g_n.min()} is below 0, where the stream begins")
+        g_n = window_numbers(windows_n)
         out = np.empty((len(g_n), self.seq_len + 1), np.int32)
         sources, numbers = self.mixture.at(g_n)
         for source in np.unique(sources).tolist():

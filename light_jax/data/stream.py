@@ -103,9 +103,7 @@ class TokenStream:
 
     def windows(self, windows_n: np.ndarray) -> np.ndarray:
         """Many windows at once: int [n] -> int32 [n, S + 1]; the last few row groups are kept."""
-        g_n = np.asarray(windows_n, np.int64)
-        if g_n.size and g_n.min() < 0:
-            raise IndexError(f"window {g_n.min()} is below 0, where the stream begins")
+        g_n = window_numbers(windows_n)
         S, found = self.seq_len, np.empty((len(g_n), self.seq_len + 1), np.int32)
         numbers = self.unshuffled(g_n)
         by_number = np.argsort(numbers, kind="stable")  # neighbours in the shards at once
@@ -234,6 +232,18 @@ class TokenStream:
         wanted = [max(0, start), min(stop, int(ends[-1])) - 1]
         first, last = np.searchsorted(ends, wanted, side="right") + first_row(footer, number)
         return shard.path, int(first), int(last)
+
+
+def window_numbers(windows_n: np.ndarray) -> np.ndarray:
+    """Numbers of windows as int64 [n].
+
+    Raises:
+        IndexError: one is below 0.
+    """
+    g_n = np.asarray(windows_n, np.int64)
+    if g_n.size and g_n.min() < 0:
+        raise IndexError(f"window {g_n.min()} is below 0, where the stream begins")
+    return g_n
 
 
 def lay(tokens: np.ndarray, start: int, window: int, out: np.ndarray) -> None:
