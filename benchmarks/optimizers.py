@@ -58,7 +58,7 @@ def config_of(given: argparse.Namespace, optimizer: str, lr: float, seed: int) -
     for key in ("train_data", "val_data", "tokenizer_path"):
         config[key] = str(Path(config[key]).resolve())
     config["optimizer"] = config.get("optimizer", {}) | {"type": optimizer, "lr": lr}
-    for key in ("batch_size", "seq_len", "num_steps"):
+    for key in ("batch_size", "seq_len", "num_steps", "eval_steps"):
         config[key] = getattr(given, key) or config[key]
     if given.num_steps:  # a tenth, as a short run needs it
         config["scheduler"] = config.get("scheduler", {}) | {"warmup_steps": given.num_steps // 10}
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, help="in the place of the config's")
     parser.add_argument("--batch-size", type=int, help="in the place of the config's")
     parser.add_argument("--seq-len", type=int, help="in the place of the config's")
+    parser.add_argument("--eval-steps", type=int, help="in the place of the config's")
     parser.add_argument("--evaluations", type=int, default=24)
     parser.add_argument("--write", action="store_true", help="also into benchmarks/OPTIMIZERS.md")
     given = parser.parse_args()

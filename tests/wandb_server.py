@@ -1,4 +1,7 @@
-"""What a run of Weights & Biases finds of its server, on this machine, for one run."""
+"""What a run of Weights & Biases finds of its server, on this machine, for one run.
+
+Run as a program, it prints its port and serves until it is killed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+
+def env_of(port: int) -> dict[str, str]:
+    """For a process that is to log to the server at this port."""
+    url = f"http://127.0.0.1:{port}"
+    here = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": 40 * "a"}
+    return here | {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true"}
 
 
 class Server(ThreadingHTTPServer):
@@ -22,10 +32,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def env(self) -> dict[str, str]:
-        """For a process that is to log here."""
-        url = f"http://127.0.0.1:{self.server_port}"
-        here = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": 40 * "a"}
-        return here | {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true"}
+        return env_of(self.server_port)
 
     def answer(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "me"}}
@@ -104,3 +111,9 @@ def serving() -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":
+    alone = Server()
+    print(alone.server_port, flush=True)
+    alone.serve_forever()

@@ -19,11 +19,10 @@ from light_jax.reporting.console import Reporter
 from light_jax.reporting.display import Numbers
 from light_jax.reporting.flops import peak_flops, utilisation
 from light_jax.reporting.meter import Meter, memory_bytes
-from light_jax.reporting.metrics import SAMPLES, MetricsFile
+from light_jax.reporting.sinks import Sinks
 from light_jax.reporting.sources import taken_as_metrics
 from light_jax.reporting.spikes import Monitor, Place, Spike
-from light_jax.reporting.trackers import TRACKERS
-from light_jax.reporting.tracking import Sample, Tracker
+from light_jax.reporting.tracking import Sample
 from light_jax.reporting.units import count, duration, perplexity, perplexity_form
 from light_jax.state import Run, StepMetrics
 from light_llm.errors import NonFinite, UserError
@@ -41,18 +40,9 @@ class Log:
 
     def __init__(self, run: Run, directory: Path, reporter: Reporter) -> None:
         self.run, self.reporter = run, reporter
-        self.failure: UserError | None = None
-        """Why the first failing line could not be written. The run ends after its step."""
-        self._samples: MetricsFile | None = None
-        self._sinks: list[MetricsFile | Tracker] = []
-        step, redo = int(run.state.step), run.host.evaluation_due
+        step = int(run.state.step)
         self.evaluated: Callable[[], None] = lambda: None  # called after each evaluation
-        if is_main():
-            self._sinks.append(MetricsFile(directory, step, redo=redo))
-            if run.cfg.sample_prompts or (directory / SAMPLES).exists():
-                self._samples = MetricsFile(directory, step, redo=redo, name=SAMPLES)
-            self._sinks += [TRACKERS[name](run, directory) for name in run.cfg.trackers]
-        self._failed: set[MetricsFile | Tracker] = set()
+        self._sinks = Sinks(run, directory, reporter.line)
         self._pending: tuple[int, float, StepMetrics] | None = None
         threshold = run.cfg.spike_threshold
         self._monitor = None if threshold is None else Monitor(threshold, run.host.spikes)
@@ -75,30 +65,12 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        failures = []
-        for sink in [*self._sinks, *([self._samples] if self._samples else [])]:
-            try:
-                sink.close()
-            except UserError as failure:
-                failures.append(failure)
-        if failures and error is None:
-            raise failures[0]
-        for also in failures:
-            self.reporter.line(f"warning: {also}")
+        self._sinks.close(raises=error is None)
 
-    def _send(self, sink: MetricsFile | Tracker, send: Callable[[], None]) -> None:
-        """Write to a file or a tracker, if it did not fail before."""
-        if sink in self._failed:
-            return
-        try:
-            send()
-        except UserError as failure:
-            self._failed.add(sink)
-            self.failure = self.failure or failure
-
-    def _write(self, line: dict[str, Any]) -> None:
-        for sink in self._sinks:
-            self._send(sink, lambda sink=sink: sink.write(line))  # type: ignore[misc]
+    @property
+    def failure(self) -> UserError | None:
+        """Why the first failing line could not be written. The run ends after its step."""
+        return self._sinks.failure
 
     def step(self, step: int, rate: float, metrics: StepMetrics) -> None:
         """Take the learning rate and the metrics of `step`, write those of the step before."""
@@ -152,9 +124,7 @@ class Log:
         with contextlib.suppress(UserError):  # a shard that is gone: the spike is told all the same
             places = self.run.train_stream.locate((spike.step - 1) * windows, windows)
         at = {"step": spike.step, "time": time.time()}
-        for sink in self._sinks:
-            more = spike.line(places) if isinstance(sink, MetricsFile) else spike.numbers()
-            self._send(sink, lambda sink=sink, more=more: sink.write(at | more))  # type: ignore[misc]
+        self._sinks.write(at | spike.numbers(), in_file=at | spike.line(places))
         self.reporter.line(spike.text(places))
 
     @contextlib.contextmanager
@@ -191,7 +161,7 @@ class Log:
         line["perf/data_wait"] = speed.data_wait
         line["perf/memory_bytes"] = memory_bytes(self.run.mesh.local_devices)
         line |= taken_as_metrics(self.run, step)
-        self._write(line)
+        self._sinks.write(line)
         self._losses.append(line["train/loss"])
         shown, loss = self.numbers.loss, line["train/loss"]
         if shown is not None and math.isfinite(loss):
@@ -269,7 +239,7 @@ class Log:
         also = ""
         if of_average is not None:
             line["val/loss_ema"], also = of_average, f"  of the average {of_average:.4f}"
-        self._write(line)
+        self._sinks.write(line)
         self.evaluated()
         each = ", ".join(f"{name} {of:.4f}" for name, of in of_sources.items())
         self.reporter.line(
@@ -291,12 +261,7 @@ class Log:
         """Print texts that the model wrote after `step`, and keep them."""
         for sample in samples:
             self.reporter.line(f"sample      {sample.prompt}{sample.text}")
-            if (file := self._samples) is not None:
-                line = {"step": step, "time": time.time(), **dataclasses.asdict(sample)}
-                self._send(file, lambda file=file, line=line: file.write(line))  # type: ignore[misc]
-        for sink in self._sinks:
-            if not isinstance(sink, MetricsFile):
-                self._send(sink, lambda sink=sink: sink.show(step, samples))  # type: ignore[misc]
+        self._sinks.show(step, samples)
 
     def message(self, text: str) -> None:
         """Print a line, after the numbers of the last step."""

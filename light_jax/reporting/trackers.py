@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from light_jax.config import TrainingConfig
-from light_jax.reporting.tracking import Sample, Tracker, numbers, tracker_faults
+from light_jax.reporting.tracking import Sample, Tracker, beginning, lost, numbers
 from light_jax.reporting.wandb_run import WandbRun, check_wandb
 from light_jax.state import Run
 from light_llm.errors import UserError
@@ -28,8 +28,7 @@ class TensorBoardRun:
 
         cfg, step = run.cfg, int(run.state.step)
         off = "use_tensorboard: false" if cfg.use_tensorboard else "tracker: null"
-        self._faults = lambda: tracker_faults("TensorBoard", off)
-        with self._faults():
+        with beginning("TensorBoard", off):
             first = step if run.host.evaluation_due else step + 1
             self._writer = SummaryWriter(
                 str(directory / TENSORBOARD), purge_step=first if step else None
@@ -37,20 +36,20 @@ class TensorBoardRun:
             self._writer.add_text("config", _fenced(json.dumps(cfg.model_dump(mode="json"))), step)
 
     def write(self, values: dict[str, Any]) -> None:
-        with self._faults():
+        with lost("TensorBoard"):
             for name, value in numbers(values).items():
                 self._writer.add_scalar(name, value, values["step"], values.get("time"))
             self._writer.flush()
 
     def show(self, step: int, samples: list[Sample]) -> None:
-        with self._faults():
+        with lost("TensorBoard"):
             for number, sample in enumerate(samples, 1):
                 self._writer.add_text(
                     f"samples/{number}", _fenced(sample.prompt + sample.text), step
                 )
 
     def close(self) -> None:
-        with self._faults():
+        with lost("TensorBoard"):
             self._writer.close()
 
 
@@ -61,8 +60,7 @@ class TrackioRun:
         import trackio
 
         cfg, host = run.cfg, run.host
-        self._faults = lambda: tracker_faults("trackio", "tracker: null")
-        with self._faults(), _stdout_to_stderr():
+        with beginning("trackio", "tracker: null"), _stdout_to_stderr():
             self._trackio = trackio
             self._run = trackio.init(
                 project=cfg.wandb_project,
@@ -74,16 +72,16 @@ class TrackioRun:
             host.trackio_run = self._run.name
 
     def write(self, values: dict[str, Any]) -> None:
-        with self._faults():
+        with lost("trackio"):
             self._trackio.log(numbers(values), step=values["step"])
 
     def show(self, step: int, samples: list[Sample]) -> None:
         texts = {f"samples/{number}": s.prompt + s.text for number, s in enumerate(samples, 1)}
-        with self._faults():
+        with lost("trackio"):
             self._trackio.log(texts, step=step)
 
     def close(self) -> None:
-        with self._faults(), _stdout_to_stderr():
+        with lost("trackio"), _stdout_to_stderr():
             self._trackio.finish()
 
 

@@ -1,4 +1,4 @@
-"""What every tracker of experiments offers to the log, and how its faults end a run."""
+"""What every tracker of experiments offers to the log, and what its faults say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Sample:
 
 
 class Tracker(Protocol):
-    """One run of a tracker, by process 0. All its methods raise UserError where it fails."""
+    """One run of a tracker, by process 0. Where it fails, to make one raises UserError, and its
+    methods raise Lost."""
 
     def write(self, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl, under the same names."""
@@ -29,24 +30,49 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+class Lost(Exception):
+    """A tracker failed in the midst of training, which goes on without it. The message is whole."""
+
+
 @contextlib.contextmanager
-def tracker_faults(title: str, without: str) -> Iterator[None]:
-    """Raise any error of a tracker, its service, network or disk, as a UserError.
+def beginning(title: str, without: str) -> Iterator[None]:
+    """Raise any error with which a tracker begins as a UserError.
 
     Args:
         without: the setting that does without it.
 
     Raises:
-        UserError: so that the run still commits what it trained.
+        UserError: its service, network or disk failed.
     """
     try:
         yield
     except Exception as error:
-        reason = one_line(error, 300)
         raise UserError(
-            f"{title} failed ({type(error).__name__}: {reason}); continue with "
-            f"--resume auto, or without it by {without}"
+            f"{title} failed ({_reason(error)}); mend that, or do without it by {without}"
         ) from None
+
+
+@contextlib.contextmanager
+def lost(title: str, hint: str = "") -> Iterator[None]:
+    """Raise any error of a tracker in the midst of training as `Lost`.
+
+    Args:
+        hint: how it can get what it misses.
+
+    Raises:
+        Lost: its service, network or disk failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise Lost(
+            f"{title} failed ({_reason(error)}) and is left out from here on; metrics.jsonl has "
+            f"every line{hint}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 300)}"
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:

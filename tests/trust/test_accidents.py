@@ -89,35 +89,32 @@ def test_if_the_checkpoint_does_not_fit_either_both_are_reported(tmp_path, monke
     assert layout.tags(tmp_path / "out") == ["step0000002"]
 
 
-@pytest.mark.parametrize("fails_at", ["train/loss", "val/loss"])
-def test_what_was_trained_is_kept_when_weights_and_biases_fails(tmp_path, monkeypatch, fails_at):
-    """All lines are in metrics.jsonl, and a failed line of validation is sent to W&B again."""
+def test_a_failing_tracker_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch, capfd):
+    """W&B's own process is gone, as where the system took it for its memory."""
     logged = []
 
     def log(values):
-        if fails_at in values and values["step"] == 3 and logged[-1:] != ["failed"]:
-            logged.append("failed")
+        if values["step"] == 3:
             raise ConnectionError("the service\nhas ended")
         logged.append(values["step"])
 
     session = SimpleNamespace(
-        id="1", define_metric=lambda *a, **k: None, log=log, finish=int, summary={}
+        id="1", define_metric=lambda *a, **k: None, log=log, finish=int, summary={}, dir="w/r/files"
     )
     fake = SimpleNamespace(
-        setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline")),
+        setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline", finish_timeout=0)),
         init=lambda **settings: session,
+        Settings=dict,
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     out = tmp_path / "out"
-    config = write_config(
-        tmp_path / "c.yaml", checkpoint_dir=str(out), use_wandb=True, save_every=99
-    )
-    message = r"Weights & Biases failed \(ConnectionError: the service has ended\)"
-    with pytest.raises(UserError, match=message):
-        run_config(config)
-    assert layout.tags(out) == ["best", "step0000003"]
-    assert run_config(config, "auto") == 0
+    config = write_config(tmp_path / "c.yaml", checkpoint_dir=str(out), use_wandb=True)
+    assert run_config(config) == 0
+    assert logged == [1, 2]
     assert column(out, "step") == [1, 2, 3, 3, 4, 5, 6, 6]
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert "Weights & Biases failed (ConnectionError: the service has ended)" in warning
+    assert warning.endswith("`wandb sync --include-online w/r` sends what W&B has not got")
 
 
 def test_the_reader_of_the_log_ends(tmp_path):

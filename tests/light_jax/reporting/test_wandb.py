@@ -1,17 +1,22 @@
 """Weights & Biases: what it is sent is what metrics.jsonl holds."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import wandb
+import wandb_server
 from tiny_runs import TINY, command, metrics, train_command, write_config
-from wandb_server import serving
+from wandb_server import env_of, serving
+from watched_runs import started, until
 
 from light_jax.config import TrainingConfig
+from light_llm.checkpoint import layout
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
@@ -46,6 +51,11 @@ def logged(folder: Path) -> list[dict]:
     return lines
 
 
+def curve(lines: list[dict]) -> list[dict]:
+    names = ("step", "train/loss", "val/loss")
+    return [{k: v for k, v in line.items() if k in names} for line in lines]
+
+
 def test_metrics_config_and_run_id(tmp_path):
     changes = {"use_wandb": True, "wandb_project": "tests", "wandb_run_name": "1e6", "num_steps": 4}
     config = write_config(tmp_path / "c.yaml", save_every=2, eval_every=2, **changes)
@@ -74,12 +84,6 @@ def test_a_rewound_run_has_each_step_once(tmp_path):
         config = write_config(tmp_path / "c.yaml", **changes | more)
         train_command(config, *args, **server.env, NETRC=str(tmp_path / "none"))
 
-    def curve(lines):
-        return [
-            {k: v for k, v in line.items() if k in ("step", "train/loss", "val/loss")}
-            for line in lines
-        ]
-
     with serving() as server:
         train(num_steps=4, scheduler={"type": "constant"})
         assert curve(server.history) == curve(metrics(tmp_path / "out"))
@@ -92,6 +96,44 @@ def test_a_rewound_run_has_each_step_once(tmp_path):
         )
         assert len(server.history) == 6 + 6
         assert curve(server.history[6:]) == curve(metrics(tmp_path / "out"))[3:]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(signal.SIGSTOP, id="silent"),
+        pytest.param(signal.SIGKILL, id="refused", marks=pytest.mark.slow),
+    ],
+)
+def test_a_lost_connection_ends_no_run_and_its_lines_can_be_sent_later(
+    tmp_path, monkeypatch, fault
+):
+    config = write_config(tmp_path / "c.yaml", use_wandb=True, num_steps=30, save_every=30)
+    with subprocess.Popen(
+        [sys.executable, wandb_server.__file__], stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            env = env_of(int(server.stdout.readline())) | {"WANDB_FINISH_TIMEOUT": "2"}
+            for name, value in env.items():
+                monkeypatch.setenv(name, value)
+            with started(config) as run:
+                until(run, "step 1/")
+                server.send_signal(fault)
+                _, stderr = run.communicate(timeout=120)
+        finally:
+            server.kill()
+    assert run.returncode == 0, stderr
+    assert "final" in layout.tags(tmp_path / "out")
+    (warning,) = [line for line in stderr.splitlines() if line.startswith("warning: ")]
+    assert "Weights & Biases failed (TimeoutError: " in warning
+    (later,) = re.findall(r"`wandb sync --include-online (.+?)`", warning)
+    assert [line["step"] for line in metrics(tmp_path / "out") if "train/loss" in line] == [
+        *range(1, 31)
+    ]
+    with serving() as back:
+        wandb_sync = [Path(sys.executable).with_name("wandb"), "sync", "--include-online", later]
+        subprocess.run(wandb_sync, cwd=tmp_path, env=os.environ | back.env, check=True)
+        assert curve(back.history) == curve(metrics(tmp_path / "out"))
 
 
 def test_not_logged_in_is_an_error_before_training(tmp_path):
