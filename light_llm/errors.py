@@ -37,6 +37,16 @@ def one_line(error: BaseException, limit: int = 500) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
+_NO_MEMORY = ("resource_exhausted", "out of memory", "bad_alloc", "can't allocate memory")
+"""As XLA, its allocators, C++ and PyTorch word it, in lower case."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that a device, or the machine, had not enough memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
+
+
 @contextlib.contextmanager
 def with_earlier(failure: UserError | None) -> Iterator[None]:
     """Raise an error inside together with the failure that came before it."""

@@ -19,7 +19,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # docs/architecture.md tells the same rows in the same order.
 ORDER = [
     ("light_llm.lazy",),
-    ("light_llm.errors", "light_llm.printing", "light_llm.exits"),
+    ("light_llm.errors", "light_llm.printing", "light_llm.bugs", "light_llm.exits"),
     ("light_llm.files",),
     (
         "light_llm.configtext",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from light_llm.errors import UserError, one_line
+from light_llm.errors import UserError, is_out_of_memory, one_line
 
 GOOGLE = "0x1ae0"  # the PCI vendor of TPUs
 SMALLER = (
@@ -78,18 +78,15 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that a device, or the machine, had not enough memory."""
-    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "Ran out of memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
-
-
 @contextlib.contextmanager
-def out_of_memory(what: str, remedies: Sequence[str] = SMALLER) -> Iterator[None]:
+def out_of_memory(
+    what: str, remedies: Sequence[str] = SMALLER, sizes: str | None = None
+) -> Iterator[None]:
     """Raise running out of memory on a device as a UserError.
 
     Args:
         remedies: what takes less, each a part of a sentence.
+        sizes: what is needed and what is there, a sentence without its end.
 
     Raises:
         UserError: there was not enough memory.
@@ -99,7 +96,7 @@ def out_of_memory(what: str, remedies: Sequence[str] = SMALLER) -> Iterator[None
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = one_line(error, 200)
+        reason = "; ".join(filter(None, [one_line(error, 200), sizes]))
         raise UserError(
             f"{what}: out of memory ({reason}); use {', or '.join([*remedies, 'a smaller model'])}"
         ) from None

@@ -20,7 +20,7 @@ from light_jax.parallel.cluster import VARIABLES, in_cluster
 from light_jax.parallel.devices import devices
 from light_jax.parallel.watch import Watch
 from light_llm import exits
-from light_llm.errors import NonFinite, UserError, one_line
+from light_llm.errors import NonFinite, UserError, is_out_of_memory, one_line
 
 Result = TypeVar("Result")
 
@@ -145,7 +145,7 @@ def exit_code(error: BaseException) -> int:
         return 3
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return 2 if isinstance(error, UserError | OSError | MemoryError) else 1
+    return 2 if isinstance(error, UserError | OSError) or is_out_of_memory(error) else 1
 
 
 def is_main() -> bool:

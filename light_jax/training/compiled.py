@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from light_jax.config import TrainingConfig
 from light_jax.parallel import cache
-from light_jax.parallel.devices import is_out_of_memory, out_of_memory
+from light_jax.parallel.devices import out_of_memory
 from light_jax.parallel.hosts import together
 from light_jax.parallel.sharding import batch_sharding, replicated, state_shardings
 from light_jax.reporting.units import size
@@ -29,7 +29,7 @@ from light_jax.training.memory import (
     room,
 )
 from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
-from light_llm.errors import UserError, one_line
+from light_llm.errors import UserError, is_out_of_memory, one_line
 
 # XLA's options for the training step on several GPUs. "Overlap on GPUs" in docs/performance.md has
 # what was measured, and the options that are not here.

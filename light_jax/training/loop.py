@@ -25,12 +25,14 @@ from light_jax.state import Run
 from light_jax.training.compiled import Steps, compile_steps
 from light_jax.training.diagnosis import explained
 from light_jax.training.ending import nothing_to_do, tell_end
+from light_jax.training.memory import in_words, remedies, room
 from light_jax.training.optimizer import learning_rate
 from light_jax.training.profile import Profile
 from light_jax.training.run import batches, fill, prepare
 from light_jax.training.sampling import Sampler
 from light_jax.training.signals import Stopper
 from light_jax.training.validation import Evaluation, evaluate_if_due
+from light_llm.bugs import keep_tracebacks_in
 from light_llm.errors import NonFinite, UserError, with_earlier
 
 
@@ -92,9 +94,12 @@ def train(run: Run, steps: Steps, config_path: Path, reporter: Reporter, stopper
         Profile(run, saver.directory, log) as profile,
         Page(run, saver, log, reporter),
     ):
+        keep_tracebacks_in(saver.directory)
         sampler = together(lambda: Sampler(run))
+        advice = remedies(cfg, run.mesh, resuming=run.resumed is not None)
+        sizes = in_words(steps.memory, room(run.mesh.local_devices))
         try:
-            with reporter.showing(log.numbers), out_of_memory("training"):
+            with reporter.showing(log.numbers), out_of_memory("training", advice, sizes):
                 _loop(run, steps, loader, log, saver, stopper, profile, sampler)
         except NonFinite as bad:
             saver.wait()

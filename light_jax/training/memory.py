@@ -85,6 +85,14 @@ def memory_of(compiled: Any) -> StepMemory | None:
     return StepMemory(analysis.argument_size_in_bytes, temporaries)
 
 
+def in_words(memory: StepMemory | None, there: Room | None) -> str | None:
+    """What a compiled step takes and what a device holds, as far as they are known."""
+    if memory is None or memory.total is None:
+        return None
+    takes = f"the compiled step takes {size(memory.total)} per device"
+    return takes if there is None else f"{takes} where {there}"
+
+
 def memory_of_refused(
     reason: str, cfg: TrainingConfig, state: TrainState, mesh: Mesh
 ) -> StepMemory:

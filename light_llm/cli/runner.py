@@ -15,7 +15,6 @@ import platform
 import signal
 import subprocess
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -24,10 +23,10 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from light_llm import __version__, exits
-from light_llm.errors import NonFinite, UserError, one_line
+from light_llm import __version__, bugs, exits
+from light_llm.errors import NonFinite, UserError, is_out_of_memory, one_line
 from light_llm.files.userpath import with_home
-from light_llm.printing import printable, tell
+from light_llm.printing import tell
 
 # The base class of typer's errors for a wrong command line; typer exports only BadParameter.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -169,7 +168,14 @@ def _exit_code(name: str, app: typer.Typer, misplaced: Misplaced | None) -> int:
         where = "" if error.filename is None else f"{str(error.filename)[:80]}: "
         return _report(name, f"{where}{error.strerror or error}", 2)
     except Exception as error:
-        return _report_bug(name, error)
+        if is_out_of_memory(error):
+            reason = one_line(error, 200)
+            return _report(
+                name, f"out of memory ({reason}); ask for less: a smaller model or batch", 2
+            )
+        _flush_or_drop(sys.stdout)
+        bugs.report(name, error)
+        return 1
 
 
 def _invoke(name: str, app: typer.Typer) -> int:
@@ -185,30 +191,6 @@ def _invoke(name: str, app: typer.Typer) -> int:
 
 def _arguments(name: str) -> list[str]:
     return sys.argv[len(name.split()) :]
-
-
-def _report_bug(name: str, error: Exception) -> int:
-    """The traceback, since after hours of a run it cannot be had again, and what to do with it."""
-    _flush_or_drop(sys.stdout)
-    trace = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError):
-        print(printable(trace), end="", file=sys.stderr)
-        tell(
-            f"{name}: this is a bug: {type(error).__name__}: {one_line(error, 200)}\n"
-            f"Please report it, with the lines above and what `{name.split()[0]} --version` "
-            f"prints: {_where_to_report()}"
-        )
-    return 1
-
-
-def _where_to_report() -> str:
-    """The page of issues that the package names, or where else to look."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        for line in metadata.metadata("light-llm-jax").get_all("Project-URL") or ():
-            label, _, url = line.partition(", ")
-            if "issue" in label.lower() or "bug" in label.lower():
-                return url
-    return "an issue of the repository that light-llm-jax was installed from"
 
 
 def _report(name: str, message: object, code: int) -> int:

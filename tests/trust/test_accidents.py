@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from in_process import call
 from tiny_runs import column, start_processes, write_config
 from watched_runs import both, started, until
 
+from light_jax.cli import train as llm_train
 from light_jax.config import load_config
 from light_jax.reporting.metrics import MetricsFile
 from light_jax.reporting.summary import describe
@@ -145,7 +147,32 @@ def test_out_of_memory_in_the_step_is_a_message(tmp_path):
         stderr = run.communicate(timeout=120)[1]
     assert run.returncode == 2, stderr
     assert "llm-train: training: out of memory (" in stderr
+    assert "; the compiled step takes " in stderr
+    assert "use `batch_size: 40000, gradient_accumulation_steps: 2`" in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_bug_in_the_midst_of_a_run_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / "c.yaml", save_every=2)
+    real = loop.learning_rate
+
+    def wrong(cfg, step):
+        return 1 / 0 if step == 4 else real(cfg, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", wrong)
+        ended = call(llm_train.main, config)
+    assert ended.exit_code == 1
+    *_, message = ended.stderr.splitlines()
+    assert "Traceback" not in ended.stderr
+    assert message.startswith("llm-train: this is a bug: ZeroDivisionError: division by zero; ")
+    (kept,) = Path("out").glob("bug-*.txt")
+    assert f"report it with the file {kept}: " in message
+    assert f"jax {jax.__version__}\n" in kept.read_text()
+    assert kept.read_text().endswith("ZeroDivisionError: division by zero\n")
+    assert call(llm_train.main, config, "--resume", "auto").exit_code == 0
+    assert column(Path("out"), "step") == [1, 2, 3, 3, 4, 5, 6, 6]
 
 
 # Positions that were never trained

@@ -76,6 +76,14 @@ def test_a_bug_keeps_its_traceback_and_says_where_to_report_it():
     assert ended("raise MemoryError")[0] == 2
 
 
+def test_running_out_of_memory_is_no_bug():
+    reason = "RESOURCE_EXHAUSTED: Out of memory allocating 12884901888 bytes."
+    code, _, err = ended(f"raise RuntimeError({reason!r})")
+    assert code == 2
+    assert err.startswith(f"llm-x: out of memory ({reason}); ask for less: ")
+    assert len(err.splitlines()) == 1
+
+
 def test_a_bug_shows_no_control_characters_of_a_file():
     _, _, err = ended("raise KeyError(chr(27) + '[31m')\n")
     assert chr(27) not in err
