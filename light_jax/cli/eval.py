@@ -155,7 +155,7 @@ def _run_tasks(
 ) -> None:
     """Print the results of tasks. A signal takes the temporary model away."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _unwind)
+        signal.signal(number, runner.unwind)
     from light_jax.evaluation.tasks import lines, run_tasks
     from light_llm.checkpoint.reading import read_checkpoint, tag_of
 
@@ -176,10 +176,6 @@ def _run_tasks(
         say(f"checkpoint  {tag}{'' if checkpoint.step is None else f', step {checkpoint.step}'}\n")
         for text in lines(results):
             say(text)
-
-
-def _unwind(number: int, frame: object) -> None:
-    raise runner.Stopped(number)
 
 
 class _Line:

@@ -169,4 +169,4 @@ def _describe(side: Side) -> str:
 
 def main() -> None:
     # on a signal the run is left in a state from which the same command continues it
-    runner.run("llm-preprocess", app, unwound_by=[signal.SIGTERM])
+    runner.run("llm-preprocess", app, unwound_by=[signal.SIGTERM, signal.SIGINT])

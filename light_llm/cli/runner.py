@@ -15,6 +15,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -35,6 +36,10 @@ Misplaced = Callable[[str | None, list[str]], str | None]
 
 DEVICES = "import jax; all = jax.devices(); print(len(all), all[0].device_kind)"
 DEVICES_TIMEOUT = 20  # seconds: an accelerator that others hold may never answer
+AGAIN = 0.25  # seconds
+
+_stopped_by: int | None = None
+"""The signal that `unwind` raised `Stopped` for."""
 
 
 class Stopped(BaseException):
@@ -107,14 +112,22 @@ def run(
         misplaced: says what to do instead of a wrong command line, given the option that is not
             known, if that is the fault, and the arguments.
     """
+    global _stopped_by
+    _stopped_by = None  # tests run several commands in one process
     for number in ended_by:
         signal.signal(number, signal.SIG_DFL)
     for number in unwound_by:
-        signal.signal(number, _unwind)
+        signal.signal(number, unwind)
     warnings.showwarning = _show_warning
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # any file name
-    code = _exit_code(name, app, misplaced)
+    try:
+        code = _exit_code(name, app, misplaced)
+    except Stopped:  # raised again while the command ended in another way
+        code = 1
+    if _stopped_by is not None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        code = code and 128 + _stopped_by
     _flush_or_drop(sys.stderr)
     exits.over(code)
     gc.freeze()  # or the interpreter looks for cycles among a million objects, half a second long
@@ -156,6 +169,7 @@ def _exit_code(name: str, app: typer.Typer, misplaced: Misplaced | None) -> int:
     except NonFinite as error:
         return _report(name, error, 3)
     except Stopped as stop:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         return 128 + stop.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -195,6 +209,8 @@ def _arguments(name: str) -> list[str]:
 
 def _report(name: str, message: object, code: int) -> int:
     _flush_or_drop(sys.stdout)
+    if _stopped_by is not None:  # a library made an error of its own of it
+        return code
     with contextlib.suppress(OSError):  # nobody reads it
         tell(f"{name}: {message}")
     return code
@@ -211,8 +227,27 @@ def _flush_or_drop(file: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+def unwind(number: int, frame: FrameType | None) -> NoReturn:
+    """A signal's handler: raise `Stopped`, and again for as long as it is lost. Callbacks swallow
+    what is raised in them, and imports of some libraries do.
+    """
+    global _stopped_by
+    _stopped_by = number
+    # what ends in the midst, a callback or a thread, would print a traceback of its own
+    sys.unraisablehook = threading.excepthook = lambda _: None
+    signal.signal(signal.SIGALRM, _unwind_again)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
     raise Stopped(number)
+
+
+def _unwind_again(alarm: int, frame: FrameType | None) -> None:
+    handled = sys.exception()
+    while handled is not None:
+        if isinstance(handled, Stopped):
+            return  # `finally` and `with` are cleaning up
+        handled = handled.__context__
+    assert _stopped_by is not None
+    raise Stopped(_stopped_by)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]

@@ -267,7 +267,7 @@ def _signals_held() -> Iterator[None]:
     arrived: list[int] = []
     before = {
         number: signal.signal(number, lambda caught, _: arrived.append(caught))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     }
     try:
         yield

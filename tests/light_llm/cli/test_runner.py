@@ -128,6 +128,44 @@ def test_a_signal(case):
     assert process.returncode == code
 
 
+def test_a_signal_that_a_callback_swallows_ends_the_command_all_the_same():
+    body = """
+    class Reference:
+        def __del__(self):
+            print("begun", flush=True)
+            time.sleep(5)
+    try:
+        Reference()
+        for _ in range(600):
+            time.sleep(0.1)
+    finally:
+        time.sleep(3 * runner.AGAIN)  # which the repetition leaves alone
+        print("tidied")
+"""
+    process = start(body, "unwound_by=[signal.SIGTERM]")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(TERM)
+    assert process.communicate(timeout=60) == ("tidied\n", "")
+    assert process.returncode == 143
+
+
+def test_a_signal_of_which_a_library_makes_an_error_is_a_signal():
+    body = """
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except BaseException:
+        raise UserError("the import failed") from None
+"""
+    process = start(body, "unwound_by=[signal.SIGTERM]")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(TERM)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 143
+
+
 @pytest.mark.parametrize("script", COMMANDS)
 def test_a_wrong_command_line_is_one_line(script):
     done = call(main_of(script), "--no-such-flag")
