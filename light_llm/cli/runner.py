@@ -234,10 +234,13 @@ def unwind(number: int, frame: FrameType | None) -> NoReturn:
     global _stopped_by
     _stopped_by = number
     # what ends in the midst, a callback or a thread, would print a traceback of its own
-    sys.unraisablehook = threading.excepthook = lambda _: None
+    sys.unraisablehook = threading.excepthook = _say_nothing
     signal.signal(signal.SIGALRM, _unwind_again)
     signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
     raise Stopped(number)
+
+
+def _say_nothing(_: object) -> None: ...
 
 
 def _unwind_again(alarm: int, frame: FrameType | None) -> None:
