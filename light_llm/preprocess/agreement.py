@@ -18,6 +18,7 @@ from light_llm.tokenizer.hub import offline
 CHARACTERS = 100_000
 PIECE = 10_000  # of one text
 SHOWN = 8  # ids, from the first that differs
+BEFORE, BEHIND = 20, 60  # characters that are shown around it
 
 
 def check_agreement(
@@ -49,7 +50,7 @@ def check_agreement(
             continue  # the run names the document
         other = theirs.encode(text, add_special_tokens=special, verbose=False)
         if ids != other:
-            raise _differs(text, ids, other)
+            raise _differs(tokenizer, special, text, ids, other)
 
 
 def _load(folder: Path) -> Any:
@@ -83,10 +84,15 @@ def _first(characters: int, texts: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _differs(text: str, ours: list[int], theirs: list[int]) -> UserError:
+def _differs(
+    tokenizer: SubwordTokenizer, special: bool, text: str, ours: list[int], theirs: list[int]
+) -> UserError:
     pairs = itertools.zip_longest(ours, theirs)
     at = next(number for number, (one, other) in enumerate(pairs) if one != other)
-    shown = f"{text[:80]!r}{'…' if len(text) > 80 else ''}"
+    offsets = tokenizer.backend.encode(text, add_special_tokens=special).offsets
+    place = offsets[at][0] if at < len(offsets) else len(text)
+    begin, end = max(0, place - BEFORE), place + BEHIND
+    shown = f"{'…' if begin else ''}{text[begin:end]!r}{'…' if end < len(text) else ''}"
     return UserError(
         f"tokenizer_path: transformers' AutoTokenizer reads this tokenizer otherwise, so shards "
         f"would hold other ids than a model gets there: for {shown}, from token {at} on, "

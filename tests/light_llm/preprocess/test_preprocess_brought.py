@@ -70,6 +70,18 @@ def test_a_copy_that_gives_other_ids_is_refused_with_the_first_difference(publis
     )
 
 
+def test_a_difference_deep_in_a_text_is_shown_where_it_is(published, tmp_path):
+    (tmp_path / "docs.jsonl").write_text(json.dumps({"text": 90 * "the cat " + "zebra" + 99 * " a"}))
+    other = load_tokenizer(published)
+    other.backend.add_tokens(["zebra"])
+    other.save(tmp_path / "other")
+    with pytest.raises(UserError) as caught:
+        check_agreement(
+            load_tokenizer(published), tmp_path / "other", [corpus(tmp_path)], special=False
+        )
+    assert "for …'cat the cat the cat zebra a a" in str(caught.value)
+
+
 def test_what_transformers_cannot_load_is_told(published, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     tokenizer = load_tokenizer(published)
