@@ -187,3 +187,22 @@ def test_what_is_not_recorded_is_not_read(half, tmp_path):
     found = reading.read_checkpoint(copy / "final")
     assert found.files.average is None  # so a resume starts a new one
     assert reading.averaged(found) is None
+
+
+def test_a_tag_that_is_named_as_the_average_of_another_is_left_alone(tmp_path):
+    out = run(tmp_path, ema_decay=None, num_steps=4)
+
+    def copy_best(name: str) -> list[Path]:
+        return [
+            Path(shutil.copy(path, out / path.name.replace("best", name)))
+            for path in out.glob("best.*")
+            if path.is_file()
+        ]
+
+    own = copy_best("step0000004.ema")
+    run(tmp_path, "auto", ema_decay=None, num_steps=6)
+    assert "step0000004" not in layout.tags(out)  # deleted, for keep_last_n
+    assert all(path.exists() for path in own)
+    copy_best("step0000008.ema")
+    with pytest.raises(UserError, match=r"step0000008\.ema\.config\.json: is in the way"):
+        run(tmp_path, "auto", ema_decay=None, num_steps=8)

@@ -71,7 +71,8 @@ def test_a_copy_that_gives_other_ids_is_refused_with_the_first_difference(publis
 
 
 def test_a_difference_deep_in_a_text_is_shown_where_it_is(published, tmp_path):
-    (tmp_path / "docs.jsonl").write_text(json.dumps({"text": 90 * "the cat " + "zebra" + 99 * " a"}))
+    text = 90 * "the cat " + "zebra" + 99 * " a"
+    (tmp_path / "docs.jsonl").write_text(json.dumps({"text": text}))
     other = load_tokenizer(published)
     other.backend.add_tokens(["zebra"])
     other.save(tmp_path / "other")
