@@ -19,7 +19,8 @@ from light_jax.data.mixed import Stream
 from light_jax.data.rowgroup import decode, row_lengths
 from light_jax.reporting.units import size
 from light_jax.state import Tag
-from light_jax.training.preflight import Inspected, epochs
+from light_jax.training.cautions import epochs
+from light_jax.training.preflight import Inspected
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
 from light_llm.preprocess.manifest import Listing, manifests, tokenizer_fingerprint

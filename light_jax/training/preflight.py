@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +20,13 @@ from light_jax.checkpoint.hf_export import check_hf_export
 from light_jax.checkpoint.weights import check_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import warn_of_overlap
-from light_jax.data.mixed import MixedStream, Stream, stream_of
+from light_jax.data.mixed import Stream, stream_of
 from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, check_heads, make_mesh, warn_of_copies
 from light_jax.reporting.trackers import check_tracker, key_of
 from light_jax.sources import DataSource
 from light_jax.state import HostState, Tag
+from light_jax.training import cautions
 from light_jax.training.sampling import prompts_of
 from light_llm.checkpoint.digests import verify
 from light_llm.checkpoint.folder import check_like_folder
@@ -35,11 +35,8 @@ from light_llm.checkpoint.parts import is_weights
 from light_llm.checkpoint.reading import model_config, read_checkpoint, steadily
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import document_end_of
-from light_llm.preprocess.manifest import check_vocabulary, manifests
+from light_llm.preprocess.manifest import check_vocabulary
 
-MANY_EPOCHS = 20
-PADDING = 128
-"""A vocabulary that is rounded up to a multiple of this is no mistake: hardware likes it."""
 DOCUMENTS = "model.attention.document_mask"
 """The key that needs an end mark, without which there is no model."""
 
@@ -107,9 +104,9 @@ def inspect(
     _inspect_data(cfg, found, under)
     if is_main():
         with under("scheduler.warmup_steps"):
-            _warn_of_warmup(cfg)
+            cautions.warn_of_warmup(cfg)
         with under("model.max_seq_len"):
-            _warn_of_positions(cfg)
+            cautions.warn_of_positions(cfg)
     if tag is None and cfg.init_from is not None:
         with under("init_from"):
             _verify_weights(cfg.init_from, cfg.model)
@@ -129,18 +126,20 @@ def _inspect_data(cfg: TrainingConfig, found: Inspected, under: Under) -> None:
     for name, stream in (("train_data", found.train), ("val_data", found.val)):
         if stream is not None:
             with under("model.vocab_size"):
-                check_vocabulary(_paths(stream), cfg.model.vocab_size, name)
+                check_vocabulary(cautions.paths(stream), cfg.model.vocab_size, name)
     if not is_main() or found.train is None:
         return
     with under("val_data"):
         if found.val is not None:
             warn_of_overlap(found.train.shards, found.val.shards)
+    with under("train_data"):
+        cautions.warn_of_tokenizers([s for s in (found.train, found.val) if s is not None])
     with under("model.vocab_size"):
-        _warn_of_vocabulary(cfg, found.train)
+        cautions.warn_of_vocabulary(cfg, found.train)
     with under(DOCUMENTS):
-        _warn_of_ends(cfg, found.train)
+        cautions.warn_of_ends(cfg, found.train)
     with under("num_steps"):
-        _warn_of_epochs(cfg, found.train)
+        cautions.warn_of_epochs(cfg, found.train)
 
 
 def _continued(cfg: TrainingConfig, tag: Tag | None, train: Stream) -> tuple[HostState, list[str]]:
@@ -164,18 +163,6 @@ def like_the_resumed(cfg: TrainingConfig, tag: Tag | None) -> TrainingConfig:
     return cfg.with_vocabulary(model.vocab_size)
 
 
-def epochs(cfg: TrainingConfig, train: Stream) -> list[tuple[str, float, int]]:
-    """(what, how often all steps together see it, its tokens) of the training data, or of each of
-    its sources."""
-    if not isinstance(train, MixedStream):
-        return [("train_data", cfg.num_windows / len(train), train.num_tokens)]
-    taken = zip(train.taken(cfg.num_windows), train.streams, strict=True)
-    return [
-        (f"train_data's source {source.name}", source.epochs, stream.num_tokens)
-        for source, stream in taken
-    ]
-
-
 def _stream(cfg: TrainingConfig, data: str | list[str] | list[DataSource], name: str) -> Stream:
     return stream_of(
         data,
@@ -185,82 +172,6 @@ def _stream(cfg: TrainingConfig, data: str | list[str] | list[DataSource], name:
         window_order=cfg.window_order if name == "train_data" else "sequential",
         field=name,
     )
-
-
-def _paths(stream: Stream) -> list[str]:
-    return [shard.path for shard in stream.shards]
-
-
-def _warn_of_warmup(cfg: TrainingConfig) -> None:
-    """Warn of a learning rate that never gets to its height."""
-    warmup = cfg.scheduler.warmup_steps
-    if warmup > cfg.num_steps:
-        warnings.warn(
-            f"scheduler.warmup_steps={warmup} is more than num_steps={cfg.num_steps}, so the "
-            f"learning rate never reaches optimizer.lr={cfg.optimizer.lr:g}: lower it to about "
-            f"{max(1, cfg.num_steps // 10)}, or raise num_steps",
-            stacklevel=2,
-        )
-
-
-def _warn_of_positions(cfg: TrainingConfig) -> None:
-    """Warn of learned positions that no window reaches."""
-    trained, rows = cfg.seq_len, cfg.model.max_seq_len
-    if cfg.model.positional.encoding == "learned" and trained < rows:
-        warnings.warn(
-            f"seq_len={trained} trains only positions 0 to {trained - 1}; the other "
-            f"{rows - trained} learned ones get no gradient and stay noise: raise seq_len, or "
-            f"lower model.max_seq_len={rows} to it",
-            stacklevel=2,
-        )
-
-
-def _warn_of_vocabulary(cfg: TrainingConfig, train: Stream) -> None:
-    """Warn of rows of the embedding that no token of the tokenizer uses.
-
-    The weights of init_from have as many rows as they have.
-    """
-    if cfg.init_from is not None:
-        return
-    size = max((each.vocab_size for each in manifests(_paths(train))), default=None)
-    given = cfg.model.vocab_size
-    padded = given % PADDING == 0 and size is not None and given - size < PADDING
-    if size is not None and size < given and not padded:
-        warnings.warn(
-            f"model.vocab_size={given} is above the {size} ids of the tokenizer of train_data; "
-            f"the other {given - size} rows of the embedding are never trained: set it to {size}, "
-            f"or leave it out; {-(-size // PADDING) * PADDING} is the next multiple of {PADDING}",
-            stacklevel=2,
-        )
-
-
-def _warn_of_ends(cfg: TrainingConfig, train: Stream) -> None:
-    """Warn of an id at which documents are told apart that ends none of them."""
-    attention = cfg.model.attention
-    if not attention.document_mask or attention.document_end is None:
-        return
-    ends = {each.tokenizer.get("eos_id") for each in manifests(_paths(train))}
-    if ends and attention.document_end not in ends:
-        warnings.warn(
-            f"model.attention.document_end={attention.document_end} is not the end-of-text id of "
-            f"the tokenizer of train_data, {', '.join(sorted(map(str, ends)))}; leave it out to "
-            "take that",
-            stacklevel=2,
-        )
-
-
-def _warn_of_epochs(cfg: TrainingConfig, train: Stream) -> None:
-    """Warn of data that is repeated so often that a model learns it by heart."""
-    for what, count, tokens in epochs(cfg, train):
-        if count <= MANY_EPOCHS:
-            continue
-        most = int(cfg.num_steps * MANY_EPOCHS / count)
-        warnings.warn(
-            f"num_steps={cfg.num_steps} is {count:,.1f} epochs of {what} ({tokens:,} "
-            f"tokens); after {MANY_EPOCHS} of them little is learned but the text itself: add "
-            f"data, or lower num_steps{f' to {most}' if most else ''}",
-            stacklevel=2,
-        )
 
 
 def _verify_weights(path_or_prefix: str, model: TransformerConfig) -> None:

@@ -148,3 +148,14 @@ def test_more_than_twenty_epochs_are_told(corpus):
 def test_validation_data_within_the_training_data_are_told(corpus):
     (told,) = warned(train_data=["data/train", "data/val"])
     assert "val_data and train_data overlap" in told
+
+
+def test_shards_of_different_tokenizers_are_told(corpus):
+    sources = [{"path": "data/train", "weight": 1}, {"path": "more/train", "weight": 1}]
+    options = {"output": Path("more"), "val_fraction": 0.2, "workers": 1}
+    preprocess(PreprocessConfig(input=("text",), tokenizer_path="data/tokenizer", **options))
+    assert not any("different tokenizers" in text for text in warned(train_data=sources))
+    Path("text/0.txt").write_text("another alphabet: äöü")
+    preprocess(PreprocessConfig(input=("text",), tokenizer="char", overwrite=True, **options))
+    (told,) = [text for text in warned(train_data=sources) if "different tokenizers" in text]
+    assert all(f"{Path(name).absolute()}/manifest.json" in told for name in ("data", "more"))
