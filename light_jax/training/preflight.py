@@ -21,6 +21,7 @@ from light_jax.checkpoint.hf_export import check_hf_export
 from light_jax.checkpoint.weights import check_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import warn_of_overlap
+from light_jax.data.meaning import warn_of_tokenizers, warn_of_weights
 from light_jax.data.mixed import MixedStream, Stream, stream_of
 from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, check_heads, make_mesh, warn_of_copies
@@ -113,6 +114,8 @@ def inspect(
     if tag is None and cfg.init_from is not None:
         with under("init_from"):
             _verify_weights(cfg.init_from, cfg.model)
+            if is_main() and found.train is not None:
+                warn_of_weights(cfg.init_from, _paths(found.train))
     if found.train is not None:
         with under("resume"):
             found.host, found.changes = _continued(cfg, tag, found.train)
@@ -135,6 +138,10 @@ def _inspect_data(cfg: TrainingConfig, found: Inspected, under: Under) -> None:
     with under("val_data"):
         if found.val is not None:
             warn_of_overlap(found.train.shards, found.val.shards)
+    with under("train_data"):
+        warn_of_tokenizers(
+            path for each in (found.train, found.val) if each for path in _paths(each)
+        )
     with under("model.vocab_size"):
         _warn_of_vocabulary(cfg, found.train)
     with under(DOCUMENTS):
