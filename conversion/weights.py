@@ -129,8 +129,23 @@ def check_keys(
     if problems:
         raise UserError(
             f"{source}: the weights do not fit the model of the config; use the config that they "
-            "were trained with:\n  " + "\n  ".join(problems)
+            f"were trained with{_other_vocabulary(shapes, wanted)}:\n  " + "\n  ".join(problems)
         )
+
+
+def _other_vocabulary(
+    shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> str:
+    """What to add where the token tables have another number of rows and nothing else differs."""
+    tables = {"tok_emb.weight", TIED_KEY} & shapes.keys()
+    rows = {shapes[key][0] for key in tables if shapes[key]}
+    rest = shapes.keys() - tables
+    same = rest == wanted.keys() - {"tok_emb.weight", TIED_KEY} and all(
+        tuple(shapes[key]) == wanted[key] for key in rest
+    )
+    if not same or len(rows) != 1 or rows == {wanted["tok_emb.weight"][0]}:
+        return ""
+    return f", where vocab_size is {rows.pop()}"
 
 
 def check_tied(tok_emb: np.ndarray, lm_head: np.ndarray, source: str | Path) -> None:

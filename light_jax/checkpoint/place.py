@@ -41,7 +41,12 @@ def check_writable(cfg: TrainingConfig, resumed: Tag | None, *, probe: bool = Tr
         )
     existing = nearest_existing(directory)
     if not existing.is_dir():
-        raise UserError(f"{named}: {existing} is not a folder")
+        if existing.exists():
+            raise UserError(f"{named}: {existing} is not a folder; use another one")
+        raise UserError(
+            f"{named}: {existing} is a link to {os.readlink(existing)}, which is not there; make "
+            "that folder, or use another one"
+        )
     try:
         if probe:
             os.rmdir(tempfile.mkdtemp(prefix=".light-llm-probe-", dir=existing))

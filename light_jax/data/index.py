@@ -199,7 +199,8 @@ def _columns(footer: Footer) -> tuple[int, bool]:
     if schema.names.count(TOKENS) != 1:
         raise UserError(
             f"{footer.path}: the shard needs one column {TOKENS!r} and has "
-            f"{', '.join(schema.names) or 'no columns'}; make shards with llm-preprocess"
+            f"{', '.join(schema.names) or 'no columns'}; make shards with llm-preprocess, or "
+            "rename the column that holds lists of token ids"
         )
     kind = schema.field(TOKENS).type
     types = pa.types

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from light_jax.data import TokenStream
+from light_jax.data.meaning import is_written_with
 from light_jax.evaluation.plan import Plan
 from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.checkpoint.tokenizer import beside
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import Place, folder_of, tokenizer_beside
+from light_llm.preprocess.manifest import Place, folder_of, manifests, tokenizer_beside
 from light_llm.tokenizer import UNKNOWN_CHAR, CharTokenizer, Tokenizer, load_tokenizer
 
 LONGEST = 2**16
@@ -24,9 +25,17 @@ def size_of_text(plan: Plan, stream: TokenStream) -> int:
     """Bytes in UTF-8 of the text that all windows of a path predict.
 
     Raises:
-        UserError: no tokenizer is known, or the tokens are no text of it.
+        UserError: no tokenizer is known, the data was made with another one, or the tokens are no
+            text of it.
     """
     tokenizer, name = find_tokenizer(plan, folder_of(stream.shards[0].path))
+    for listing in manifests(shard.path for shard in stream.shards):
+        if not is_written_with(listing, tokenizer):
+            raise UserError(
+                f"{listing.path} names another tokenizer than {name}, so its ids stand for other "
+                "text than the model was trained on, and the loss is of no meaning; make the "
+                f"shards again with --tokenizer-path {name}"
+            )
     unknown, count = _unknown_id(tokenizer), 0
     for ids_n in documents(predicted(stream), tokenizer):
         if ids_n.size and ids_n.max() >= tokenizer.vocab_size:

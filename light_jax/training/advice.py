@@ -15,6 +15,7 @@ from light_jax.checkpoint import store
 from light_jax.checkpoint.place import continues_here, nearest_existing
 from light_jax.config import TrainingConfig
 from light_jax.data.footer import reread_footer
+from light_jax.data.meaning import is_written_with
 from light_jax.data.mixed import Stream
 from light_jax.data.rowgroup import decode, row_lengths
 from light_jax.reporting.units import size
@@ -23,7 +24,7 @@ from light_jax.training.cautions import epochs
 from light_jax.training.preflight import Inspected
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import Listing, manifests, tokenizer_fingerprint
+from light_llm.preprocess.manifest import Listing, manifests
 from light_llm.tokenizer import load_tokenizer
 
 SAMPLES = 16
@@ -108,19 +109,13 @@ def warn_of_tokenizer(cfg: TrainingConfig, train: Stream | None) -> None:
             stacklevel=2,
         )
     for listing in [] if train is None else _listings(train):
-        if _differs(Path(cfg.tokenizer_path).expanduser(), listing):
+        if not is_written_with(listing, tokenizer):
             warnings.warn(
                 f"{named} is not the tokenizer that train_data was written with, as "
                 f"{listing.path} describes it; name the folder {listing.tokenizer.get('folder')!r} "
                 "beside that file",
                 stacklevel=2,
             )
-
-
-def _differs(folder: Path, listing: Listing) -> bool:
-    """Whether a folder holds other files than the manifest's tokenizer; False for no folder."""
-    known = listing.tokenizer.get("fingerprint")
-    return folder.is_dir() and known is not None and tokenizer_fingerprint(folder) != known
 
 
 def warn_of_saves(cfg: TrainingConfig) -> None:

@@ -37,23 +37,6 @@ def warn_of_positions(cfg: TrainingConfig) -> None:
         )
 
 
-def warn_of_tokenizers(streams: list[Stream]) -> None:
-    """Warn of shards with ids that do not mean the same text."""
-    listings = manifests([path for stream in streams for path in paths(stream)])
-    first: dict[str, object] = {}
-    for each in listings:
-        fingerprint = each.tokenizer.get("fingerprint")
-        if fingerprint is not None:
-            first.setdefault(fingerprint, each.path)
-    if len(first) > 1:
-        warnings.warn(
-            "the shards were written with different tokenizers, as "
-            f"{' and '.join(map(str, first.values()))} say, and an id of one may mean another text "
-            "in the other; prepare all of them with the same --tokenizer-path",
-            stacklevel=2,
-        )
-
-
 def warn_of_vocabulary(cfg: TrainingConfig, train: Stream) -> None:
     """Warn of rows of the embedding that no token of the tokenizer uses.
 

@@ -20,6 +20,7 @@ from light_jax.checkpoint.hf_export import check_hf_export
 from light_jax.checkpoint.weights import check_weights
 from light_jax.config import TrainingConfig
 from light_jax.data import warn_of_overlap
+from light_jax.data.meaning import warn_of_tokenizers, warn_of_weights
 from light_jax.data.mixed import Stream, stream_of
 from light_jax.parallel.hosts import is_main
 from light_jax.parallel.sharding import check_batch, check_heads, make_mesh, warn_of_copies
@@ -110,6 +111,8 @@ def inspect(
     if tag is None and cfg.init_from is not None:
         with under("init_from"):
             _verify_weights(cfg.init_from, cfg.model)
+            if is_main() and found.train is not None:
+                warn_of_weights(cfg.init_from, cautions.paths(found.train))
     if found.train is not None:
         with under("resume"):
             found.host, found.changes = _continued(cfg, tag, found.train)
@@ -133,7 +136,9 @@ def _inspect_data(cfg: TrainingConfig, found: Inspected, under: Under) -> None:
         if found.val is not None:
             warn_of_overlap(found.train.shards, found.val.shards)
     with under("train_data"):
-        cautions.warn_of_tokenizers([s for s in (found.train, found.val) if s is not None])
+        warn_of_tokenizers(
+            path for each in (found.train, found.val) if each for path in cautions.paths(each)
+        )
     with under("model.vocab_size"):
         cautions.warn_of_vocabulary(cfg, found.train)
     with under(DOCUMENTS):

@@ -10,7 +10,7 @@ Where a reader takes a checkpoint's prefix, it takes such a folder too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ TOKENIZER_FILES = (
 )
 """A folder with one of these has a tokenizer."""
 _OF_A_MODEL = (SINGLE, INDEX, "model-*.safetensors", "pytorch_model*.bin", "adapter_model.*")
+_OTHER_HEADS = ("score.weight", "qa_outputs.weight", "v_head.summary.weight")
 _PICKLES = ("*.bin", "*.pth", "*.pt")
 
 # What does not change which function the weights are, so a run may choose it.
@@ -141,6 +142,35 @@ def _what_is_there(folder: Path) -> str:
     if others := found("*.safetensors"):
         return f"has {others}, but neither {SINGLE} nor {INDEX}; rename or fetch the weights"
     return f"holds no weights: neither {SINGLE} nor {INDEX}; fetch them"
+
+
+def refuse_other_class(keys: Collection[str], folder: Path) -> None:
+    """Name the class of transformers that wrote the files, where a list of all keys that differ
+    would hide it.
+
+    Raises:
+        UserError: they are of a model inside another one, of one without its head, or of one with
+            another head.
+    """
+    name = "embed_tokens.weight"
+    before = [key.removesuffix(name) for key in keys if f".{key}".endswith(f".{name}")]
+    if before == [""]:
+        raise UserError(
+            f"{folder}: its keys lack the `model.` before them, as those of a model without its "
+            "head (AutoModel); save it as AutoModelForCausalLM"
+        )
+    if len(before) == 1 and before[0].endswith("model."):
+        inside = before[0].removesuffix("model.")
+        merge = "merge it with peft (merge_and_unload) and " * (inside == "base_model.model.")
+        raise UserError(
+            f"{folder}: its keys begin with `{inside}`, as those of a model inside another one; "
+            f"{merge}save it as AutoModelForCausalLM"
+        )
+    if other := [key for key in _OTHER_HEADS if key in keys]:
+        raise UserError(
+            f"{folder}: has {other[0]}, the head of a model for another task; use a model that "
+            "writes text, which has lm_head.weight"
+        )
 
 
 def check_like_folder(model: TransformerConfig, folder: Path) -> None:

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple, Self
 from conversion.families import hf_key, our_key
 from conversion.mapping import TIED_KEY
 from light_llm.checkpoint import parts
-from light_llm.checkpoint.folder import CONFIG_JSON, folder_config, weight_files
+from light_llm.checkpoint.folder import (
+    CONFIG_JSON,
+    folder_config,
+    refuse_other_class,
+    weight_files,
+)
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.foreign import foreign_file
@@ -229,6 +234,7 @@ def read_folder(folder: Path) -> Folder:
                     "there once; fetch the files again"
                 )
             tensors[key] = tensor
+    refuse_other_class(tensors, folder)
     if not cfg.tie_embeddings and TIED_KEY not in tensors and "tok_emb.weight" in tensors:
         raise UserError(
             f"{folder}: {CONFIG_JSON} has a head of its own (tie_word_embeddings=false), and there "

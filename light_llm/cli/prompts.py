@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,9 +33,10 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[Prompt]:
 def _of_file(path: Path) -> list[Prompt]:
     """A prompt a line; of a file that ends in .jsonl, the key `prompt` of each line's object.
 
-    Bytes that are not UTF-8 are kept, as Python keeps those of the command line.
+    Bytes that are not UTF-8 are kept, as Python keeps those of the command line; a byte order mark
+    is none of the first prompt's.
     """
-    data = given.read_bytes(path, what="the file of prompts")
+    data = given.read_bytes(path, what="the file of prompts").removeprefix(codecs.BOM_UTF8)
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     prompts = list(_of_json(path, lines) if path.suffix == ".jsonl" else _of_text(path, lines))
     if not prompts:

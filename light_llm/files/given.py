@@ -105,7 +105,7 @@ def read_text(path: str | Path, limit: int = SMALL, what: str = "the file") -> s
 
 
 def parse_json(text: str | bytes, source: str | Path, **options: Any) -> Any:
-    """A JSON text as Python values.
+    """A JSON text as Python values. A byte order mark, which some editors put first, is dropped.
 
     Args:
         options: of `json.loads`.
@@ -114,6 +114,8 @@ def parse_json(text: str | bytes, source: str | Path, **options: Any) -> Any:
         UserError: broken syntax, nesting that is too deep, or a number that is too long.
     """
     try:
+        if isinstance(text, str):  # of bytes json drops it itself
+            text = text.removeprefix("\ufeff")
         return json.loads(text, **options)
     except RecursionError:
         raise UserError(f"{source}: not valid JSON: its nesting is too deep") from None

@@ -19,7 +19,13 @@ from typing import Any, Protocol
 
 from light_llm.errors import UserError
 from light_llm.preprocess.files import SourceFile
-from light_llm.preprocess.opening import Reading, is_compressed, printable
+from light_llm.preprocess.opening import (
+    Reading,
+    is_compressed,
+    kind_of_binary,
+    printable,
+    remedy,
+)
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.skipped import Skipped, check_number, size_of
 from light_llm.preprocess.sources import Document, NotText, read_file
@@ -168,7 +174,7 @@ class FileCorpus:
                 f"{len(self.files):,} files ({skipped.told_kinds()}), with {skipped.bytes:,} of "
                 f"{whole:,} bytes, such as {skipped.examples[0]}. Choose the files that are meant "
                 "with --include, --exclude or another --input; --allow-skipped goes on without "
-                "those that are not text"
+                f"those that are not text{skipped.remedies()}"
             )
 
     def describe(self) -> str:
@@ -177,19 +183,20 @@ class FileCorpus:
         return (
             f"{', '.join(self.inputs)}: of {number} {'file' if number == 1 else 'files'} "
             f"{skipped.binary} are not text"
-            + (f" ({skipped.told_kinds()})" if skipped.binary else "")
+            + (f" ({skipped.told_kinds()}){skipped.remedies()}" if skipped.binary else "")
         )
 
     def _read(self, file: SourceFile, reading: Reading | None = None) -> Iterator[Document]:
         try:
             yield from read_file(file.path, self.rows, reading)
         except NotText as error:
+            kind = kind_of_binary(file.path, error.encoded)
             if file.named:
+                mend = f"{told}, or " if (told := remedy(kind)) else ""
                 raise UserError(
-                    f"{file.path}: is not UTF-8 text ({error}); convert it, for instance with "
-                    f"`iconv -t utf-8`, or leave it out"
+                    f"{file.path}: is not UTF-8 text ({error}); {mend}leave it out"
                 ) from None
-            self.skipped.leave_out(file.path)
+            self.skipped.leave_out(file.path, kind)
 
 
 def _weight(path: Path) -> int:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     import datasets
 
 INSTALL = "pip install datasets zstandard"
+DIFFERENT_FILES = (
+    "\nA column has not the same type in all files. Read the files themselves with --input (those "
+    "of the hub after `hf download`), which needs the text column alone"
+)
 
 
 @dataclass
@@ -68,8 +72,9 @@ class HubCorpus:
         except UserError:
             raise
         except Exception as error:  # any error of the network, the loader or a file's format
+            mend = DIFFERENT_FILES if "couldn't cast" in str(error).lower() else ""
             raise UserError(
-                f"{self.label}: cannot be read beyond row {self._row}: {_reason(error)}"
+                f"{self.label}: cannot be read beyond row {self._row}: {_reason(error)}{mend}"
             ) from error
 
     def here(self) -> Any:

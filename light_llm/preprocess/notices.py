@@ -43,7 +43,8 @@ def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:
         some = ", ".join(examples)
         kinds = Skipped(kinds=dict(sum((Counter(part.kinds) for part in several), Counter())))
         notice(
-            f"{are(binary, 'file')} not UTF-8 text and skipped ({kinds.told_kinds()}): {some}{more}"
+            f"{are(binary, 'file')} not UTF-8 text and skipped ({kinds.told_kinds()}): "
+            f"{some}{more}{kinds.remedies()}"
         )
     if empty:
         notice(f"{are(empty, 'empty document')} skipped")

@@ -23,6 +23,7 @@ XZ_MEMORY = 256 * 2**20
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
 
+ARROW, UTF_16, NOT_UTF_8 = "Arrow", "UTF-16", "text that is not UTF-8"
 _KINDS = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
@@ -33,14 +34,23 @@ _KINDS = (
     (b"7z\xbc\xaf\x27\x1c", "7z"),
     (b"Rar!", "rar"),
     (b"PAR1", "parquet"),
-    (b"ARROW1", "Arrow"),
+    (b"ARROW1", ARROW),
+    (b"\xff\xff\xff\xff", ARROW),  # a stream, as `datasets` saves
     (b"%PDF", "PDF"),
     (b"\x89PNG", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"SQLite format 3\0", "SQLite"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
+    (b"\xff\xfe", UTF_16),
+    (b"\xfe\xff", UTF_16),
 )
+_REMEDIES = {
+    ARROW: "name the folder of a dataset that `datasets` saved with --hf-dataset",
+    UTF_16: "convert it with `iconv -f utf-16 -t utf-8`",
+    NOT_UTF_8: "convert it, with `iconv -f latin1 -t utf-8` if it is Latin-1",
+}
+_NARROWER = "zstd -dc --long=31 OLD | zstd"
+_CONTROLS = bytes({*range(32)} - {*b"\t\n\f\r\x1b"})
+"""Bytes that text in no encoding of single bytes has."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -148,9 +158,12 @@ def decompressing(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if not is_compressed(path):
             raise
+        mend = "get a whole copy of it"
+        if "memory" in str(error).lower():  # of `zstd --long`, or `xz` with a huge dictionary
+            again = "xz -dc OLD | xz" if path.suffix.lower() == ".xz" else _NARROWER
+            mend = f"compress it again with a smaller window: `{again} > NEW`"
         raise UserError(
-            f"{printable(path)}: cannot be decompressed: {error}; get a whole copy of it, or leave "
-            "it out"
+            f"{printable(path)}: cannot be decompressed: {error}; {mend}, or leave it out"
         ) from None
 
 
@@ -184,8 +197,12 @@ def check_is_here(path: Path) -> None:
                 )
 
 
-def kind_of_binary(path: Path) -> str:
-    """What a file is that is not text: by its first bytes, else by its ending."""
+def kind_of_binary(path: Path, encoded: bool = False) -> str:
+    """What a file is that is not UTF-8 text: by its first bytes, else by its ending.
+
+    Args:
+        encoded: it holds bytes that no UTF-8 text has, so it may be text in another encoding.
+    """
     heads = []
     with contextlib.suppress(UserError, OSError), given.open_regular(path) as file:
         heads.append(file.read(512))
@@ -198,4 +215,16 @@ def kind_of_binary(path: Path) -> str:
         for magic, kind in _KINDS:
             if head.startswith(magic):
                 return kind
+    if encoded and heads and _may_be_text(heads[0]):
+        return NOT_UTF_8
     return path.suffix.lower()[:16] or "other"
+
+
+def _may_be_text(head: bytes) -> bool:
+    """Whether bytes have several words, and no controls that text of single bytes lacks."""
+    return len(head.split()) > 1 and head.translate(None, _CONTROLS) == head
+
+
+def remedy(kind: str) -> str:
+    """How a file that `kind_of_binary` calls so can be read all the same; "" if in no way."""
+    return _REMEDIES.get(kind, "")

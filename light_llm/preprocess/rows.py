@@ -40,6 +40,11 @@ USUAL_FIELDS = ("text", "content", "body")
 LONGEST_DOCUMENT = 64 * 2**20
 """Characters of a row's text."""
 
+A_STRING = (
+    "it must be a string: name another column with --text-column, or make a text of each row with "
+    "--adapter-module"
+)
+
 Adapt = Callable[[dict[str, Any]], "str | None"]
 
 
@@ -76,9 +81,9 @@ class RowText:
         """
         if self.adapt is None:
             name = self.field(row, where)
-            text, what = row[name], repr(name)  # type: ignore[index]
+            text, what, rule = row[name], repr(name), A_STRING  # type: ignore[index]
         else:
-            what = "what the adapter returns"
+            what, rule = "what the adapter returns", "it must be a string, or None"
             try:
                 text = self.adapt(row)
             except (Exception, SystemExit) as error:  # the user's code: name the row
@@ -86,9 +91,7 @@ class RowText:
                     f"{where}: the adapter raised {type(error).__name__}: {error}"
                 ) from error
         if text is not None and not isinstance(text, str):
-            raise UserError(
-                f"{where}: {what} is of type {type(text).__name__}; it must be a string"
-            )
+            raise UserError(f"{where}: {what} is of type {type(text).__name__}; {rule}")
         return bounded(whole_characters(text or ""), where)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from light_llm.preprocess.opening import kind_of_binary, printable
+from light_llm.preprocess.opening import printable, remedy
 
 EXAMPLES = 3
 KINDS = 5
@@ -48,11 +48,10 @@ class Skipped:
             raise ValueError("the examples must be paths")
         return skipped
 
-    def leave_out(self, path: Path) -> None:
-        """Count a file that is not text."""
+    def leave_out(self, path: Path, kind: str) -> None:
+        """Count a file that is not text, but of `kind`."""
         self.binary += 1
         self.bytes += size_of(path)
-        kind = kind_of_binary(path)
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(printable(path))
@@ -63,6 +62,10 @@ class Skipped:
         told = [f"{number:,} {kind}" for kind, number in ordered[:KINDS]]
         others = sum(number for _, number in ordered[KINDS:])
         return ", ".join(told + ([f"{others:,} others"] if others else []))
+
+    def remedies(self) -> str:
+        """How some of the kinds can be read all the same: `; Arrow: …`, or nothing."""
+        return "".join(f"; {kind}: {remedy(kind)}" for kind in sorted(self.kinds) if remedy(kind))
 
     def takes(self, text: str, min_length: int) -> bool:
         """Whether a text is a document; counted if not."""

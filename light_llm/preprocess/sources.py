@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from light_llm.errors import UserError
+from light_llm.preprocess.jsonarray import begins_with_row, read_json_array
 from light_llm.preprocess.opening import (
     Reading,
     check_is_here,
@@ -32,14 +33,15 @@ from light_llm.preprocess.tables import DELIMITERS, read_csv, read_parquet
 JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 PIECE_CHARS = 2**20
 
-Kind = Literal["text", "lines", "parquet", "csv"]
+Kind = Literal["text", "lines", "array", "parquet", "csv"]
 
 
 @dataclass(frozen=True)
 class Document:
     source: str
-    """The path as it was given; `path:line` (from 1) in JSON lines, `path:row` (from 0) in
-    parquet and CSV, `path:piece` (from 0) in a text file that is too large for one document."""
+    """The path as it was given; `path:line` (from 1) in JSON lines, `path:row` (from 0) in a JSON
+    array, parquet and CSV, `path:piece` (from 0) in a text file that is too large for one
+    document."""
     text: str
 
 
@@ -54,8 +56,13 @@ def _kind(path: Path, rows: RowText) -> Kind:
         return "parquet"
     if name.endswith(tuple(DELIMITERS)):
         return "csv"
-    is_lines = name.endswith(JSON_LINES) or (name.endswith(".json") and _holds_rows(path, rows))
-    return "lines" if is_lines else "text"
+    if name.endswith(JSON_LINES):
+        return "lines"
+    if name.endswith(".json"):
+        if begins_with_row(path, rows):
+            return "array"
+        return "lines" if _holds_rows(path, rows) else "text"
+    return "text"
 
 
 def _holds_rows(path: Path, rows: RowText) -> bool:
@@ -91,6 +98,8 @@ def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iter
             yield from read_text(path, reading=reading)
         elif kind == "lines":
             yield from read_json_lines(path, rows, reading)
+        elif kind == "array":
+            yield from (Document(*row) for row in read_json_array(path, rows, reading))
         elif kind == "csv":
             delimiter = DELIMITERS[uncompressed(path)[-4:]]
             yield from (Document(*row) for row in read_csv(path, rows, delimiter, reading))
@@ -106,7 +115,15 @@ def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iter
 
 
 class NotText(Exception):
-    """A file that does not hold UTF-8 text."""
+    """A file that does not hold UTF-8 text.
+
+    Args:
+        encoded: the reason is a byte that no UTF-8 text has.
+    """
+
+    def __init__(self, reason: str, *, encoded: bool) -> None:
+        super().__init__(reason)
+        self.encoded = encoded
 
 
 def read_text(
@@ -149,10 +166,11 @@ def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Ite
                 if not piece:
                     return
                 if "\0" in piece:
-                    raise NotText("it holds a zero byte")
+                    raise NotText("it holds a zero byte", encoded=False)
                 yield piece
     except UnicodeDecodeError as error:
-        raise NotText(f"byte 0x{error.object[error.start]:02x}: {error.reason}") from None
+        reason = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
+        raise NotText(reason, encoded=True) from None
 
 
 def read_json_lines(
@@ -176,7 +194,13 @@ def _row(line: bytes, where: str) -> dict:
         ValueError,
         RecursionError,
     ) as error:  # the latter: thousands of nested brackets
-        raise UserError(f"{where}: is not a line of JSON in UTF-8: {error}") from None
+        raise UserError(
+            f"{where}: is not a line of JSON in UTF-8: {error}; each line must hold one object and "
+            "nothing else: write the file again so, in UTF-8"
+        ) from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: is JSON, but not an object with the text in it")
+        raise UserError(
+            f"{where}: is JSON, but not an object with the text in it; each line must hold one "
+            "object. A file that is one array of them must end in .json"
+        )
     return row

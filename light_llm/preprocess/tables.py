@@ -14,10 +14,12 @@ from light_llm.preprocess.opening import (
     LONGEST_LINE,
     Reading,
     decompressing,
+    kind_of_binary,
     open_bytes,
     printable,
+    remedy,
 )
-from light_llm.preprocess.rows import RowText, bounded
+from light_llm.preprocess.rows import A_STRING, RowText, bounded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +46,7 @@ def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> R
                 _check_once(schema.names, column, source)
                 kind = schema.field(column).type
                 if not _is_text(kind):
-                    raise UserError(f"{source}: {column!r} is of type {kind}; it must be a string")
+                    raise UserError(f"{source}: {column!r} is of type {kind}; {A_STRING}")
             row = 0
             if reading is not None:
                 number, length = parquet.file.metadata.num_rows, path.stat().st_size
@@ -58,17 +60,22 @@ def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> R
                     yield where, bounded(text, where)
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: is not a parquet file that can be read: {error}") from None
+        raise UserError(
+            f"{source}: is not a parquet file that can be read: {error}; get a whole copy of it, "
+            "or leave it out with --exclude"
+        ) from None
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings, in whichever of Arrow's ways."""
+    """Whether a column holds strings, in whichever of Arrow's ways, or nulls alone, as where every
+    text of a file is missing."""
     import pyarrow as pa
 
     types = pa.types
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    return any(test(kind) for test in tests)
 
 
 def _check_once(names: list[str], column: str, source: str) -> None:
@@ -91,7 +98,10 @@ def read_csv(path: Path, rows: RowText, delimiter: str, reading: Reading | None 
         reader = csv.reader(_lines(stream, path), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            column = rows.field(header, source)
+            try:
+                column = rows.field(header, source)
+            except UserError as error:
+                raise UserError(f"{error}{_other_delimiter(header)}") from None
             if column is not None:
                 _check_once(header, column, source)
             for number, fields in enumerate(filter(None, reader)):
@@ -104,10 +114,22 @@ def read_csv(path: Path, rows: RowText, delimiter: str, reading: Reading | None 
                     )
                 yield where, rows.text(dict(zip(header, fields, strict=True)), where)
         except (csv.Error, UnicodeDecodeError) as error:
+            encoded = isinstance(error, UnicodeDecodeError)
+            mend = remedy(kind_of_binary(path, encoded)) or "mend it"
             raise UserError(
                 f"{source}: is not a table in UTF-8 that can be read, after line "
-                f"{reader.line_num}: {error}; mend it, or leave it out with --exclude"
+                f"{reader.line_num}: {error}; {mend}, or leave it out with --exclude"
             ) from None
+
+
+def _other_delimiter(header: list[str]) -> str:
+    """What to add to a message where the header is in one piece."""
+    if len(header) == 1 and any(mark in header[0] for mark in ",;|\t"):
+        return (
+            ". The columns of a .csv are parted by commas, those of a .tsv by tabs; write the file "
+            "again with these"
+        )
+    return ""
 
 
 def _lines(stream: io.TextIOWrapper, path: Path) -> Iterator[str]:

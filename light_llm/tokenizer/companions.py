@@ -103,7 +103,8 @@ def _text(folder: Path, name: str) -> str | None:
     if not (folder / name).is_symlink() and not (folder / name).exists():
         return None
     check_link(folder / name, folder)
-    return given.read_text(folder / name, what="the tokenizer's file")
+    # without a byte order mark: the text goes into the copy, where others may not expect one
+    return given.read_text(folder / name, what="the tokenizer's file").removeprefix("\ufeff")
 
 
 def _mapping(texts: Mapping[str, str], name: str, folder: Path) -> dict[str, Any]:

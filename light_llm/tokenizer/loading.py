@@ -33,6 +33,8 @@ _LEGACY_FILES = (
     "vocab.txt",
 )
 LARGEST_ID = 2**31  # shards hold int32
+READERS = "sentencepiece tiktoken"
+"""Packages with which transformers reads the two kinds of tokenizer.model."""
 
 
 def load_tokenizer(path: str | Path, *, fetch: bool = True) -> Tokenizer:
@@ -111,9 +113,12 @@ def _load_file(path: Path) -> Tokenizer:
     import tokenizers
 
     try:
-        text = given.read_bytes(path, given.LARGE, "the tokenizer file").decode("utf-8")
+        text = given.read_bytes(path, given.LARGE, "the tokenizer file").decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a tokenizer file: {error}") from None
+        raise UserError(
+            f"{path}: is not a tokenizer file: {error}; give a tokenizer.json, or the folder that "
+            "a tokenizer was saved in"
+        ) from None
     data = given.parse_json(text, f"{path}: is not a tokenizer file")
     if isinstance(data, dict) and data.get("type") == "char":
         characters = data.get("characters")
@@ -186,9 +191,12 @@ def _asking(failure: str, fetch: bool) -> Iterator[bool]:
             "Check the spelling and the connection (a private or gated one also needs `hf auth "
             "login`), or give a folder that holds tokenizer.json"
         )
+
+    def explain(reason: str) -> str:
+        packages = [name for name in READERS.split() if name in reason]
+        install = f"A tokenizer.model needs a package: pip install {READERS}\n" if packages else ""
+        return f"{failure}: {reason}\n{install}{remedy}"
+
     local = not fetch or not reachable()  # the cache may have it
-    with (
-        offline() if local else contextlib.nullcontext(),
-        given.foreign(lambda reason: f"{failure}: {reason}\n{remedy}"),
-    ):
+    with offline() if local else contextlib.nullcontext(), given.foreign(explain):
         yield local

@@ -19,6 +19,7 @@ from light_jax.training import fit, memory
 from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
+from light_llm.tokenizer import train_char
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer.\n"
 SMALL = {"num_layers": 1}
@@ -285,8 +286,10 @@ def test_the_tokenizer_is_compared_with_the_manifest(corpus):
     assert has(larger, "warning", "model.vocab_size", "rows of the embedding are never trained")
     shutil.copytree("data/tokenizer", "other")
     with open("other/README", "w") as file:
-        file.write("another one")
-    other = found(**corpus, tokenizer_path="other")
+        file.write("which changes no id")
+    assert found(**corpus, tokenizer_path="other") == fine
+    train_char(["ab"]).save("another")
+    other = found(**corpus, tokenizer_path="another")
     assert has(other, "warning", "tokenizer_path", "is not the tokenizer that train_data")
     manifest = json.loads(Path("data/manifest.json").read_text())
     for end, part in ((None, "has no end-of-text token"), (5, "0 of "), ("x", "has no end-of")):

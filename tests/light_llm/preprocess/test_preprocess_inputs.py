@@ -309,7 +309,7 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"name": "x"}', '{\n "text": "x"\n}', '[{"text": "x"}]', '{"text": "x"}\n[1]', "{"]
+    "content", ['{"name": "x"}', '{\n "text": "x"\n}', '[{"name": "x"}]', '{"text": "x"}\n[1]', "{"]
 )
 def test_json_that_is_not_in_lines_is_text(tmp_path: Path, content: str):
     (tmp_path / "a.json").write_text(content)
