@@ -24,6 +24,7 @@ from light_llm.preprocess.config import (
 from light_llm.printing import say
 
 if TYPE_CHECKING:
+    from light_llm.preprocess.dryrun import Estimate
     from light_llm.preprocess.summary import Side, Summary
 
 app = runner.new_app()
@@ -75,7 +76,7 @@ MEANING_OF_NONE = {
 }
 
 
-def llm_preprocess(config: str | None, version: bool, **flags: Any) -> None:
+def llm_preprocess(config: str | None, dry_run: bool, version: bool, **flags: Any) -> None:
     """Turn text into parquet token shards for llm-train, and train their tokenizer.
 
     The same command continues a run that was stopped.
@@ -89,7 +90,13 @@ def llm_preprocess(config: str | None, version: bool, **flags: Any) -> None:
         if set_flags:
             named = replace(source, path=Path(f"{config} and flags"))
             source = _with_flags(named, set_flags)
-    print_summary(preprocess(validate(PreprocessConfig, source.data, source, expand=True)))
+    valid = validate(PreprocessConfig, source.data, source, expand=True)
+    if dry_run:
+        from light_llm.preprocess.dryrun import estimate
+
+        print_estimate(estimate(valid))
+    else:
+        print_summary(preprocess(valid))
 
 
 def _with_flags(source: ConfigSource, flags: dict[str, Any]) -> ConfigSource:
@@ -117,6 +124,9 @@ def _parameters() -> Iterator[inspect.Parameter]:
         else:
             option = typer.Option(metavar=metavar, help=help)
         yield inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])
+    help = "Print the files, and estimate tokens and time from a sample; write nothing."
+    dry = Annotated[bool, typer.Option("--dry-run", help=help)]
+    yield inspect.Parameter("dry_run", keyword, default=False, annotation=dry)
     version = Annotated[bool, runner.version_option()]
     yield inspect.Parameter("version", keyword, default=False, annotation=version)
 
@@ -154,6 +164,32 @@ def print_summary(summary: Summary) -> None:
         say(f"{name}: {value}")
     measured = "held-out text" if val.documents else "training text"
     say(f"unigram entropy of the {measured}: {summary.unigram_entropy:.3f} nats/token")
+
+
+def print_estimate(found: Estimate) -> None:
+    from light_llm.preprocess.notices import counted
+    from light_llm.preprocess.progress import duration, short
+
+    for path, size in found.files:
+        say(f"{size / 1e6:12,.1f} MB  {path}")
+    trained = ", with a tokenizer trained on the sample" if found.trains else ""
+    processes = "1 process" if found.workers == 1 else f"{found.workers} processes"
+    rows = [
+        ("input", f"{counted(len(found.files), 'file')}, {found.bytes / 1e6:,.1f} MB"),
+        ("documents", f"about {short(found.documents)}"),
+        ("characters", f"about {short(found.characters)}"),
+        ("tokens", f"about {short(found.tokens)}{trained}"),
+        ("characters per token", f"about {found.characters / found.tokens:.2f}"),
+        ("shards", f"about {found.shard_bytes / 1e6:,.1f} MB"),
+        (
+            "time",
+            f"about {duration(found.seconds)} with {processes} on this machine"
+            + (", and the training of the tokenizer" if found.trains else ""),
+        ),
+    ]
+    for name, value in rows:
+        say(f"{name}: {value}")
+    say(f"Estimated from {counted(found.sampled, 'file')} of the input. Nothing is written.")
 
 
 def _describe(side: Side) -> str:

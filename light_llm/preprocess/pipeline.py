@@ -61,8 +61,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
     names = config.hf_configs or ("",)
     if config.save_tokenizer is not None:
         check_copy(config.save_tokenizer, config.output, names)
-    adapter = None if config.adapter_module is None else load_adapter(config.adapter_module)
-    rows = RowText(fields_of(config.hf_dataset, config.text_column), adapter and adapter[0])
+    rows, adapter = row_text(config)
     with staging(config.output) as stage:
         new = stage.path / NEW
         completed = complete_moves(
@@ -78,7 +77,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
         asked: dict[str, Any] = {
             "options": config.decisive(),
             "sources": sources,
-            "adapter": adapter and adapter[1],
+            "adapter": adapter,
             "versions": versions(),
             "tokenizer": _save_loaded(config, stage.path / LOADED),
         }
@@ -98,6 +97,14 @@ def preprocess(config: PreprocessConfig) -> Summary:
             summary = _complete(config, names, tokenizer, journal, new)
             publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
     return summary
+
+
+def row_text(config: PreprocessConfig) -> tuple[RowText, str | None]:
+    """How the text of a row is found, and the digest of the adapter that does it, if one does."""
+    adapt, digest = (None, None)
+    if config.adapter_module is not None:
+        adapt, digest = load_adapter(config.adapter_module)
+    return RowText(fields_of(config.hf_dataset, config.text_column), adapt), digest
 
 
 def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:

@@ -100,13 +100,13 @@ class Progress:
             if self._bar is None:
                 parts += [counted(number, name), f"{rate:,.0f} {name}s/s"]
             else:  # it has to fit
-                parts += [f"{_short(number)} {name}s", f"{_short(rate)} {name}s/s"]
+                parts += [f"{short(number)} {name}s", f"{short(rate)} {name}s/s"]
         if share is not None:
             parts.append(f"{share:.0%}")
             left = self._left(share)
-            parts += [] if left is None else [f"{_duration(left)} left"]
+            parts += [] if left is None else [f"{duration(left)} left"]
         if done or not parts:
-            parts.append(_duration(self._seconds()))
+            parts.append(duration(self._seconds()))
         return ", ".join(parts)
 
     def _left(self, share: float) -> float | None:
@@ -123,14 +123,14 @@ class Progress:
         return time.monotonic() - self._start
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(min(seconds, 8.64e10))))  # a thousand years at most
 
 

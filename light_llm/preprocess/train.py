@@ -32,18 +32,27 @@ PIECE_CHARS = 2**18
 
 def train_tokenizer(config: PreprocessConfig, corpora: Sequence[Corpus]) -> Tokenizer:
     """Train the kind of tokenizer that `config` names on all corpora together."""
-    if config.tokenizer == "char":
-        return train_char(_texts(doc for corpus in corpora for doc in corpus.documents()))
     characters = _given(config.train_characters, DEFAULT_TRAIN_CHARACTERS) // len(corpora)
+
+    def documents(corpus: Corpus) -> Iterator[Document]:
+        return corpus.documents() if config.tokenizer == "char" else corpus.sample(characters)
+
+    return train_on(config, _texts(doc for corpus in corpora for doc in documents(corpus)))
+
+
+def train_on(config: PreprocessConfig, texts: Iterable[str]) -> Tokenizer:
+    """Train the kind of tokenizer that `config` names on texts of at most `PIECE_CHARS`."""
+    if config.tokenizer == "char":
+        return train_char(texts)
     vocab_size = _given(config.vocab_size, DEFAULT_VOCAB_SIZE)
     min_frequency = _given(config.min_frequency, DEFAULT_MIN_FREQUENCY)
     with BpeTrainer(vocab_size, min_frequency) as trainer:
-        for text in _texts(doc for corpus in corpora for doc in corpus.sample(characters)):
+        for text in texts:
             trainer.add(text)
         with Progress("training the tokenizer"):
-            tokenizer, cut = trainer.train()
-    if cut:
-        words = are(cut, "word")
+            tokenizer, long = trainer.train()
+    if long:
+        words = are(long, "word")
         notice(
             f"{words} longer than {LONGEST_WORD:,} characters: BPE was trained on pieces of that "
             "length, since longer ones take very long; the shards hold all of the text"
@@ -86,10 +95,10 @@ def _texts(documents: Iterable[Document]) -> Iterator[str]:
     with Progress("reading") as progress:
         for document in documents:
             progress.advance(documents=1, characters=len(document.text))
-            yield from _cut(document.text)
+            yield from cut(document.text)
 
 
-def _cut(text: str) -> Iterator[str]:
+def cut(text: str) -> Iterator[str]:
     """The text, cut at line ends into pieces small enough for the trainer."""
     start = 0
     while len(text) - start > PIECE_CHARS:
