@@ -33,7 +33,7 @@ def weights_of(config: dict) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    """model(weights, before the config's text, **changes of the config) -> the lines of an import."""
+    """model(weights, before=bytes before the config, **changes of it) -> the lines of an import."""
     monkeypatch.chdir(tmp_path)
 
     def read(weights: dict[str, np.ndarray], before: bytes = b"", **changes) -> list[str]:
@@ -79,7 +79,7 @@ def test_weights_of_another_class_are_told_as_such(model, name):
 
 def test_tokens_that_were_added_without_the_config_are_told(model):
     rows = np.ones((SIZES["vocab_size"] + 4, SIZES["hidden_size"]), np.float32)
-    with pytest.raises(UserError, match="were trained with, where vocab_size is 135:\n  model.emb"):
+    with pytest.raises(UserError, match=r"trained with, where vocab_size is 135:\n  model.emb"):
         model(WEIGHTS | {EMBEDDING: rows, HEAD: rows})
 
 
