@@ -15,7 +15,21 @@ from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
 from light_llm.preprocess.dryrun import estimate
 
-WORDS = "the of and cat dog sees likes small large river mountain under over".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "cat",
+    "dog",
+    "sees",
+    "likes",
+    "small",
+    "large",
+    "river",
+    "mountain",
+    "under",
+    "over",
+]
 
 
 def text(draw: random.Random) -> str:
