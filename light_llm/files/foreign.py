@@ -12,7 +12,7 @@ _MAGIC = {
     b"GGUF": "a GGUF file" + _WRITE,
     b"\x89HDF": "an HDF5 file" + _WRITE,
     b"PAR1": "a parquet file" + _WRITE,
-    b"version https://git-lfs": "a pointer of Git LFS; get the file itself with `git lfs pull`",
+    given.LFS: given.POINTER,
 }
 _ZIP = b"PK\x03\x04"
 _RUNS_CODE = (

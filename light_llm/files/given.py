@@ -22,6 +22,10 @@ SMALL = 16 * 2**20
 LARGE = 512 * 2**20
 """Bytes: tokenizer.json of the largest vocabularies, journals, metrics."""
 
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a pointer of Git LFS begins, which `git clone` leaves in the place of a large file."""
+POINTER = "a pointer of Git LFS; get the file itself with `git lfs pull`"
+
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISREG, "a file"),
     (stat.S_ISLNK, "a link"),
@@ -120,7 +124,17 @@ def parse_json(text: str | bytes, source: str | Path, **options: Any) -> Any:
     except RecursionError:
         raise UserError(f"{source}: not valid JSON: its nesting is too deep") from None
     except ValueError as error:
-        raise UserError(f"{source}: not valid JSON: {error}") from None
+        raise UserError(f"{source}: not valid JSON: {_instead(text) or error}") from None
+
+
+def _instead(text: str | bytes) -> str | None:
+    """What stands in the place of JSON, and what to do, where the first bytes tell."""
+    head = text[:99].encode("utf-8", "replace") if isinstance(text, str) else text[:99]
+    if head.startswith(LFS):
+        return f"it is {POINTER}"
+    if head.lstrip().startswith(b"<"):
+        return "it is a page of HTML or XML, as a server sends for a file it lacks; fetch it again"
+    return None
 
 
 def read_json(path: str | Path, limit: int = SMALL, what: str = "the file", **options: Any) -> Any:

@@ -51,7 +51,6 @@ _REMEDIES = {
 _NARROWER = "zstd -dc --long=31 OLD | zstd"
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\f\r\x1b"})
 """Bytes that text in no encoding of single bytes has."""
-_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass
@@ -190,11 +189,8 @@ def check_is_here(path: Path) -> None:
     """
     if path.stat().st_size < 1024:
         with given.open_regular(path) as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise UserError(
-                    f"{printable(path)}: is a pointer of Git LFS and not the file; get the files "
-                    "with `git lfs pull`"
-                )
+            if file.read(len(given.LFS)) == given.LFS:
+                raise UserError(f"{printable(path)}: is {given.POINTER}")
 
 
 def kind_of_binary(path: Path, encoded: bool = False) -> str:

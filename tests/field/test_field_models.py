@@ -21,6 +21,7 @@ from light_jax.checkpoint.place import check_writable
 from light_jax.config import TrainingConfig
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.tokenizer import load_tokenizer
 
 LLAMA = SIZES | {"model_type": "llama", "rope_theta": 10000.0}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -105,6 +106,23 @@ def test_keys_that_are_null_have_their_defaults(model):
     lines = "\n".join(model(weights, **same, attention_bias=None, rope_theta=None))
     assert "variant: mha" in lines
     assert "rope" not in lines
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        ('\n<?xml version="1.0"?><Error><Code>BlobNotFound</Code></Error>', "fetch it again"),
+    ],
+)
+def test_what_came_in_the_place_of_a_file_is_told(tmp_path, content, message):
+    """A clone without Git LFS, and a download that failed without a word."""
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"config.json: not valid JSON: it is .*{message}"):
+        import_model(str(tmp_path), str(tmp_path / "out"))
+    with pytest.raises(UserError, match=f"tokenizer.json: is not a tokenizer .*{message}"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_link_to_nothing_is_told_with_where_it_leads(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from light_jax.data import TokenStream
 from light_jax.data.meaning import is_written_with, warn_of_tokenizers, warn_of_weights
 from light_jax.evaluation.plan import make_plan
 from light_jax.evaluation.text import size_of_text
+from light_jax.training.preflight import inspect
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
 from light_llm.preprocess.manifest import manifests
@@ -139,6 +140,15 @@ def test_weights_with_another_tokenizer_than_the_shards_are_told(corpora, checkp
     assert "has another tokenizer" in warning
     assert str(corpora / "b/manifest.json") in warning
     assert not warned(warn_of_weights, str(checkpoint.parent / "none"), shards(corpora / "b"))
+
+
+def test_a_start_tells_both(corpora, checkpoint, tmp_path):
+    changes = {"train_data": str(corpora / "b/train"), "val_data": str(corpora / "a/val")}
+    changes |= {"init_from": str(checkpoint), "checkpoint_dir": str(tmp_path / "out")}
+    cfg = TrainingConfig.model_validate(merged(TINY, changes | {"model": {"vocab_size": 280}}))
+    told = "\n".join(warned(inspect, cfg, None))
+    assert "name different tokenizers" in told
+    assert f"init_from={str(checkpoint)!r} has another tokenizer" in told
 
 
 def test_bits_per_byte_of_ids_of_another_tokenizer_are_not_known(corpora, checkpoint):
