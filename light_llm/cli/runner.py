@@ -112,6 +112,7 @@ def run(
         misplaced: says what to do instead of a wrong command line, given the option that is not
             known, if that is the fault, and the arguments.
     """
+    _use_utf8()
     global _stopped_by
     _stopped_by = None  # tests run several commands in one process
     for number in ended_by:
@@ -132,6 +133,14 @@ def run(
     exits.over(code)
     gc.freeze()  # or the interpreter looks for cycles among a million objects, half a second long
     sys.exit(code)
+
+
+def _use_utf8() -> None:
+    """Begin again in UTF-8 where the locale names another encoding for paths and files: a name that
+    it cannot express would be an error in the midst of a library."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that a command starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def user_path(value: Any) -> Any:

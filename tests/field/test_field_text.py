@@ -240,3 +240,22 @@ def test_few_open_files_are_enough_for_many(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "together: 90 documents" in done.stdout
+
+
+def test_a_locale_that_cannot_name_a_file_stops_no_command(tmp_path):
+    """Python itself turns to UTF-8 in an ASCII locale, unless it is told not to."""
+    folder = tmp_path / "m\u00e4rchen"
+    folder.mkdir()
+    (folder / "\u00e9t\u00e9.txt").write_text("the cat \u00e9t\u00e9 " * 50)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ["--input", folder, "--output", folder / "data", "--tokenizer", "char"]
+    line = [Path(sys.executable).with_name("llm-preprocess"), *words, "--val-fraction", "0"]
+    done = subprocess.run(line, env=os.environ | locale, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert f"tokenizer: {folder}/data/tokenizer" in done.stdout.decode()
+    (shard,) = (folder / "data/train").glob("*.parquet")
+    assert pq.read_table(shard).column("source").to_pylist() == [f"{folder}/\u00e9t\u00e9.txt"]
+    line = [Path(sys.executable).with_name("llm-train"), folder / "none.yaml"]
+    missing = subprocess.run(line, env=os.environ | locale, capture_output=True, timeout=100)
+    assert missing.returncode == 2
+    assert f"{folder}/none.yaml: there is no such config file" in missing.stderr.decode()
