@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from light_llm.errors import UserError, one_line
 from light_llm.files import fetched, given, remote, urls
+from light_llm.files.chunks import RowGroup, row_groups
 from light_llm.files.parquet import footer_fits
 
 MAGIC = b"PAR1"
@@ -30,6 +31,8 @@ class Footer:
     size: int
     crc32: int
     metadata: pq.FileMetaData
+    """Of its schema and totals; `groups` says the rest (light_llm/files/chunks.py says why)."""
+    groups: list[RowGroup]
 
     def place(self) -> str:
         """The path of the file, or of its copy, which is fetched if it is not here.
@@ -126,11 +129,12 @@ def _parsed(path: str, size: int, head: bytes, tail: bytes, footer: bytes | None
             raise OSError(f"a footer of {length} bytes in a file of {size}")
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         metadata.schema.to_arrow_schema()
+        groups = row_groups(footer[:-8], metadata.num_columns)
     except UNREADABLE as error:
         raise UserError(
             f"{path}: the footer is corrupt ({one_line(error)}); write the shard again"
         ) from None
-    return Footer(path, size, zlib.crc32(footer), metadata)
+    return Footer(path, size, zlib.crc32(footer), metadata, groups)
 
 
 def reread_footer(path: str, crc32: int) -> Footer:
