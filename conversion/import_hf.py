@@ -20,7 +20,7 @@ from light_llm.checkpoint.digests import digest
 from light_llm.checkpoint.folder import folder_config, folder_snapshot
 from light_llm.checkpoint.hub import NAME, fetch_model
 from light_llm.checkpoint.layout import CONFIG, WEIGHTS, Files, locate
-from light_llm.checkpoint.reading import Record
+from light_llm.checkpoint.reading import Record, seal
 from light_llm.checkpoint.tensors import WRAPPERS, Folder, Reader, Tensor, read_folder, spelling
 from light_llm.errors import UserError
 from light_llm.files import disk, given, tensor_file
@@ -175,7 +175,7 @@ def _write(
         "model": cfg.model_dump(),
         "checkpoint": Record(files={WEIGHTS: digest(weights)}).model_dump(),
     }
-    (stage / CONFIG).write_text(json.dumps(snapshot, indent=2) + "\n")
+    (stage / CONFIG).write_text(json.dumps(seal(snapshot), indent=2) + "\n")
     disk.flush(stage)
     return [*lines, line]
 

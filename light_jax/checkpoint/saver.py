@@ -61,6 +61,7 @@ class Saver:
         self._saves = 0
         self._room = Room()
         self._exports = Exports(self.directory) if cfg.hf_export else None
+        self._tokenizer: str | None = None  # its fingerprint, which process 0 knows
         self._lock: disk.Lock | None = None  # process 0's, while the directory is open
 
     @contextlib.contextmanager
@@ -93,7 +94,7 @@ class Saver:
             run = self.resumed.run if here and self.resumed else None
             protocol.recover(self.directory, run)
             self._copy_config(config_path)
-            keep_tokenizer(self.directory, self.cfg.tokenizer_path, run)
+            self._tokenizer = keep_tokenizer(self.directory, self.cfg.tokenizer_path, run)
             if self.resumed is not None:
                 self._note_resume(self.resumed, here)
 
@@ -170,7 +171,13 @@ class Saver:
             way = writing.copied if self._room(state) else writing.in_place
             write = way(staging, tags[0], state, host, self.cfg, self.check)
         known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
-        record = reading.Record(run=host.run, generation=self.generation, step=step, val_loss=known)
+        record = reading.Record(
+            run=host.run,
+            generation=self.generation,
+            step=step,
+            val_loss=known,
+            tokenizer=self._tokenizer,
+        )
 
         def finish() -> None:
             if is_main():
@@ -291,7 +298,7 @@ def write_config(
     record = record.model_copy(update={"files": members})
     config = cfg.model_dump(mode="json") | {"checkpoint": record.model_dump(mode="json")}
     with disk.create(staging / f"{tag}{layout.CONFIG}") as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
+        file.write((json.dumps(reading.seal(config), indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

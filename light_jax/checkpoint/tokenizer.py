@@ -11,11 +11,25 @@ from light_jax.checkpoint import protocol
 from light_llm.checkpoint.tokenizer import TOKENIZER
 from light_llm.errors import UserError
 from light_llm.files import disk, given
+from light_llm.preprocess.manifest import tokenizer_fingerprint
 from light_llm.printing import tell
 from light_llm.tokenizer import Tokenizer, load_tokenizer
 
 
-def keep_tokenizer(directory: Path, path: str | None, run: str | None) -> None:
+def keep_tokenizer(directory: Path, path: str | None, run: str | None) -> str | None:
+    """The fingerprint of DIR/tokenizer, after `_keep` has seen to it; None where nothing is there.
+
+    Args and Raises are those of `_keep`.
+    """
+    _keep(directory, path, run)
+    folder = directory / TOKENIZER
+    try:
+        return tokenizer_fingerprint(folder) if folder.is_dir() else None
+    except (UserError, OSError):  # something else than a tokenizer, as a note said
+        return None
+
+
+def _keep(directory: Path, path: str | None, run: str | None) -> None:
     """Copy the tokenizer to DIR/tokenizer, as its `save` writes it: whole, or not there.
 
     What has this name already stays. Training does without a tokenizer. So a line on stderr says

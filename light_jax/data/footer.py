@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from light_llm.errors import UserError, one_line
 from light_llm.files import fetched, given, remote, urls
+from light_llm.files.chunks import RowGroup, row_groups
 from light_llm.files.parquet import footer_fits
 
 MAGIC = b"PAR1"
@@ -30,6 +31,8 @@ class Footer:
     size: int
     crc32: int
     metadata: pq.FileMetaData
+    """Of its schema and totals; `groups` says the rest (light_llm/files/chunks.py says why)."""
+    groups: list[RowGroup]
 
     def place(self) -> str:
         """The path of the file, or of its copy, which is fetched if it is not here.
@@ -113,6 +116,8 @@ def _parsed(path: str, size: int, head: bytes, tail: bytes, footer: bytes | None
     """
     if size == 0:
         raise UserError(f"{path}: the shard is empty (0 bytes); write it again or remove it")
+    if head == given.LFS[: len(MAGIC)]:
+        raise UserError(f"{path}: is {given.POINTER}")
     if head != MAGIC:
         raise UserError(f"{path}: not a parquet file (it begins with {head!r}, not {MAGIC!r})")
     if size < 12 or tail[4:] != MAGIC:
@@ -126,11 +131,12 @@ def _parsed(path: str, size: int, head: bytes, tail: bytes, footer: bytes | None
             raise OSError(f"a footer of {length} bytes in a file of {size}")
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         metadata.schema.to_arrow_schema()
+        groups = row_groups(footer[:-8], metadata.num_columns)
     except UNREADABLE as error:
         raise UserError(
             f"{path}: the footer is corrupt ({one_line(error)}); write the shard again"
         ) from None
-    return Footer(path, size, zlib.crc32(footer), metadata)
+    return Footer(path, size, zlib.crc32(footer), metadata, groups)
 
 
 def reread_footer(path: str, crc32: int) -> Footer:

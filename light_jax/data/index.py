@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from light_jax.data.footer import UNREADABLE, Footer, read_footer
 from light_jax.data.rowgroup import decode, first_row, numbers, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
 from light_llm.files import urls
+from light_llm.files.chunks import Chunk
 from light_llm.files.parquet import check_claims, leaf_of, leaves
 from light_llm.preprocess.schema import LENGTH, TOKENS
 
@@ -176,15 +176,15 @@ def _index_shard(path: str, vocab_size: int | None) -> IndexedShard:
     metadata = footer.metadata
     leaf, has_length = _columns(footer)
     read = leaves(metadata, TOKENS) + (leaves(metadata, LENGTH) if has_length else [])
-    check_claims(metadata, footer.size, path, read)
-    groups = range(metadata.num_row_groups)
-    rows = np.array([metadata.row_group(group).num_rows for group in groups], np.int64)
+    check_claims(footer.groups, metadata.num_rows, footer.size, path, read)
+    rows = np.array([group.rows for group in footer.groups], np.int64)
     lengths = (
         _read_lengths(footer) if has_length and not _proves(footer, leaf, vocab_size) else None
     )
     of_group = [None] * len(rows) if lengths is None else np.split(lengths, np.cumsum(rows)[:-1])
     counts = [
-        _tokens_of_group(footer, group, leaf, of_group[group], vocab_size) for group in groups
+        _tokens_of_group(footer, group, leaf, of_group[group], vocab_size)
+        for group in range(len(rows))
     ]
     return IndexedShard(path, rows, np.array(counts, np.int64), footer.size, footer.crc32)
 
@@ -227,7 +227,7 @@ def _tokens_of_group(
     Raises:
         UserError: as `decode`, or `lengths`, the column `length`, does not count the tokens.
     """
-    claim = _claim(footer.metadata.row_group(group).column(leaf), vocab_size)
+    claim = _claim(footer.groups[group].chunks[leaf], vocab_size)
     if claim is not None:
         tokens, slots_without = claim
         if lengths is not None:
@@ -245,8 +245,7 @@ def _proves(footer: Footer, leaf: int, vocab_size: int | None) -> bool:
     """Whether a remote shard's footer proves its counts; else all of it is fetched to count."""
     if not urls.is_url(footer.path) or not _counts_empty_lists(footer):
         return False
-    groups = range(footer.metadata.num_row_groups)
-    claims = [_claim(footer.metadata.row_group(n).column(leaf), vocab_size) for n in groups]
+    claims = [_claim(group.chunks[leaf], vocab_size) for group in footer.groups]
     return all(claim is not None and not claim[1] for claim in claims)
 
 
@@ -254,16 +253,19 @@ def _counts_empty_lists(footer: Footer) -> bool:
     return str(footer.metadata.created_by).startswith(COUNTS_EMPTY_LISTS)
 
 
-def _claim(column: pq.ColumnChunkMetaData, vocab_size: int | None) -> tuple[int, int] | None:
+def _claim(chunk: Chunk, vocab_size: int | None) -> tuple[int, int] | None:
     """(tokens, slots without one) by a column's statistics, if these clear every id too."""
-    stats = column.statistics
-    if stats is None or not stats.has_null_count:
+    if chunk.null_count is None:
         return None
-    tokens = column.num_values - stats.null_count
+    tokens = chunk.num_values - chunk.null_count
     limit = 2**31 if vocab_size is None else vocab_size
-    if tokens and not (stats.has_min_max and stats.min >= 0 and stats.max < limit):
-        return None
-    return tokens, stats.null_count
+    if tokens:
+        if chunk.bounds is None:
+            return None
+        least, most = chunk.bounds
+        if not 0 <= least <= most < limit:  # of unsigned ids the largest look negative
+            return None
+    return tokens, chunk.null_count
 
 
 def _read_lengths(footer: Footer) -> np.ndarray | None:

@@ -45,7 +45,7 @@ def documents(footer: Footer, group: int) -> tuple[np.ndarray, np.ndarray]:
 
 def first_row(footer: Footer, group: int) -> int:
     """The number of a row group's first row in its shard."""
-    return sum(footer.metadata.row_group(before).num_rows for before in range(group))
+    return sum(before.rows for before in footer.groups[:group])
 
 
 def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
@@ -58,7 +58,7 @@ def _lists(footer: Footer, group: int) -> list[tuple[int, pa.Array]]:
             f"{footer.path}: row group {group} is corrupt or gone ({one_line(error)}); "
             "write the shard again"
         ) from None
-    rows = footer.metadata.row_group(group).num_rows
+    rows = footer.groups[group].rows
     if table.num_rows != rows:
         raise UserError(
             f"{footer.path}: row group {group} holds {table.num_rows} rows where the footer says "
@@ -80,10 +80,9 @@ def _check_pages(footer: Footer, group: int) -> None:
     Raises:
         ValueError: as `check_pages`.
     """
-    columns = footer.metadata.row_group(group)
     with given.open_regular(footer.place(), "the shard") as file:
         for leaf in leaves(footer.metadata, TOKENS):
-            check_pages(file.fileno(), columns.column(leaf))
+            check_pages(file.fileno(), footer.groups[group].chunks[leaf])
 
 
 def _tokens(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from light_jax.data import TokenStream
 from light_jax.data.meaning import is_written_with
 from light_jax.evaluation.plan import Plan
 from light_llm.checkpoint.reading import read_checkpoint
-from light_llm.checkpoint.tokenizer import beside
+from light_llm.checkpoint.tokenizer import beside, warn_of_change
 from light_llm.errors import UserError
 from light_llm.preprocess.manifest import Place, folder_of, manifests, tokenizer_beside
 from light_llm.tokenizer import UNKNOWN_CHAR, CharTokenizer, Tokenizer, load_tokenizer
@@ -52,7 +53,8 @@ def find_tokenizer(plan: Plan, shards: Place) -> tuple[Tokenizer, str]:
     Raises:
         UserError: there is none that fits the model, with the reason of each.
     """
-    places = [beside(read_checkpoint(plan.prefix)), plan.cfg.tokenizer_path]
+    checkpoint = read_checkpoint(plan.prefix)
+    places = [beside(checkpoint), plan.cfg.tokenizer_path]
     reasons = []
     for place in (*places, tokenizer_beside(shards)):
         if not place:
@@ -63,6 +65,7 @@ def find_tokenizer(plan: Plan, shards: Place) -> tuple[Tokenizer, str]:
             reasons.append(str(error))
             continue
         if tokenizer.vocab_size <= plan.cfg.model.vocab_size:
+            warn_of_change(checkpoint, Path(place))
             return tokenizer, str(place)
         reasons.append(f"{place} has {tokenizer.vocab_size} ids, more than the model")
     where = f"tokenizer_path is not set, and there is none beside {plan.prefix} or {shards}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +50,30 @@ class Record(Config):
     val_loss: float | None = None
     """Mean loss over the validation tokens after `step`; None where that was not evaluated."""
     files: dict[str, Member] = Field(default_factory=dict)  # by name relative to the tag
+    tokenizer: str | None = None
+    """The fingerprint of DIR/tokenizer, the run's copy; None without one."""
+    crc32: int | None = None
+    """Of the config.json itself, by `seal`; None where an older version wrote it."""
+
+
+PATHS = frozenset(("train_data", "val_data", "tokenizer_path", "init_from", "checkpoint_dir"))
+"""Keys that may be changed by whoever moves a checkpoint or gives it away."""
+
+
+def seal(config: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a config.json, its record included, with its own checksum in that record."""
+    return config | {"checkpoint": config["checkpoint"] | {"crc32": _checksum(config)}}
+
+
+def _checksum(config: Mapping[str, Any]) -> int:
+    """CRC-32 of the values, however they are written, without paths and without itself."""
+    record = {key: value for key, value in config["checkpoint"].items() if key != "crc32"}
+    values = {key: value for key, value in config.items() if key not in PATHS}
+    try:
+        text = json.dumps(values | {"checkpoint": record}, sort_keys=True)
+    except RecursionError:  # no config of a run nests so deep
+        return -1
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,11 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
     if not isinstance(record, dict):
         raise UserError(f"{source} must be an object; use another tag")
     valid = validate(Record, record, source)
+    if valid.crc32 is not None and _checksum(config | {"checkpoint": record}) != valid.crc32:
+        raise UserError(
+            f"{files.config}: is not as it was written (CRC-32); use another tag. If you changed "
+            "it on purpose, delete crc32 in its section 'checkpoint'; paths may be changed as it is"
+        )
     if valid.format != FORMAT:
         raise UserError(
             f"{prefix}: has checkpoint format {valid.format}, and this version reads {FORMAT}; "

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from light_llm.checkpoint.reading import Checkpoint
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
+from light_llm.preprocess import manifest
 from light_llm.printing import tell
 from light_llm.tokenizer import Tokenizer, load_tokenizer
 
@@ -35,6 +36,12 @@ def beside(checkpoint: Checkpoint) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
+def warn_of_change(checkpoint: Checkpoint, folder: Path) -> None:
+    """Warn where `beside` gave the run's copy, and it is not as the run kept it."""
+    if checkpoint.record is not None and folder == checkpoint.files.directory / TOKENIZER:
+        manifest.warn_of_change(folder, checkpoint.record.tokenizer, "the run")
+
+
 def find_tokenizer(checkpoint: Checkpoint) -> Found | None:
     """The tokenizer beside a checkpoint, else that of its `tokenizer_path`; None without either.
 
@@ -52,7 +59,9 @@ def find_tokenizer(checkpoint: Checkpoint) -> Found | None:
         )
     if folder is not None:
         try:
-            return Found(load_tokenizer(folder, fetch=False), str(folder))
+            found = Found(load_tokenizer(folder, fetch=False), str(folder))
+            warn_of_change(checkpoint, folder)
+            return found
         except UserError as error:
             if not configured:
                 raise

@@ -7,10 +7,10 @@ header is a struct in Thrift's compact protocol, before the bytes of the page.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
+from light_llm.files.chunks import Chunk
+from light_llm.files.thrift import Wanted, struct
 
 LARGE = 2**28
 """Bytes of a column in a row group, decompressed, that are always accepted."""
@@ -21,9 +21,10 @@ COUNTING = (5, DICTIONARY, 8)
 """Fields of a page header: the structs whose field 1 counts values."""
 _USUAL, _LONGEST = 256, 2**16  # bytes of a header
 _DEEPEST = 4
+_HEADER: Wanted = {2: None, 3: None} | {kind: {1: None} for kind in COUNTING}
 
 
-def check_pages(descriptor: int, column: pq.ColumnChunkMetaData) -> int:
+def check_pages(descriptor: int, column: Chunk) -> int:
     """Check the pages of a column in a row group, before it is decoded.
 
     Args:
@@ -35,8 +36,8 @@ def check_pages(descriptor: int, column: pq.ColumnChunkMetaData) -> int:
         ValueError: its pages hold more values than the footer says or claim too many bytes, or a
             page header cannot be read.
     """
-    at = column.dictionary_page_offset or column.data_page_offset
-    end = at + column.total_compressed_size
+    at = column.start
+    end = at + column.length
     values = largest = bytes_so_far = packed_so_far = 0
     while values < column.num_values and at < end:
         header, at = _header(descriptor, at)
@@ -71,55 +72,10 @@ def _header(descriptor: int, at: int) -> tuple[dict[int, Any], int]:
     for length in (_USUAL, _LONGEST):
         data = os.pread(descriptor, length, at)
         try:
-            fields, used = _struct(data, 0, _DEEPEST)
+            fields, used = struct(data, 0, _HEADER, _DEEPEST)
         except IndexError:  # it goes on
             continue
         except ValueError:
             break
         return fields, at + used
     raise ValueError(f"no page begins at byte {at:,}")
-
-
-def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and where it ends."""
-    fields: dict[int, Any] = {}
-    number = 0
-    while (head := data[at]) != 0:
-        at += 1
-        kind = head & 15
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _integer(data, at)
-        value: Any = None
-        if kind in (4, 5, 6):
-            value, at = _integer(data, at)
-        elif kind == 12 and depth:
-            value, at = _struct(data, at, depth - 1)
-        elif kind == 8:
-            length, at = _varint(data, at)
-            at += length
-        elif kind in (3, 7):
-            at += 1 if kind == 3 else 8
-        elif kind not in (1, 2):  # true and false, which are their kind
-            raise ValueError(f"no page header has a field of kind {kind}")
-        fields[number] = value
-    return fields, at + 1
-
-
-def _integer(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from light_llm.errors import UserError
+from light_llm.errors import UserError, one_line
 from light_llm.files import given
+from light_llm.files.chunks import Chunk, RowGroup, row_groups
 from light_llm.files.pages import PER_BYTE, check_pages
 
 if TYPE_CHECKING:
@@ -47,33 +49,75 @@ class Opened:
 def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
     """Open a parquet file and check its claims about `columns`: one column's name, or None for all.
 
+    Checksums of pages are verified where the file has them.
+
     Raises:
-        UserError: as `given.open_regular`, `check_claims` and `check_pages`.
-        pa.ArrowException, OSError: it is not a parquet file.
+        UserError: as `given.open_regular`, `check_claims` and `check_pages`; it is not a parquet
+            file, or, inside, it turns out to be damaged.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with given.open_regular(path) as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - 8))
-        length = int.from_bytes(stream.read(4), "little")
-        if stream.read() == b"PAR1" and not footer_fits(length, size):
-            raise UserError(f"{path}: claims a footer of {length:,} bytes in a file of {size:,}")
+        size, footer = _footer(stream, path)
         stream.seek(0)
-        with pq.ParquetFile(stream) as file:
-            metadata, read = file.metadata, leaves(file.metadata, columns)
-            check_claims(metadata, size, path, read)
-            longest = 0
-            for number in range(metadata.num_row_groups):
-                for leaf in read:
-                    column = metadata.row_group(number).column(leaf)
-                    try:
-                        longest = max(longest, check_pages(stream.fileno(), column))
-                    except ValueError as error:
-                        raise UserError(
-                            f"{path}: row group {number} is corrupt ({error}); write it again"
-                        ) from None
-            yield Opened(file, longest)
+        try:
+            with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+                yield Opened(file, _check(file.metadata, footer, size, stream, path, columns))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            name = os.fsencode(path).decode("utf-8", "replace")
+            reason = one_line(error)
+            raise UserError(
+                f"{name}: is not a parquet file that can be read: {reason}; get a whole copy of "
+                "it, or leave it out"
+            ) from None
+
+
+def _check(
+    metadata: pq.FileMetaData,
+    footer: bytes,
+    size: int,
+    stream: BufferedReader,
+    path: Path,
+    columns: str | None,
+) -> int:
+    """Check what the footer and the pages of `columns` claim. Returns the longest of the pages.
+
+    Raises:
+        UserError: they claim what an honest file does not.
+    """
+    longest, read = 0, leaves(metadata, columns)
+    try:
+        groups = row_groups(footer, metadata.num_columns)
+    except ValueError as error:
+        raise UserError(f"{path}: the footer is corrupt ({error}); write it again") from None
+    check_claims(groups, metadata.num_rows, size, path, read)
+    for number, group in enumerate(groups):
+        for leaf in read:
+            try:
+                longest = max(longest, check_pages(stream.fileno(), group.chunks[leaf]))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: row group {number} is corrupt ({error}); write it again"
+                ) from None
+    return longest
+
+
+def _footer(stream: BufferedReader, path: Path) -> tuple[int, bytes]:
+    """Bytes of the file, and its footer without the eight bytes behind it; b"" where it has none.
+
+    Raises:
+        UserError: it is too long.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 8))
+    length = int.from_bytes(stream.read(4), "little")
+    if stream.read() != b"PAR1":
+        return size, b""
+    if not footer_fits(length, size):
+        raise UserError(f"{path}: claims a footer of {length:,} bytes in a file of {size:,}")
+    stream.seek(size - 8 - length)
+    return size, stream.read(length)
 
 
 def leaves(metadata: pq.FileMetaData, column: str | None) -> list[int]:
@@ -110,11 +154,12 @@ def _num_leaves(kind: pa.DataType) -> int:
 
 
 def check_claims(
-    metadata: pq.FileMetaData, size: int, path: str | Path, columns: Iterable[int]
+    groups: Sequence[RowGroup], num_rows: int, size: int, path: str | Path, columns: Iterable[int]
 ) -> None:
     """Check what the footer claims about columns, before they are read.
 
     Args:
+        num_rows: of the file, as the footer claims.
         size: bytes of the file.
         columns: the numbers of the leaves that will be read.
 
@@ -124,24 +169,22 @@ def check_claims(
     """
     wanted = list(columns)
     rows = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        rows += (in_group := group.num_rows)
+    for number, group in enumerate(groups):
+        rows += group.rows
         for leaf in wanted:
-            column = group.column(leaf)
-            if not 0 <= in_group <= column.num_values <= MANY:
-                _check_chunk(column, in_group, size, f"{path}: row group {number}")
-    if rows != metadata.num_rows:
+            chunk = group.chunks[leaf]
+            if not 0 <= group.rows <= chunk.num_values <= MANY:
+                _check_chunk(chunk, group.rows, size, f"{path}: row group {number}")
+    if rows != num_rows:
         raise UserError(
-            f"{path}: its row groups claim {rows:,} rows and its footer {metadata.num_rows:,}; "
+            f"{path}: its row groups claim {rows:,} rows and its footer {num_rows:,}; "
             "write it again"
         )
     _check_number(rows, size, f"{path}: claims", "rows")
 
 
-def _check_chunk(column: pq.ColumnChunkMetaData, rows: int, size: int, where: str) -> None:
-    values, length = column.num_values, column.total_compressed_size
-    start = column.dictionary_page_offset or column.data_page_offset
+def _check_chunk(chunk: Chunk, rows: int, size: int, where: str) -> None:
+    values, start, length = chunk.num_values, chunk.start, chunk.length
     if min(values, rows, length, start) < 0 or start + length > size:
         raise UserError(
             f"{where}: its footer claims {length:,} bytes from byte {start:,} on with {values:,} "
@@ -152,7 +195,7 @@ def _check_chunk(column: pq.ColumnChunkMetaData, rows: int, size: int, where: st
             f"{where} claims {rows:,} rows and {values:,} values, fewer than one a row; write it "
             "again"
         )
-    name = column.path_in_schema.partition(".")[0]
+    name = chunk.path.partition(".")[0]
     _check_number(values, length, f"{where} claims", f"values of {name!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from light_llm.preprocess.schema import TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 
 def unigram_entropy(shard_paths: str | Path | Iterable[str | Path]) -> float:
@@ -24,18 +26,17 @@ def unigram_entropy(shard_paths: str | Path | Iterable[str | Path]) -> float:
         shard_paths: parquet files, or folders of them.
 
     Raises:
-        UserError: the shards hold no tokens.
+        UserError: the shards hold no tokens, or one cannot be read.
     """
     import numpy as np
 
-    counts = np.zeros(0, np.int64)
+    counts: Counter[int] = Counter()
     for tokens in _token_arrays(shard_paths):
-        here = np.bincount(tokens, minlength=len(counts))
-        here[: len(counts)] += counts
-        counts = here
-    if not counts.any():
+        values, times = np.unique(tokens, return_counts=True)
+        counts.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
+    if not counts:
         raise UserError(f"{shard_paths}: there is no token in these shards")
-    return entropy(counts)
+    return entropy(np.array([counts[token] for token in sorted(counts)]))
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -53,5 +54,16 @@ def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np
             if not file.is_file():
                 raise UserError(f"{file}: there is no such shard (looked from {Path.cwd()})")
             with opened(file, TOKENS) as shard:
+                if not _holds_ids(shard.file.schema_arrow):
+                    raise UserError(f"{file}: is not a shard: {TOKENS!r} is no column of integers")
                 for batch in shard.file.iter_batches(columns=[TOKENS]):
-                    yield batch.column(0).flatten().to_numpy()
+                    yield batch.column(0).flatten().drop_null().to_numpy()
+
+
+def _holds_ids(schema: pa.Schema) -> bool:
+    import pyarrow as pa
+
+    kind = schema.field(TOKENS).type if schema.names.count(TOKENS) == 1 else pa.null()
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    lists = lists or pa.types.is_fixed_size_list(kind)
+    return lists and pa.types.is_integer(kind.value_type)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,6 +29,8 @@ FORMAT = 1
 WRITERS = ("pyarrow", "tokenizers")
 LARGEST = 64 * 2**20
 """Bytes of a manifest: a quarter of a million shards."""
+MARKS = (b"fingerprint", b"vocab_size", b"bos_id", b"eos_id", b"characters", b"sha256")
+"""Keys of a manifest; a file with three of them was one."""
 Place = Path | str
 """A folder or file of this machine, or a URL."""
 _PATHS = ("input", "hf_dataset", "tokenizer_path", "adapter_module")
@@ -38,6 +43,32 @@ def tokenizer_fingerprint(folder: Path) -> str:
         content = given.read_bytes(path, given.LARGE, "the tokenizer's file")
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def warn_of_change(folder: Path, known: Any, writer: str) -> None:
+    """Warn of a tokenizer's folder whose files are not those that `writer` left there.
+
+    Args:
+        known: their fingerprint; None, or what is no text, says nothing.
+    """
+    if not isinstance(known, str):
+        return
+    there = None
+    with contextlib.suppress(UserError, OSError):  # a folder in it, a FIFO
+        there = tokenizer_fingerprint(folder)
+    if there != known:
+        warnings.warn(
+            f"{folder}: its files are not those that {writer} left there, so texts may have other "
+            "ids; put them back, or name the right tokenizer",
+            stacklevel=3,
+        )
+
+
+def warn_of_tokenizer(folder: Path) -> None:
+    """Warn of a tokenizer beside a manifest that describes another one."""
+    manifest = read_manifest(folder.parent / MANIFEST) if folder.name == TOKENIZER else None
+    if manifest is not None and folder.is_dir():
+        warn_of_change(folder, manifest["tokenizer"].get("fingerprint"), "llm-preprocess")
 
 
 def versions() -> dict[str, str]:
@@ -75,6 +106,7 @@ def write_manifest(
         "tokens": sum(row["tokens"] for row in rows),
         "shards": rows,
     }
+    manifest["crc32"] = _checksum(manifest)
     with create(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
@@ -95,29 +127,76 @@ def _shareable(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(path: Place) -> dict[str, Any] | None:
-    """What `write_manifest` wrote; None if the file is something else, or not there."""
+    """What `write_manifest` wrote; None if the file is something else, damaged, or not there."""
     try:
-        manifest = given.read_json(path, LARGEST) if isinstance(path, Path) else _read_remote(path)
+        manifest = given.parse_json(_bytes(path), str(path))
         size = manifest["tokenizer"]["vocab_size"]
         ours = manifest["format"] == FORMAT and type(size) is int and 0 < size < 2**31
         ours = ours and isinstance(manifest["shards"], list)
         ours = ours and all(is_shard_file(shard["file"]) for shard in manifest["shards"])
-    except (UserError, TypeError, KeyError):
+        ours = ours and manifest.get("crc32", _checksum(manifest)) == _checksum(manifest)
+    except (UserError, TypeError, KeyError, RecursionError):
         return None
     return manifest if ours else None
 
 
+def _checksum(manifest: dict[str, Any]) -> int:
+    """CRC-32 of the values, however they are written, without itself."""
+    values = {key: value for key, value in manifest.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode("utf-8", "surrogatepass"))
+
+
+def _bytes(path: Place) -> bytes:
+    """
+    Raises:
+        UserError: it cannot be read.
+    """
+    return given.read_bytes(path, LARGEST) if isinstance(path, Path) else _read_remote(path)
+
+
 @functools.lru_cache(maxsize=64)
-def _read_remote(url: str) -> Any:
-    """The JSON at a URL, as this process found it first.
+def _read_remote(url: str) -> bytes:
+    """The bytes of a URL, as this process found them first; JSON's null where there is nothing.
 
     Raises:
-        UserError: there is none, or its store cannot be asked.
+        UserError: its store cannot be asked.
     """
     from light_llm.files import remote
 
     data = remote.read_small(url, LARGEST)
-    return given.parse_json(b"null" if data is None else data, url)
+    return b"null" if data is None else data
+
+
+def _tell_damage(path: Place) -> None:
+    """Tell of a file that is no manifest, but was one or is no file of JSON.
+
+    Without its manifest a run has another vocabulary or another end of documents. Beside shards of
+    others, a manifest.json of another program is none of our business.
+
+    Raises:
+        UserError: most of a manifest is there.
+    """
+    try:
+        data = _bytes(path)
+    except UserError:
+        return
+    if sum(mark in data for mark in MARKS) > 2:
+        raise UserError(
+            f"{path}: the manifest of the shards is damaged; copy it again from where the shards "
+            "come from (after a change on purpose, delete its crc32), or remove it and set what it "
+            "would say: model.vocab_size and, with document_mask, model.attention.document_end"
+        )
+    with contextlib.suppress(UserError):
+        given.parse_json(data.partition(b"\n")[0], "")  # lines of JSON are some other program's
+        return
+    with contextlib.suppress(UserError):
+        given.parse_json(data, "")
+        return
+    warnings.warn(
+        f"{path}: is not JSON, so nothing is known of the tokenizer of the shards; copy it again "
+        "from where they come from, or remove it",
+        stacklevel=2,
+    )
 
 
 def _outputs(shards: Place) -> Sequence[Place]:
@@ -135,10 +214,13 @@ def folder_of(shard: str | Path) -> Place:
 
 def tokenizer_beside(shards: Place) -> Path | None:
     """The tokenizer's folder that belongs to the shards in the folder `shards`, if any; of remote
-    shards, a copy of it."""
+    shards, a copy of it. A warning tells where the manifest describes another."""
     if isinstance(shards, Path):
         places = (folder / TOKENIZER for folder in (shards, *map(Path, _outputs(shards))))
-        return next((place for place in places if place.is_dir()), None)
+        found = next((place for place in places if place.is_dir()), None)
+        if found is not None:
+            warn_of_tokenizer(found)
+        return found
     from light_llm.files.fetched import copy_of_folder
 
     copies = (copy_of_folder(urls.child(str(at), TOKENIZER)) for at in (shards, *_outputs(shards)))
@@ -171,11 +253,17 @@ def _below(folder: Place, name: str) -> Place:
 
 
 def _manifests_of(shards: Place) -> list[Listing]:
-    """The manifests that may list the shards in the folder `shards`."""
+    """The manifests that may list the shards in the folder `shards`.
+
+    Raises:
+        UserError: one is damaged.
+    """
     found = []
     for folder in _outputs(shards):
         manifest = read_manifest(_below(folder, MANIFEST))
-        if manifest is not None:
+        if manifest is None:
+            _tell_damage(_below(folder, MANIFEST))
+        else:
             files = frozenset(str(_below(folder, row["file"])) for row in manifest["shards"])
             found.append(Listing(_below(folder, MANIFEST), files, manifest["tokenizer"]))
     return found

@@ -90,9 +90,19 @@ def uncompressed(path: Path) -> str:
 
 
 def open_bytes(path: Path, reading: Reading | None = None) -> IO[bytes]:
-    """The bytes of the file, decompressed as they are read, within `decompressing`."""
+    """The bytes of the file, decompressed as they are read, within `decompressing`.
+
+    Raises:
+        UserError: as `given.open_regular`, or nothing is in a file that is to be decompressed.
+    """
     name = path.name.lower()
     raw = given.open_regular(path)
+    if is_compressed(path) and not os.fstat(raw.fileno()).st_size:
+        raw.close()
+        raise UserError(
+            f"{printable(path)}: has no bytes, as no compressed file does; get a whole copy of it, "
+            "or leave it out"
+        )
     if reading is not None:
         reading.place = raw.tell
     if name.endswith(".gz"):

@@ -77,14 +77,14 @@ def counts(path: Path) -> tuple[int, int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    try:
-        with opened(path, LENGTH) as shard:
-            documents, tokens = 0, 0
-            for batch in shard.file.iter_batches(columns=[LENGTH]):
-                documents += batch.num_rows
-                tokens += pc.sum(batch.column(0)).as_py() or 0
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{path}: is not a shard that a run wrote: {error}") from None
+    with opened(path, LENGTH) as shard:
+        schema = shard.file.schema_arrow
+        if LENGTH not in schema.names or not pa.types.is_integer(schema.field(LENGTH).type):
+            raise UserError(f"{path}: is not a shard that a run wrote: it has no column {LENGTH!r}")
+        documents, tokens = 0, 0
+        for batch in shard.file.iter_batches(columns=[LENGTH]):
+            documents += batch.num_rows
+            tokens += pc.sum(batch.column(0)).as_py() or 0
     return documents, tokens
 
 

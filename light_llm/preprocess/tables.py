@@ -35,35 +35,27 @@ Rows = Iterator[tuple[str, str]]
 
 def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> Rows:
     """A text per row; null counts as an empty one."""
-    import pyarrow as pa
-
     source = printable(path)
-    try:
-        with opened(path) as parquet:
-            schema = parquet.file.schema_arrow
-            column = rows.field(schema.names, source)
-            if column is not None:
-                _check_once(schema.names, column, source)
-                kind = schema.field(column).type
-                if not _is_text(kind):
-                    raise UserError(f"{source}: {column!r} is of type {kind}; {A_STRING}")
-            row = 0
-            if reading is not None:
-                number, length = parquet.file.metadata.num_rows, path.stat().st_size
-                reading.place = lambda: length * row // max(1, number)
-            size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
-            for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
-                values = batch.to_pylist() if column is None else batch.column(column).to_pylist()
-                for value in values:
-                    where = f"{source}:{row}"
-                    text = value or "" if column is not None else rows.text(value, where)
-                    yield where, bounded(text, where)
-                    row += 1
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{source}: is not a parquet file that can be read: {error}; get a whole copy of it, "
-            "or leave it out with --exclude"
-        ) from None
+    with opened(path) as parquet:
+        schema = parquet.file.schema_arrow
+        column = rows.field(schema.names, source)
+        if column is not None:
+            _check_once(schema.names, column, source)
+            kind = schema.field(column).type
+            if not _is_text(kind):
+                raise UserError(f"{source}: {column!r} is of type {kind}; {A_STRING}")
+        row = 0
+        if reading is not None:
+            number, length = parquet.file.metadata.num_rows, path.stat().st_size
+            reading.place = lambda: length * row // max(1, number)
+        size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
+        for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
+            values = batch.to_pylist() if column is None else batch.column(column).to_pylist()
+            for value in values:
+                where = f"{source}:{row}"
+                text = value or "" if column is not None else rows.text(value, where)
+                yield where, bounded(text, where)
+                row += 1
 
 
 def _is_text(kind: pa.DataType) -> bool:

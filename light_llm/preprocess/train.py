@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from light_llm.errors import UserError
 from light_llm.preprocess.config import (
@@ -12,6 +13,7 @@ from light_llm.preprocess.config import (
     PreprocessConfig,
 )
 from light_llm.preprocess.corpus import Corpus
+from light_llm.preprocess.manifest import warn_of_tokenizer
 from light_llm.preprocess.notices import are, notice
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.sources import Document
@@ -71,6 +73,7 @@ def load_named(config: PreprocessConfig, path: str) -> Tokenizer:
         UserError: there is none, or its kind is not the one that `config` names.
     """
     tokenizer = load_tokenizer(path)
+    warn_of_tokenizer(Path(path).expanduser())
     is_char = isinstance(tokenizer, CharTokenizer)
     if config.tokenizer is not None and is_char != (config.tokenizer == "char"):
         raise UserError(

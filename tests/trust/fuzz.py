@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import fuzz_base
 from fuzz_case import Limits
@@ -85,32 +86,16 @@ def imports(project: Path, work: Path) -> None:
 
 def work_off(args: argparse.Namespace, limits: Limits) -> Iterator[Result]:
     """The cases, each process taking every n-th; results as they come."""
-    reading, writing = os.pipe()
     numbers = args.case or range(args.first, args.first + args.cases)
 
-    def work(process: int) -> None:
-        os.close(reading)
-        with os.fdopen(writing, "w") as out:
-            for number in numbers[process :: args.processes]:
-                result = run_case(args.work, args.seed, number, args.only, limits)
-                if result is None:
-                    continue
-                out.write(json.dumps(asdict(result)) + "\n")
-                out.flush()
-                if not args.case:
-                    shutil.rmtree(args.work / str(number), ignore_errors=True)
+    def work(number: int) -> dict[str, Any] | None:
+        result = run_case(args.work, args.seed, number, args.only, limits)
+        if result is not None and not args.case:
+            shutil.rmtree(args.work / str(number), ignore_errors=True)
+        return None if result is None else asdict(result)
 
-    pids = []
-    for process in range(args.processes):
-        if (pid := os.fork()) == 0:
-            fuzz_base.end_with(lambda process=process: work(process))  # type: ignore[misc]
-        pids.append(pid)
-    os.close(writing)
-    with os.fdopen(reading) as results:
-        for line in results:
-            yield Result(**json.loads(line))
-    if any(os.waitpid(pid, 0)[1] for pid in pids):
-        raise SystemExit("a process of this script itself failed")
+    results = fuzz_base.spread(numbers, args.processes, work, lambda process: None)
+    yield from (Result(**result) for result in results)
 
 
 def cause(failure: str) -> str:

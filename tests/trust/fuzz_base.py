@@ -20,7 +20,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +69,7 @@ PREPROCESS: dict[str, Any] = {
 }
 
 
-def _write_inputs(sandbox: Path) -> None:
+def write_inputs(sandbox: Path) -> None:
     """The surroundings, the corpus and the configs."""
     for name in ("outside/folder", "neighbour", "home", "tmp"):
         (sandbox / name).mkdir(parents=True)
@@ -128,7 +128,7 @@ def build(work: Path) -> None:
         code = 3 if "bad.yaml" in command.args else 0
         assert ended.code == code, (command.args, ended.code, ended.failures, ended.stderr)
 
-    in_fork(lambda: _write_inputs(sandbox))
+    in_fork(lambda: write_inputs(sandbox))
     _run_all(sandbox, run, limits)
     in_fork(lambda: _write_variants(making / "variants", sandbox / "given"))
     shutil.rmtree(sandbox / "log")
@@ -148,6 +148,38 @@ def in_fork(task: Callable[[], None]) -> None:
     if (pid := os.fork()) == 0:
         end_with(task)
     assert os.waitpid(pid, 0)[1] == 0, "see above"
+
+
+def spread(
+    numbers: Sequence[int], processes: int, work: Callable[[int], Any], start: Callable[[int], Any]
+) -> Iterator[Any]:
+    """`work(number)` of all numbers, each process taking every n-th; what is not None, as it comes.
+
+    Args:
+        work: gives JSON.
+        start: called in each process with its number, before its work.
+    """
+    reading, writing = os.pipe()
+
+    def work_off(process: int) -> None:
+        os.close(reading)
+        start(process)
+        with os.fdopen(writing, "w") as out:
+            for number in numbers[process::processes]:
+                if (result := work(number)) is not None:
+                    out.write(json.dumps(result) + "\n")
+                    out.flush()
+
+    pids = []
+    for process in range(processes):
+        if (pid := os.fork()) == 0:
+            end_with(partial(work_off, process))
+        pids.append(pid)
+    os.close(writing)
+    with os.fdopen(reading) as results:
+        yield from map(json.loads, results)
+    if any(os.waitpid(pid, 0)[1] for pid in pids):
+        raise SystemExit("a process of this script itself failed")
 
 
 def end_with(task: Callable[[], None]) -> NoReturn:

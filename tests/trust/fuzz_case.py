@@ -54,13 +54,13 @@ def run(
     if pid == 0:
         _become(sandbox, command, limits, before)
     failures = []
-    if not (ended := _wait(pid, limits.seconds, limits.tasks)):
+    if not (ended := wait_for(pid, limits.seconds, limits.tasks)):
         failures.append("hang" if _tasks(pid) <= limits.tasks else "threads or processes in masses")
         os.kill(pid, signal.SIGTERM)
-        if not (ended := _wait(pid, 4)):
+        if not (ended := wait_for(pid, 4)):
             failures[-1] += ", deaf to SIGTERM"
             os.kill(pid, signal.SIGKILL)
-            while not (ended := _wait(pid, 5)):
+            while not (ended := wait_for(pid, 5)):
                 pass
     status, usage = ended
     try:  # workers that it left
@@ -81,7 +81,7 @@ def run(
     return told
 
 
-def _wait(
+def wait_for(
     pid: int, seconds: float, tasks: int | None = None
 ) -> tuple[int, resource.struct_rusage] | None:
     """How it ended; None: it did not, or it has more than so many threads and processes."""
@@ -142,7 +142,7 @@ def _become(
         _redirect(sandbox / "log")
         os.chdir(sandbox / "given")
         os.environ |= {"HOME": str(sandbox / "home"), "TMPDIR": str(sandbox / "tmp")}
-        _limit(limits)
+        limit(limits)
         sys.addaudithook(_no_network(sandbox / "log/network"))
         sys.argv = list(command.args)
         main = importlib.import_module(MAINS[command.args[0]]).main
@@ -171,7 +171,7 @@ def _redirect(log: Path) -> None:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _limit(limits: Limits) -> None:
+def limit(limits: Limits) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     room = used + limits.mebibytes * 2**20 + 6 * 2**30  # libraries reserve what they never use
     seconds = int(limits.seconds * 3)

@@ -82,12 +82,15 @@ def permissions(rng: random.Random, path: Path) -> str:
 
 def reseal(prefix: Path, path: Path) -> None:
     """Let the config.json of a tag record the file as it is now."""
+    from light_llm.checkpoint import reading
+
     config = prefix.with_name(f"{prefix.name}.config.json")
     snapshot = json.loads(config.read_text())
     name = str(path).removeprefix(str(prefix))
     data = path.read_bytes()
     snapshot["checkpoint"]["files"][name] = [len(data), zlib.crc32(data)]
-    config.write_text(json.dumps(snapshot))
+    seal = getattr(reading, "seal", dict)  # versions before had no such checksum
+    config.write_text(json.dumps(seal(snapshot)))
 
 
 def open_again(folder: Path) -> None:

@@ -357,7 +357,7 @@ def test_an_unreadable_state_is_a_message(here):
 def claim(prefix: str, **changes) -> None:
     path = Path(f"{prefix}.config.json")
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"model": config["model"] | changes}))
+    path.write_text(json.dumps(reading.seal(config | {"model": config["model"] | changes})))
 
 
 def test_claimed_sizes_are_compared_with_the_header(here):

@@ -268,7 +268,7 @@ def test_symlinks_lead_nowhere(tmp_path):
     record = json.loads((out / "best.config.json").read_text())
     for name in ("../victim", ".state/../../outside/victim", "/etc/passwd", ".state//etc/passwd"):
         record["checkpoint"]["files"] = {name: [2, 0]}
-        (out / "best.config.json").write_text(json.dumps(record))
+        (out / "best.config.json").write_text(json.dumps(reading.seal(record)))
         with pytest.raises(UserError, match="which does not belong to a checkpoint"):
             digests.verify(reading.read_checkpoint(out / "best"))
 

@@ -25,7 +25,7 @@ from light_jax.data import TokenStream
 from light_jax.evaluation import text
 from light_jax.training.loop import run_config
 from light_llm import load_tokenizer, load_transformer
-from light_llm.checkpoint.reading import tag_of
+from light_llm.checkpoint.reading import seal, tag_of
 from light_llm.cli import preprocess
 from light_llm.tokenizer import train_bpe, train_char
 
@@ -214,7 +214,7 @@ def test_a_folder_stands_for_its_best_or_final_or_newest_tag(tmp_path):
     assert tag_of(out) == out / "step0000003"
     config = json.loads((out / "step0000001.config.json").read_text())
     config["checkpoint"] |= {"step": 1, "generation": 2}  # a resume from an earlier step
-    (out / "step0000001.config.json").write_text(json.dumps(config))
+    (out / "step0000001.config.json").write_text(json.dumps(seal(config)))
     assert tag_of(out) == out / "step0000001"
     assert tag_of(tmp_path / "no") == tmp_path / "no"
 
@@ -257,6 +257,7 @@ def test_bad_input_is_one_message_and_exit_code_2(case, folder):
     shutil.copytree("data", "other", dirs_exist_ok=True)
     manifest = json.loads(Path("data/manifest.json").read_text())
     manifest["tokenizer"]["vocab_size"] = 301
+    del manifest["crc32"]
     Path("other/manifest.json").write_text(json.dumps(manifest))
     shutil.copy("out/final.config.json", "cut.config.json")
     Path("cut.safetensors").write_bytes(Path("out/final.safetensors").read_bytes()[:-4])

@@ -77,7 +77,7 @@ def test_a_run_is_finished_if_its_final_is_of_its_last_step(runs):
 def test_tags_of_older_versions_have_the_loss_of_the_log(runs):
     for path in runs.glob("*/*.config.json"):
         config = json.loads(path.read_text())
-        del config["checkpoint"]["val_loss"]
+        del config["checkpoint"]["val_loss"], config["checkpoint"]["crc32"]
         path.write_text(json.dumps(config))
     assert [tag["val_loss"] for tag in listed(runs)[0]["tags"] if tag["name"] == "final"] == [
         metrics(runs / "one")[-1]["val/loss"]
