@@ -19,6 +19,7 @@ from conversion.mapping import table
 from conversion.weights import check_keys
 from light_jax.checkpoint.place import check_writable
 from light_jax.config import TrainingConfig
+from light_jax.data.footer import read_footer
 from light_llm.errors import UserError
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.tokenizer import load_tokenizer
@@ -123,6 +124,12 @@ def test_what_came_in_the_place_of_a_file_is_told(tmp_path, content, message):
         import_model(str(tmp_path), str(tmp_path / "out"))
     with pytest.raises(UserError, match=f"tokenizer.json: is not a tokenizer .*{message}"):
         load_tokenizer(tmp_path)
+
+
+def test_a_pointer_in_the_place_of_a_shard_is_told(tmp_path):
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d")
+    with pytest.raises(UserError, match=r"a\.parquet: is a pointer of Git LFS; .*git lfs pull"):
+        read_footer(str(tmp_path / "a.parquet"))
 
 
 def test_a_link_to_nothing_is_told_with_where_it_leads(tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def test_a_column_of_another_type_is_refused_with_the_remedy(tmp_path, column):
         ("a.txt", "a café\n".encode("utf-16"), "convert it with `iconv -f utf-16 -t utf-8`"),
         ("a.txt", b"a\0b", r"zero byte\); leave it out"),
         ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0", "`datasets` saved with --hf-dataset"),
-        ("a.parquet", b"", "get a whole copy of it, or leave it out with --exclude"),
+        ("a.parquet", b"", "get a whole copy of it, or leave it out"),
     ],
 )
 def test_what_is_no_utf8_is_told_how_it_becomes_one(tmp_path, name, content, message):

@@ -294,7 +294,7 @@ BAD_FILES = {
     "g4.tsv": (b"text\ttext\nx\ty\n", "g4.tsv: has 2 columns 'text'"),
     "g5.csv": (b"", "g5.csv: has no column .* from: none"),
     "h.json": (b'{"prose": "x"}\n{"prose": "y"}', "h.json:1: has no column 'text'"),
-    "h.txt": (LFS, "h.txt: is a pointer of Git LFS .* `git lfs pull`"),
+    "h.txt": (LFS, "h.txt: is a pointer of Git LFS; .* `git lfs pull`"),
     "h.parquet": (LFS, "h.parquet: is a pointer of Git LFS"),
     "i.parquet": (b"not parquet", "i.parquet: is not a parquet file"),
 }
