@@ -62,6 +62,8 @@ class Journal:
         """What the run was asked for; None: the journal is empty."""
         self.tokenizer: str | None = None
         """Its fingerprint, once it is saved."""
+        self.engines: list[str] = []
+        """The libraries that encoded, with their versions; they have no part in what is written."""
         self.parts: dict[str, Part] = {}
         for number, line in enumerate(_whole_lines(path), start=1):
             try:
@@ -84,6 +86,10 @@ class Journal:
 
     def save_tokenizer(self, fingerprint: str) -> None:
         self._write({"tokenizer": fingerprint})
+
+    def use(self, engine: str) -> None:
+        if engine not in self.engines:
+            self._write({"engine": engine})
 
     def begin(self, name: str, split: Split) -> None:
         self._write({"part": name, "split": asdict(split)})
@@ -117,6 +123,8 @@ class Journal:
             self.asked = _first(self.asked, line["asked"])
         elif "tokenizer" in line:
             self.tokenizer = _first(self.tokenizer, line["tokenizer"])
+        elif "engine" in line:
+            self.engines.append(str(line["engine"]))
         else:
             name = line["part"]
             part = self.part(name)
