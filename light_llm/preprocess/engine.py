@@ -27,12 +27,10 @@ FAST, REFERENCE = "gigatoken", "tokenizers"
 PROVEN = re.compile(r"0\.10\.\d+")
 """Versions of gigatoken that were compared on every code point (`disputed`)."""
 CACHE_BYTES = 128 * 2**20
-"""What gigatoken's cache of words may take, before it is begun anew."""
-LOOK_CHARACTERS = 2**20
-"""Characters between two looks at how much it takes."""
-BYTES_PER_CHARACTER = 8
-"""What it takes for each character of text at most, where the system does not say what it takes:
-numbers of 18 digits, each seen once, took 7.4."""
+"""What gigatoken's cache of words may grow by, before it is begun anew."""
+BYTES_PER_CHARACTER = 16
+"""What it grows by for each character of text at most, where the system does not say how much a
+process holds. Words of five random letters took that much."""
 _STATUS = Path("/proc/self/statm")
 
 
@@ -43,8 +41,7 @@ class Unfit(Exception):
 class FastTokenizer:
     """Encodes as a `SubwordTokenizer` does, by gigatoken where that gives the same ids.
 
-    Its `encode_batch` and marks are all that `encode.encode` needs. The cache of words does not
-    outgrow `CACHE_BYTES`, except by the words of the last `LOOK_CHARACTERS` and of one document.
+    Between two batches its cache of words has grown by at most `CACHE_BYTES`.
 
     Raises:
         Unfit: gigatoken is not there, is not of a proven version, or cannot read this tokenizer.
@@ -59,14 +56,16 @@ class FastTokenizer:
         self._heads = {token[:2] for token in self._spelled}
         self._json = _without_added(tokenizer)
         self._before, self._behind = _template(tokenizer)
-        self._passed = self._unseen = 0  # characters: until the last look, and since
         self._renew()
 
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = False
     ) -> list[np.ndarray]:
         """The ids of each text, as of `SubwordTokenizer.encode_batch`, as integers of 32 bits."""
-        return [self._encode(text, add_special_tokens) for text in texts]
+        before = _resident()
+        encoded = [self._encode(text, add_special_tokens) for text in texts]
+        self._count(sum(map(len, texts)), before)
+        return encoded
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return self._encode(text, add_special_tokens).tolist()
@@ -76,7 +75,6 @@ class FastTokenizer:
 
         if not self.takes(text):
             return np.array(self.reference.encode(text, special), np.int32)
-        self._look(len(text))
         try:
             with given.foreign(str):
                 ids = self._engine.encode(text).view(np.int32)
@@ -93,24 +91,21 @@ class FastTokenizer:
             return False
         return any(token in text for token in self._spelled)
 
-    def _look(self, characters: int) -> None:
-        """Begin anew if the cache grew too large."""
-        self._unseen += characters
-        if self._unseen < LOOK_CHARACTERS:
-            return
-        self._passed += self._unseen
-        self._unseen = 0
+    def _count(self, characters: int, before: int | None) -> None:
+        """Begin the cache anew if it grew too large by the texts just encoded."""
         held = _resident()
-        grown = BYTES_PER_CHARACTER * self._passed if held is None else held - self._held
-        if grown > CACHE_BYTES and self._passed > CACHE_BYTES / BYTES_PER_CHARACTER:
+        if before is None or held is None:
+            self._grown += BYTES_PER_CHARACTER * characters
+        else:
+            self._grown += held - before
+        if self._grown > CACHE_BYTES:
             self.renewals += 1
             self._renew()
 
     def _renew(self) -> None:
         self._engine: Any = None  # the old one's memory first
         self._engine = _load(self._json)
-        self._held = _resident() or 0
-        self._passed = self._unseen = 0
+        self._grown = 0
 
 
 def engine_of(encoder: object) -> str | None:

@@ -15,7 +15,7 @@ from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Chunk, Corpus, chunks
 from light_llm.preprocess.encode import Encoders, Encodes, Untokenizable, encode, untokenizable
-from light_llm.preprocess.engine import FastTokenizer, engine_of
+from light_llm.preprocess.engine import FAST, FastTokenizer, engine_of
 from light_llm.preprocess.journal import Journal, under
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import are, notice
@@ -64,11 +64,11 @@ def write_part(
 
     workers = config.workers or cores()
     small = 0 < len(head) < SMALL_CHUNKS
-    head = head or list(itertools.islice(stream, 1))
-    encoder = _encoder(tokenizer, choice, head, small)
-    engine = engine_of(encoder)
-    if head and engine is not None:
-        journal.use(engine)
+    head = head or list(itertools.islice(stream, 1))  # there is none where a run is continued
+    encoder: Encodes = tokenizer
+    if head:
+        encoder = _encoder(tokenizer, choice, part.engines, head)
+        journal.use(corpus.name, engine_of(encoder))
     encoded = _encoded(config, encoder, new / TOKENIZER, 1 if small else workers)
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
@@ -106,12 +106,19 @@ def _split(fraction: float, head: list[Chunk]) -> Split:
     return split
 
 
-def _encoder(tokenizer: Tokenizer, choice: Choice, head: list[Chunk], small: bool) -> Encodes:
-    """What encodes the corpus that `head` begins, or, if it is small, that `head` is."""
+def _encoder(
+    tokenizer: Tokenizer, choice: Choice, engines: list[str], head: list[Chunk]
+) -> Encodes:
+    """What encodes the documents of a corpus from `head` on.
+
+    Args:
+        engines: those of a stopped run, which took gigatoken if it could and if that was worth it.
+    """
     texts = [document.text for chunk in head for document in chunk.documents]
-    if not texts or (small and sum(map(len, texts)) < WORTH_A_TRIAL):
-        return tokenizer
-    return choice.fastest(texts)
+    worth = len(head) == SMALL_CHUNKS or sum(map(len, texts)) >= WORTH_A_TRIAL
+    if engines:
+        worth = any(engine.startswith(FAST) for engine in engines)
+    return choice.fastest(texts) if worth else tokenizer
 
 
 Encode = Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, "list[np.ndarray]"]]]
