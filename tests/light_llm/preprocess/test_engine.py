@@ -1,0 +1,370 @@
+"""gigatoken gives the ids of tokenizers, or is not asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizer_families import (
+    FAMILIES,
+    byte_level,
+    documents,
+    family,
+    llama2,
+    plain_bytes,
+    revealing,
+)
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+
+from light_llm.preprocess import PreprocessConfig, engine, part, preprocess
+from light_llm.preprocess.battery import PIECES, battery
+from light_llm.preprocess.choice import Choice
+from light_llm.preprocess.disputed import CODE_POINTS, holds_disputed, seen, table
+from light_llm.preprocess.encode import encode
+from light_llm.preprocess.engine import FastTokenizer, Unfit
+from light_llm.preprocess.proven import check_form, check_ids
+from light_llm.tokenizer import SubwordTokenizer, train_char
+
+FAST = pytest.mark.parametrize("name", FAMILIES)
+HAN = "\U000323b0"  # of Unicode 17
+
+
+def assert_same(tokenizer: SubwordTokenizer, texts: list[str], special: bool = False) -> None:
+    fast = FastTokenizer(tokenizer)
+    pairs = zip(texts, fast.encode_batch(texts, special), strict=True)
+    for (text, got), ids in zip(pairs, tokenizer.encode_batch(texts, special), strict=True):
+        assert got.dtype == np.int32
+        assert got.tolist() == ids, ascii(text)
+
+
+@FAST
+def test_random_documents_have_the_same_ids(name: str):
+    check_form(family(name))
+    texts = list(documents(1000))
+    fast = FastTokenizer(family(name))
+    assert sum(map(fast.takes, texts)) > 500
+    assert_same(family(name), texts)
+
+
+@pytest.mark.slow
+@FAST
+def test_a_hundred_thousand_random_documents_have_the_same_ids(name: str):
+    for seed in range(10):
+        assert_same(family(name), list(documents(10_000, seed=100 + seed)))
+
+
+@pytest.mark.parametrize("name", ["ours", "Qwen 2", "Llama 2"])
+def test_the_battery_finds_no_difference(name: str):
+    check_ids(FastTokenizer(family(name)), list(battery()), False)
+
+
+def codes_of(fast: Any, reference: Any, context: Callable[[str], str]) -> Iterator[int]:
+    """Code points that are not disputed, and whose context has different ids."""
+
+    def differing(codes: list[int]) -> Iterator[int]:
+        text = "".join(context(chr(code)) for code in codes)
+        if fast.encode(text).tolist() == reference.encode(text).ids:
+            return
+        if len(codes) == 1:
+            yield from codes
+        else:
+            yield from differing(codes[: len(codes) // 2])
+            yield from differing(codes[len(codes) // 2 :])
+
+    known = np.flatnonzero(~table()).tolist()
+    for start in range(0, len(known), 512):
+        yield from differing(known[start : start + 512])
+
+
+CONTEXTS = {
+    "words": lambda c: (
+        f"a{c}a 1{c}1 {c}'s {c}{c}'s !{c}! Z{c}Z \n{c}\n a{c}1 1{c}a {c}\n!  {c}中{c}"
+    ),
+    "apostrophes": lambda c: f"a'{c}a a'{c}ea a'l{c}a a'{c}la '{c}{c}a ",
+    "accents": lambda c: f"a\u0345{c}a{c}\u0334a{c}a\u0301{c} {c}\u0323{c}\u0301",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", ["GPT-2", "Llama 3", "Qwen 2", "Qwen 3.5", "GPT-4o"])
+def test_every_code_point_that_is_not_disputed_is_split_and_normalized_alike(
+    name: str, context: str
+):
+    tokenizer = revealing(family(name))
+    tokenizer.post_processor = None
+    fast = engine._load(tokenizer.to_str())
+    assert list(codes_of(fast, tokenizer, CONTEXTS[context])) == []
+
+
+def test_all_that_composes_composes_alike():
+    """Pairs that NFC joins, marks that it sorts, and the syllables of Hangul."""
+    tokenizer = family("Qwen 2")
+    marks: dict[int, str] = {}
+    for code in np.flatnonzero(~table()):
+        marks.setdefault(unicodedata.combining(chr(code)), chr(code))
+    texts = []
+    for code in np.flatnonzero(~table()):
+        character = chr(code)
+        if unicodedata.combining(character):
+            texts.append("".join(f"a{character}{m}a{m}{character}" for m in marks.values()))
+        elif (full := unicodedata.normalize("NFD", character)) != character and code < 0xAC00:
+            texts.append(f"{full} a{full}\u0301a{full}\u0323{full}")
+    texts += [unicodedata.normalize("NFD", chr(code)) for code in range(0xAC00, 0xD7A4, 7)]
+    assert_same(tokenizer, texts)
+
+
+def test_what_python_does_not_know_is_disputed_and_so_is_what_was_seen_to_differ():
+    ranges = [code for codes in seen() for code in codes]
+    unknown = [c for c in range(CODE_POINTS) if unicodedata.category(chr(c)) in ("Cn", "Cs")]
+    assert set(np.flatnonzero(table())) == {*ranges, *unknown}
+    assert not holds_disputed("".join(PIECES))
+    for far in (0, 2**20 - 1, 2**20, 2**21 + 5):
+        assert holds_disputed("é" * far + HAN)
+
+
+@FAST
+def test_a_document_with_a_disputed_character_has_the_ids_of_tokenizers(name: str):
+    texts = [f"{chr(c)}'s a{chr(c)}1" for codes in seen() for c in (codes.start, codes[-1])]
+    assert not any(map(FastTokenizer(family(name)).takes, texts))
+    assert_same(family(name), texts)
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": False}]
+)
+@pytest.mark.parametrize("splits", [False, True])
+def test_added_tokens_that_a_text_spells_out_keep_their_rule(flags: dict, splits: bool):
+    backend = byte_level(plain_bytes())
+    backend.add_tokens([AddedToken("<tag>", **flags), AddedToken("    ", normalized=False)])
+    backend.add_special_tokens([AddedToken("[MASK]", **flags)])
+    backend.encode_special_tokens = splits
+    pieces = ("<|endoftext|>", "<tag>", "[MASK]", "    ", " ", "it's", "a", "\n")
+    texts = [f"{a}{b}{c}" for a in pieces for b in pieces for c in pieces]
+    assert_same(SubwordTokenizer(backend, "<|endoftext|>"), texts)
+
+
+@pytest.mark.parametrize("template", ["<s> $A </s>", "<s> $A", "$A </s>", "<s> <s> $A"])
+def test_a_template_adds_its_tokens_and_the_marks_come_once(template: str):
+    backend = llama2()
+    ends = [("<s>", 1), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    tokenizer = SubwordTokenizer(backend, "</s>", "<s>")
+    texts = ["", "a", "it's 中文", "<s>a", "a</s>", HAN]
+    for special in (False, True):
+        assert_same(tokenizer, texts, special)
+        fast = encode(texts, FastTokenizer(tokenizer), special)
+        for got, ids in zip(fast, encode(texts, tokenizer, special), strict=True):
+            assert got.tolist() == ids.tolist()
+
+
+def test_a_long_word_and_a_repeated_text_have_the_same_ids():
+    for name in ("GPT-2", "Llama 2"):
+        text = "".join(PIECES)
+        assert_same(family(name), ["ab7" * 30_000, text * 50, text, text, " " * 9999, "\0" * 999])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_cache_is_renewed_and_the_ids_stay(told: bool, monkeypatch: pytest.MonkeyPatch):
+    """Where the system does not tell how much a process holds, the text is counted."""
+    tokenizer, texts = family("GPT-2"), list(documents(300))
+    if not told:
+        monkeypatch.setattr(engine, "_STATUS", Path("/nowhere"))
+    fast = FastTokenizer(tokenizer)
+    fast.encode_batch(texts)
+    assert fast.renewals == 0
+    monkeypatch.setattr(engine, "CACHE_BYTES", -1 if told else 16 * 100)
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert fast.encode_batch([text])[0].tolist() == ids
+    assert fast.renewals > 20
+
+
+@pytest.mark.slow
+def test_the_cache_of_words_is_bounded():
+    """40 MB of words that come once; without a bound they would take 640 MB."""
+    draw = np.random.default_rng(0)
+    fast = FastTokenizer(family("GPT-2"))
+    before, most = engine._resident(), 0
+    if before is None:
+        pytest.skip("the system does not tell how much a process holds")
+    for _ in range(400):
+        letters = draw.integers(97, 123, (16_000, 6), np.uint8)
+        letters[:, 0] = 32
+        fast.encode_batch([letters.tobytes().decode()])
+        most = max(most, (engine._resident() or 0) - before)
+    assert fast.renewals > 1
+    assert most < 2 * engine.CACHE_BYTES
+
+
+def other_kind(model: Any) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
+
+
+def lacking() -> tokenizers.Tokenizer:
+    content = json.loads(llama2().to_str())
+    del content["model"]["vocab"]["<0x0A>"]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def with_late_token() -> tokenizers.Tokenizer:
+    backend = byte_level(plain_bytes(), normalizers.NFC())
+    backend.add_tokens(["<tag>"])
+    return backend
+
+
+DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), plain_bytes()])
+UNFIT = {
+    "WordPiece": lambda: other_kind(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
+    "Unigram": lambda: other_kind(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False)),
+    "WordLevel": lambda: other_kind(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
+    "pre_tokenizer was not compared": lambda: byte_level(DIGITS),
+    "normalizer was not compared": lambda: byte_level(plain_bytes(), normalizers.Lowercase()),
+    "no token <0x0A>": lacking,
+    "'<tag>' is looked for in the normalized text": with_late_token,
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_a_tokenizer_that_was_not_compared_stays_with_tokenizers(
+    reason: str, capsys: pytest.CaptureFixture
+):
+    tokenizer = SubwordTokenizer(UNFIT[reason](), None)
+    choice = Choice(tokenizer, "auto", False)
+    assert choice.fastest(["a"]) is choice.fastest(["b"]) is tokenizer
+    errors = capsys.readouterr().err
+    assert errors.count("note: tokenizers encodes the text, since gigatoken") == 1
+    assert reason in errors
+
+
+def test_the_first_difference_is_named():
+    with pytest.raises(Unfit, match=re.escape(r"in 'a\nb' it gives [")):
+        check_ids(FastTokenizer(SubwordTokenizer(lacking(), None)), ["a", "a\nb"], False)
+
+
+def test_only_versions_that_were_compared_are_taken(monkeypatch: pytest.MonkeyPatch):
+    for version, accepted in (
+        ("0.10.0", True),
+        ("0.10.7", True),
+        ("0.11.0", False),
+        ("1.0", False),
+    ):
+        monkeypatch.setattr(engine, "version", lambda name, version=version: version)
+        if accepted:
+            engine.check_version()
+        else:
+            with pytest.raises(Unfit, match="was not compared"):
+                engine.check_version()
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(engine, "version", absent)
+    with pytest.raises(Unfit, match="not installed"):
+        engine.check_version()
+
+
+def test_nothing_is_tried_or_told_where_there_is_no_choice(capsys: pytest.CaptureFixture):
+    char, bpe = train_char("abc"), family("ours")
+    assert Choice(char, "auto", False).fastest(["abc"]) is char
+    assert Choice(bpe, "tokenizers", False).fastest(["abc"]) is bpe
+    assert isinstance(Choice(bpe, "auto", False).fastest(["abc"]), FastTokenizer)
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def many(tmp_path: Path, write_parquet: Callable) -> Path:
+    """20,000 documents, enough for several processes; one in a hundred is disputed."""
+    texts = [
+        f"{i} it's {i * i} naïve 中文{HAN * (i % 100 == 0)}'s <|endoftext|> " for i in range(20_000)
+    ]
+    write_parquet(tmp_path / "many.parquet", texts)
+    return tmp_path / "many.parquet"
+
+
+def engines(output: Path) -> list[str]:
+    return [
+        name.split()[0] for name in json.loads((output / "manifest.json").read_text())["engines"]
+    ]
+
+
+def data(files: dict[str, bytes]) -> dict[str, Any]:
+    """All files, and the manifest without the engines."""
+    manifest = json.loads(files["manifest.json"])
+    return files | {"manifest.json": {**manifest, "engines": None}}
+
+
+@pytest.mark.parametrize("name", ["ours", "Llama 2"])
+def test_the_shards_are_the_same_bytes_with_either_engine(
+    name: str, many: Path, tmp_path: Path, files: Callable, capsys: pytest.CaptureFixture
+):
+    family(name).save(tmp_path / "saved")
+    runs = {}
+    for engine_name, workers in (("tokenizers", 2), ("auto", 2), ("auto", 1)):
+        output = tmp_path / f"{engine_name}{workers}"
+        config = {"input": str(many), "tokenizer_path": str(tmp_path / "saved")}
+        config |= {"output": str(output), "engine": engine_name, "workers": workers}
+        preprocess(PreprocessConfig.model_validate(config | {"shard_size": 200_000}))
+        runs[output.name] = data(files(output))
+        assert engines(output) == [{"auto": "gigatoken"}.get(engine_name, engine_name)]
+    assert "since gigatoken" not in capsys.readouterr().err
+    assert runs["tokenizers2"] == runs["auto2"] == runs["auto1"]
+
+
+def test_a_run_that_another_engine_continues_gives_the_same_bytes(
+    many: Path, saved_bpe: Path, tmp_path: Path, run: Callable, start: Callable, files: Callable
+):
+    flags = ("--input", many.name, "--tokenizer-path", saved_bpe, "--shard-size", 100_000)
+    assert run(*flags, "--output", "whole", "--engine", "tokenizers").returncode == 0
+    process: subprocess.Popen[str] = start(*flags, "--output", "out")
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out/.preprocess").rglob("shard_?????.parquet"))) < 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    last = run(*flags, "--output", "out", "--engine", "tokenizers")
+    assert "continuing a run that was stopped after" in last.stderr
+    assert engines(tmp_path / "out") == ["gigatoken", "tokenizers"]
+    assert data(files(tmp_path / "out")) == data(files(tmp_path / "whole"))
+
+
+def test_without_the_package_tokenizers_encodes_and_a_note_says_so(
+    many: Path, saved_bpe: Path, tmp_path: Path, run: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    broken = tmp_path / "broken/gigatoken"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('no such library')\n")
+    path = os.pathsep.join([str(broken.parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    result = run("--input", many.name, "--tokenizer-path", saved_bpe, "--output", "out")
+    assert result.returncode == 0, result.stderr
+    assert "since gigatoken, which is faster, cannot stand for it: it cannot be" in result.stderr
+    assert engines(tmp_path / "out") == ["tokenizers"]
+
+
+def test_a_corpus_that_is_not_worth_the_trial_is_encoded_by_tokenizers(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def go(output: str) -> list[str]:
+        config = {"input": (str(corpus),), "output": tmp_path / output, "vocab_size": 300}
+        preprocess(PreprocessConfig.model_validate(config))
+        return engines(tmp_path / output)
+
+    assert go("small") == ["tokenizers"]
+    monkeypatch.setattr(part, "WORTH_A_TRIAL", 1)
+    assert go("large") == ["gigatoken"]
