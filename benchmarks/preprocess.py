@@ -6,8 +6,8 @@ python benchmarks/preprocess.py --memory [--megabytes 1000]
 
 The text is the Python sources of this environment, mixed line by line. `datasets.map` starts from
 a loaded dataset and writes its Arrow cache; llm-preprocess starts from JSON lines, and splits,
-counts, checks and compresses, with gigatoken and without. With --memory, nothing is compared: a whole run, a BPE trained in it
-included, and the most memory that its processes held together.
+counts, checks and compresses, with gigatoken and without. With --memory, nothing is compared: a
+whole run, a BPE trained in it included, and the most memory that its processes held together.
 """
 
 from __future__ import annotations
