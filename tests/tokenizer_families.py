@@ -84,6 +84,14 @@ def metaspace(scheme: str) -> tokenizers.Tokenizer:
     return llama2(normalizer=None, pre_tokenizer=step)
 
 
+def gemma() -> tokenizers.Tokenizer:
+    space = {"pattern": {"String": " "}}
+    return llama2(
+        normalizer={"type": "Replace", "content": "▁"} | space,
+        pre_tokenizer={"type": "Split", "behavior": "MergedWithPrevious", "invert": False} | space,
+    )
+
+
 def ours() -> tokenizers.Tokenizer:
     return train_bpe(texts(), 1500).backend
 
@@ -108,6 +116,7 @@ FAMILIES = {
     "Qwen 3.5": lambda: byte_level(split(PATTERNS["Qwen 3.5"]), normalizers.NFC()),
     "GPT-4o": lambda: byte_level(split(PATTERNS["GPT-4o"])),
     "Llama 2": llama2,
+    "Gemma": gemma,
     "Metaspace first": lambda: metaspace("first"),
     "Metaspace always": lambda: metaspace("always"),
 }

@@ -27,6 +27,11 @@ PATTERNS = {
 }
 """The patterns by which texts are split into words, GPT-2's aside, that were compared on every code
 point."""
+SPACES = [
+    ("Prepend", {"prepend": "▁"}),
+    ("Replace", {"pattern": {"String": " "}, "content": "▁"}),
+]
+"""The normalizers of SentencePiece's kind that were compared."""
 _SHOWN = 8  # ids, from the first that differs
 _AROUND = 20  # characters
 
@@ -49,8 +54,8 @@ def check_form(tokenizer: SubwordTokenizer) -> None:
     fits = _byte_level(splitters) if by_bytes else _sentence_piece(splitters)
     if not fits:
         raise Unfit(f"its pre_tokenizer was not compared: {_short(before)}")
-    allowed = ("NFC",) if by_bytes else ("Prepend", "Replace")
-    if any(kind not in allowed for kind, _ in normalizers):
+    allowed = [("NFC", {})] if by_bytes else SPACES
+    if any(step not in allowed for step in normalizers):
         raise Unfit(f"its normalizer was not compared: {_short(content['normalizer'])}")
     if by_bytes == model["byte_fallback"]:
         raise Unfit("of its pre_tokenizer and its model, not one alone makes bytes of characters")
@@ -89,10 +94,11 @@ def _byte_level(steps: Sequence[tuple[str, dict[str, Any]]]) -> bool:
 def _sentence_piece(steps: Sequence[tuple[str, dict[str, Any]]]) -> bool:
     """Whether no step asks what kind of character it sees, except a space."""
     kinds = [kind for kind, _ in steps]
-    spaces = all(
-        step["pattern"].get("String") in (" ", "▁") for kind, step in steps if kind == "Split"
-    )
-    return kinds in ([], ["Metaspace"], ["Split"]) and spaces
+    if kinds == ["Metaspace"]:
+        return steps[0][1]["replacement"] == "▁"
+    if kinds == ["Split"]:
+        return steps[0][1]["pattern"].get("String") == " "
+    return not kinds
 
 
 def _short(part: Any) -> str:

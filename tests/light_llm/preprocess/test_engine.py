@@ -227,12 +227,14 @@ def with_late_token() -> tokenizers.Tokenizer:
 
 
 DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), plain_bytes()])
+QUOTES = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
 UNFIT = {
     "WordPiece": lambda: other_kind(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
     "Unigram": lambda: other_kind(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False)),
     "WordLevel": lambda: other_kind(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
     "pre_tokenizer was not compared": lambda: byte_level(DIGITS),
     "normalizer was not compared": lambda: byte_level(plain_bytes(), normalizers.Lowercase()),
+    "normalizer was not compared: {": lambda: llama2(normalizer=QUOTES),
     "no token <0x0A>": lacking,
     "'<tag>' is looked for in the normalized text": with_late_token,
 }
