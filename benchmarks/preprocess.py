@@ -6,8 +6,8 @@ python benchmarks/preprocess.py --memory [--megabytes 1000]
 
 The text is the Python sources of this environment, mixed line by line. `datasets.map` starts from
 a loaded dataset and writes its Arrow cache; llm-preprocess starts from JSON lines, and splits,
-counts, checks and compresses. With --memory, nothing is compared: a whole run, a BPE trained in it
-included, and the most memory that its processes held together.
+counts, checks and compresses, with gigatoken and without. With --memory, nothing is compared: a
+whole run, a BPE trained in it included, and the most memory that its processes held together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,14 +58,15 @@ def write_text(path: Path, characters: int) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def ours(folder: Path, number: int, workers: int) -> int:
+def ours(folder: Path, number: int, workers: int, engine: str) -> int:
     from light_llm.preprocess import PreprocessConfig, preprocess
 
     config = PreprocessConfig(
         input=(str(folder / "text.jsonl"),),
-        output=folder / f"ours{number}",
+        output=folder / f"{engine}{number}",
         tokenizer_path=str(folder / "tokenizer"),
         workers=workers,
+        engine=engine,
     )
     summary = preprocess(config)
     return summary.train.tokens + summary.val.tokens
@@ -93,14 +94,18 @@ def compare(folder: Path, runs: int, workers: int) -> None:
     dataset = datasets.load_dataset(
         "json", data_files=str(folder / "text.jsonl"), split="train", cache_dir=str(folder / "hf")
     )
-    taken: dict[str, list[tuple[float, float]]] = {"llm-preprocess": [], "datasets.map": []}
+    ways: dict[str, Callable[[int], int | None]] = {
+        "llm-preprocess": lambda number: ours(folder, number, workers, "auto"),
+        "with tokenizers": lambda number: ours(folder, number, workers, "tokenizers"),
+        "datasets.map": lambda number: theirs(folder, dataset, workers),
+    }
+    taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+    tokens = 0
     for number in range(runs):
-        before = spent()
-        tokens = ours(folder, number, workers)
-        between = spent()
-        theirs(folder, dataset, workers)
-        taken["llm-preprocess"].append(tuple(map(operator.sub, between, before)))
-        taken["datasets.map"].append(tuple(map(operator.sub, spent(), between)))
+        for name, work in ways.items():
+            before = spent()
+            tokens = work(number) or tokens
+            taken[name].append(tuple(map(operator.sub, spent(), before)))
     print(f"{tokens:,} tokens; medians of {runs} alternating runs, {workers} processes each")
     print(f"{'':16}{'tokens/s':>12}{'tokens/cpu s':>14}")
     middle = {}

@@ -61,6 +61,10 @@ FLAGS = {
     "shuffle_seed": ("N", "Shuffle the documents with this seed."),
     "shard_size": ("TOKENS", "Most tokens in a shard."),
     "workers": ("N", "Number of processes that tokenize."),
+    "engine": (
+        "auto|tokenizers",
+        "The library that encodes: gigatoken where its ids are the same, or always tokenizers.",
+    ),
     "overwrite": ("", "Replace what a previous run wrote to DIR."),
 }
 # What None means in a field, where --help shows it as the default.

@@ -72,10 +72,10 @@ def _load(folder: Path) -> Any:
 def _sample(corpora: Sequence[Corpus]) -> Iterator[str]:
     each = CHARACTERS // len(corpora)
     for corpus in corpora:
-        yield from _first(each, (document.text for document in corpus.sample(each)))
+        yield from beginnings(each, (document.text for document in corpus.sample(each)))
 
 
-def _first(characters: int, texts: Iterable[str]) -> Iterator[str]:
+def beginnings(characters: int, texts: Iterable[str]) -> Iterator[str]:
     """The beginnings of texts, until they have `characters` together."""
     for text in texts:
         yield text[:PIECE]

@@ -73,13 +73,16 @@ class PreprocessConfig(Config):
     """Tokens; only a longer document makes a longer shard."""
     workers: int | None = None
     """Number of processes that tokenize. None: one per core. The shards do not depend on it."""
+    engine: Literal["auto", "tokenizers"] = "auto"
+    """The library that encodes: gigatoken where its ids are the same, or always tokenizers. The
+    shards do not depend on it."""
     overwrite: bool = False
 
     def decisive(self) -> dict[str, Any]:
         """The options that the output depends on, as JSON."""
         return self.model_dump(
             mode="json",
-            exclude={"output", "save_tokenizer", "workers", "overwrite", "allow_skipped"},
+            exclude={"output", "save_tokenizer", "workers", "engine", "overwrite", "allow_skipped"},
         )
 
     @field_validator("input", "include", "exclude", "hf_configs", mode="before")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from light_llm.errors import UserError
+from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import encode
@@ -190,8 +191,9 @@ class _Trial:
         texts = [document.text for document in chosen]
         characters = sum(map(len, texts))
         tokenizer = _tokenizer(config, texts)
+        encoder = Choice(tokenizer, config.engine, config.add_special_tokens).fastest(texts)
         with tempfile.TemporaryDirectory() as folder, Progress("tokenizing the sample"):
-            ids, seconds = _timed(lambda: encode(texts, tokenizer, config.add_special_tokens))
+            ids, seconds = _timed(lambda: encode(texts, encoder, config.add_special_tokens))
             self.encoding = seconds / characters
             writer = ShardWriter(Path(folder), "train", config.shard_size)
 

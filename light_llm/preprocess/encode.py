@@ -3,7 +3,7 @@
 Threads do not scale: Python has one lock per process, and the tokenizer's threads share one cache
 of words. So each worker is a separate process with its own tokenizer. It is this module run as a
 program, which answers pickled lists of texts on its pipes until they end, and therefore never
-outlives its parent, however that dies.
+outlives its parent, however that dies. It encodes by the library that its parent chose.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from light_llm.errors import UserError
 
@@ -25,11 +25,27 @@ if TYPE_CHECKING:
     import numpy as np
 
     from light_llm.preprocess.corpus import Chunk
-    from light_llm.tokenizer import Tokenizer
 
 # A working tokenizer holds hundreds of bytes per token: small batches stay in the CPU caches.
 BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
+SPECIAL, FAST = "special", "fast"  # arguments of this program
+
+
+class Encodes(Protocol):
+    """What encodes: a `Tokenizer`, or a `FastTokenizer` in its place."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> Sequence[int]: ...
+
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = False
+    ) -> Sequence[Sequence[int] | np.ndarray]: ...
 
 
 class Untokenizable(Exception):
@@ -45,7 +61,7 @@ def untokenizable(chunk: Chunk, index: int, reason: str) -> UserError:
 
 
 def encode(
-    texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool = False
+    texts: Sequence[str], tokenizer: Encodes, add_special_tokens: bool = False
 ) -> list[np.ndarray]:
     """The int32 ids of each text: BOS first and EOS last, where the tokenizer has them.
 
@@ -57,8 +73,8 @@ def encode(
     """
     import numpy as np
 
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    bos = [] if tokenizer.bos_id is None or tokenizer.bos_id in eos else [tokenizer.bos_id]
+    eos = tokenizer.eos_id
+    bos = None if tokenizer.bos_id == eos else tokenizer.bos_id
     encoded: list[np.ndarray] = []
     for batch in _batches(texts):
         try:
@@ -66,13 +82,23 @@ def encode(
         except Exception as error:  # the Rust side raises nothing narrower
             failing = _first_failing(batch, tokenizer, add_special_tokens)
             raise Untokenizable(len(encoded) + failing, str(error)) from error
-        for ids in batch_ids:
-            first, last = bos if ids[:1] != bos else [], eos if ids[-1:] != eos else []
-            encoded.append(np.array([*first, *ids, *last], np.int32))
+        encoded += (_marked(np.asarray(ids, np.int32), bos, eos) for ids in batch_ids)
     return encoded
 
 
-def _first_failing(batch: Sequence[str], tokenizer: Tokenizer, special: bool) -> int:
+def _marked(ids: np.ndarray, bos: int | None, eos: int | None) -> np.ndarray:
+    """The ids with the marks that are not there yet."""
+    import numpy as np
+
+    parts = [ids]
+    if bos is not None and not (len(ids) and ids[0] == bos):
+        parts.insert(0, np.array([bos], np.int32))
+    if eos is not None and not (len(ids) and ids[-1] == eos):
+        parts.append(np.array([eos], np.int32))
+    return ids if len(parts) == 1 else np.concatenate(parts)
+
+
+def _first_failing(batch: Sequence[str], tokenizer: Encodes, special: bool) -> int:
     for index, text in enumerate(batch):
         try:
             tokenizer.encode(text, special)
@@ -100,12 +126,17 @@ class Encoders:
     Args:
         folder: where the tokenizer is saved.
         workers: how many processes.
+        add_special_tokens: as for `encode`.
+        fast: whether gigatoken encodes what it can, which `proven` must have allowed.
     """
 
-    def __init__(self, folder: Path, workers: int, add_special_tokens: bool = False):
+    def __init__(
+        self, folder: Path, workers: int, add_special_tokens: bool = False, fast: bool = False
+    ):
         self._threads = ThreadPoolExecutor(workers)
         self._command = [sys.executable, "-P", "-m", __name__, os.fspath(folder)]
-        self._command += ["special"] if add_special_tokens else []
+        self._command += [SPECIAL] if add_special_tokens else []
+        self._command += [FAST] if fast else []
         self._idle: deque[subprocess.Popen[bytes]] = deque()
         self._all: list[subprocess.Popen[bytes]] = []
         self._workers = workers
@@ -175,7 +206,7 @@ class Encoders:
         return np.split(np.frombuffer(values, np.int32), np.cumsum(lengths)[:-1])
 
 
-def serve(tokenizer: Tokenizer, special: bool, questions: BinaryIO, answers: BinaryIO) -> None:
+def serve(tokenizer: Encodes, special: bool, questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer pickled lists of texts until the end: with their lengths in tokens and all ids, or
     with None and which text fails and why."""
     import numpy as np
@@ -196,8 +227,13 @@ def serve(tokenizer: Tokenizer, special: bool, questions: BinaryIO, answers: Bin
 
 
 if __name__ == "__main__":
-    from light_llm.tokenizer import load_tokenizer
+    from light_llm.tokenizer import SubwordTokenizer, load_tokenizer
 
     with contextlib.suppress(BrokenPipeError):
-        loaded = load_tokenizer(sys.argv[1], fetch=False)
-        serve(loaded, "special" in sys.argv[2:], sys.stdin.buffer, sys.stdout.buffer)
+        loaded: Encodes = load_tokenizer(sys.argv[1], fetch=False)
+        if FAST in sys.argv[2:]:
+            from light_llm.preprocess.engine import FastTokenizer
+
+            assert isinstance(loaded, SubwordTokenizer)
+            loaded = FastTokenizer(loaded)
+        serve(loaded, SPECIAL in sys.argv[2:], sys.stdin.buffer, sys.stdout.buffer)

@@ -34,6 +34,8 @@ class Part:
     shards: list[Shard] = field(default_factory=list)
     done: bool = False
     skipped: dict[str, Any] = field(default_factory=dict)
+    engines: list[str] = field(default_factory=list)
+    """The libraries that encoded it, with their versions. The shards do not depend on them."""
 
 
 def under(folder: str, shards: Iterable[Shard]) -> list[Shard]:
@@ -76,6 +78,10 @@ class Journal:
         return self.parts.setdefault(name, Part())
 
     @property
+    def engines(self) -> list[str]:
+        return sorted({engine for part in self.parts.values() for engine in part.engines})
+
+    @property
     def shards(self) -> list[Shard]:
         return [shard for part in self.parts.values() for shard in part.shards]
 
@@ -84,6 +90,11 @@ class Journal:
 
     def save_tokenizer(self, fingerprint: str) -> None:
         self._write({"tokenizer": fingerprint})
+
+    def use(self, name: str, engine: str | None) -> None:
+        """Note what encodes a part from here on, if it is a library."""
+        if engine is not None and engine not in self.part(name).engines:
+            self._write({"part": name, "engine": engine})
 
     def begin(self, name: str, split: Split) -> None:
         self._write({"part": name, "split": asdict(split)})
@@ -120,6 +131,8 @@ class Journal:
         else:
             name = line["part"]
             part = self.part(name)
+            if "engine" in line:
+                part.engines.append(str(line["engine"]))
             if "split" in line:
                 part.split = _first(part.split, Split.parse(line["split"]))
             if "position" in line:

@@ -83,11 +83,13 @@ def write_manifest(
     tokenizer: Tokenizer,
     fingerprint: str,
     shards: Iterable[Shard],
+    engines: Sequence[str],
 ) -> None:
     """Write folder/manifest.json; docs/preprocess.md explains its keys.
 
     Args:
         fingerprint: of the tokenizer, as `tokenizer_fingerprint` gives it.
+        engines: the libraries that encoded, with their versions.
     """
     rows = [asdict(shard) for shard in shards]
     manifest = {
@@ -102,6 +104,7 @@ def write_manifest(
         "options": _shareable(options),
         "sources": sources,
         "versions": versions(),
+        "engines": list(engines),
         "documents": sum(row["documents"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
         "shards": rows,

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Chunk, Corpus, chunks
-from light_llm.preprocess.encode import Encoders, Untokenizable, encode, untokenizable
+from light_llm.preprocess.encode import Encoders, Encodes, Untokenizable, encode, untokenizable
+from light_llm.preprocess.engine import FAST, FastTokenizer, engine_of
 from light_llm.preprocess.journal import Journal, under
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import are, notice
@@ -28,10 +30,17 @@ if TYPE_CHECKING:
 # A corpus with fewer chunks is small: both sides of its split get something, and one process
 # tokenizes it before others would have started.
 SMALL_CHUNKS = 16
+WORTH_A_TRIAL = 4_000_000
+"""Characters: `tokenizers` encodes fewer in the time that it takes to try gigatoken."""
 
 
 def write_part(
-    config: PreprocessConfig, corpus: Corpus, tokenizer: Tokenizer, journal: Journal, new: Path
+    config: PreprocessConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    choice: Choice,
+    journal: Journal,
+    new: Path,
 ) -> None:
     """Write the shards of one corpus, from the position in the journal."""
     part = journal.part(corpus.name)
@@ -55,7 +64,12 @@ def write_part(
 
     workers = config.workers or cores()
     small = 0 < len(head) < SMALL_CHUNKS
-    encoded = _encoded(config, tokenizer, new / TOKENIZER, 1 if small else workers)
+    head = head or list(itertools.islice(stream, 1))  # there is none where a run is continued
+    encoder: Encodes = tokenizer
+    if head:
+        encoder = _encoder(tokenizer, choice, part.engines, head)
+        journal.use(corpus.name, engine_of(encoder))
+    encoded = _encoded(config, encoder, new / TOKENIZER, 1 if small else workers)
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
 
@@ -92,12 +106,27 @@ def _split(fraction: float, head: list[Chunk]) -> Split:
     return split
 
 
+def _encoder(
+    tokenizer: Tokenizer, choice: Choice, engines: list[str], head: list[Chunk]
+) -> Encodes:
+    """What encodes the documents of a corpus from `head` on.
+
+    Args:
+        engines: those of a stopped run, which took gigatoken if it could and if that was worth it.
+    """
+    texts = [document.text for chunk in head for document in chunk.documents]
+    worth = len(head) == SMALL_CHUNKS or sum(map(len, texts)) >= WORTH_A_TRIAL
+    if engines:
+        worth = any(engine.startswith(FAST) for engine in engines)
+    return choice.fastest(texts) if worth else tokenizer
+
+
 Encode = Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, "list[np.ndarray]"]]]
 
 
 @contextlib.contextmanager
 def _encoded(
-    config: PreprocessConfig, tokenizer: Tokenizer, folder: Path, workers: int
+    config: PreprocessConfig, encoder: Encodes, folder: Path, workers: int
 ) -> Iterator[Encode]:
     """The function that turns chunks into ids: in this process, or in `workers` others."""
     special = config.add_special_tokens
@@ -106,14 +135,14 @@ def _encoded(
         def alone(stream: Iterator[Chunk]) -> Iterator[tuple[Chunk, list[np.ndarray]]]:
             for chunk in stream:
                 try:
-                    ids = encode([doc.text for doc in chunk.documents], tokenizer, special)
+                    ids = encode([doc.text for doc in chunk.documents], encoder, special)
                 except Untokenizable as error:
                     raise untokenizable(chunk, *error.args) from error
                 yield chunk, ids
 
         yield alone
         return
-    with Encoders(folder, workers, special) as encoders:
+    with Encoders(folder, workers, special, isinstance(encoder, FastTokenizer)) as encoders:
         yield encoders.encode
 
 

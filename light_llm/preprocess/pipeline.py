@@ -11,6 +11,7 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files.disk import flush, remove, sync
 from light_llm.preprocess.agreement import check_agreement
+from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Corpus, FileCorpus
 from light_llm.preprocess.files import find_files
@@ -176,10 +177,11 @@ def _write_parts(
     journal: Journal,
     new: Path,
 ) -> None:
+    choice = Choice(tokenizer, config.engine, config.add_special_tokens)
     try:
         for corpus in corpora:
             if not journal.part(corpus.name).done:
-                write_part(config, corpus, tokenizer, journal, new)
+                write_part(config, corpus, tokenizer, choice, journal, new)
             _check_skipped(config, corpus, Skipped(**journal.part(corpus.name).skipped))
     except BaseException:
         if journal.shards:
@@ -207,7 +209,15 @@ def _complete(
     assert journal.asked is not None
     assert journal.tokenizer is not None
     asked, shards = journal.asked, journal.shards
-    write_manifest(new, asked["options"], asked["sources"], tokenizer, journal.tokenizer, shards)
+    write_manifest(
+        new,
+        asked["options"],
+        asked["sources"],
+        tokenizer,
+        journal.tokenizer,
+        shards,
+        journal.engines,
+    )
     summary = summarize(config.output, names, shards, tokenizer.vocab_size, new)
     if config.save_tokenizer is not None:
         copy_tokenizer(new / TOKENIZER, config.save_tokenizer)
