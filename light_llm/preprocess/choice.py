@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from light_llm.preprocess.agreement import CHARACTERS, PIECE, beginnings
@@ -52,12 +53,14 @@ class Choice:
         sample = list(beginnings(CHARACTERS, spread))
         if self._fast is not None:
             check_ids(self._fast, sample, self._special)
+            self._fast.release()
             return self._fast
         assert isinstance(self._tokenizer, SubwordTokenizer)
         check_version()
         check_form(self._tokenizer)
         with Progress("comparing gigatoken with tokenizers"):
             fast = FastTokenizer(self._tokenizer)
-            check_ids(fast, [*battery(), *sample], self._special)
+            check_ids(fast, itertools.chain(battery(), sample), self._special)
+            fast.release()
         self._fast = fast
         return fast

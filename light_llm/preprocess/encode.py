@@ -14,7 +14,7 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -76,7 +76,7 @@ def encode(
     eos = tokenizer.eos_id
     bos = None if tokenizer.bos_id == eos else tokenizer.bos_id
     encoded: list[np.ndarray] = []
-    for batch in _batches(texts):
+    for batch in batches(texts):
         try:
             batch_ids = tokenizer.encode_batch(batch, add_special_tokens)
         except Exception as error:  # the Rust side raises nothing narrower
@@ -107,7 +107,8 @@ def _first_failing(batch: Sequence[str], tokenizer: Encodes, special: bool) -> i
     return 0  # none fails alone
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists that are small enough to be encoded together."""
     batch: list[str] = []
     characters = 0
     for text in texts:

@@ -55,6 +55,7 @@ class FastTokenizer:
         self._heads = {token[:2] for token in self._spelled}
         self._json = _without_added(tokenizer)
         self._before, self._behind = _template(tokenizer)
+        self._engine: Any = None
         self._renew()
 
     def encode_batch(
@@ -74,6 +75,8 @@ class FastTokenizer:
 
         if not self.takes(text):
             return np.array(self.reference.encode(text, special), np.int32)
+        if self._engine is None:
+            self._renew()
         try:
             with given.foreign(str):
                 ids = self._engine.encode(text).view(np.int32)
@@ -101,8 +104,12 @@ class FastTokenizer:
             self.renewals += 1
             self._renew()
 
+    def release(self) -> None:
+        """Give the memory back until the next text."""
+        self._engine = None
+
     def _renew(self) -> None:
-        self._engine: Any = None  # the old one's memory first
+        self.release()  # the old one's memory first
         self._engine = _load(self._json)
         self._grown = 0
 

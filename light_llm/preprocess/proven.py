@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from light_llm.errors import UserError
+from light_llm.preprocess.encode import batches
 from light_llm.preprocess.engine import FastTokenizer, Unfit
 from light_llm.tokenizer import SubwordTokenizer
 
@@ -106,7 +107,7 @@ def _short(part: Any) -> str:
     return text if len(text) <= 120 else f"{text[:120]}…"
 
 
-def check_ids(fast: FastTokenizer, texts: Sequence[str], special: bool) -> None:
+def check_ids(fast: FastTokenizer, texts: Iterable[str], special: bool) -> None:
     """Encode texts by both libraries.
 
     Args:
@@ -115,14 +116,15 @@ def check_ids(fast: FastTokenizer, texts: Sequence[str], special: bool) -> None:
     Raises:
         Unfit: a text has other ids, which the message names.
     """
-    try:
-        expected = fast.reference.encode_batch(texts, special)
-    except UserError as error:
-        raise Unfit(f"they cannot be compared: {error}") from None
-    for text, ids in zip(texts, expected, strict=True):
-        got = fast.encode(text, special)
-        if got != ids:
-            raise Unfit(_difference(fast.reference, text, got, ids, special))
+    for batch in batches(texts):
+        try:
+            expected = fast.reference.encode_batch(batch, special)
+        except UserError as error:
+            raise Unfit(f"they cannot be compared: {error}") from None
+        for text, ids in zip(batch, expected, strict=True):
+            got = fast.encode(text, special)
+            if got != ids:
+                raise Unfit(_difference(fast.reference, text, got, ids, special))
 
 
 def _difference(
