@@ -76,6 +76,18 @@ def own_tags(directory: Path) -> list[Tag]:
     return sorted(found, key=lambda tag: tag.order)
 
 
+def unreadable(directory: Path) -> list[UserError]:
+    """Why tags there that have a state of this trainer cannot be resumed from."""
+    found = []
+    for name in layout.tags(directory):
+        try:
+            read_tag(directory / name)
+        except UserError as error:
+            if layout.locate(directory / name).state.is_dir():
+                found.append(error)
+    return found
+
+
 def candidates(resume: str, directory: Path) -> list[Tag]:
     """What `--resume` may mean, best first.
 
@@ -121,6 +133,10 @@ def find(resume: str, directory: Path) -> Tag | None:
     tags = together(lambda: candidates(resume, directory))
     seen = {f"checkpoint {tag.prefix.name}": [tag.run, tag.generation, tag.step] for tag in tags}
     together(lambda: check_alike("tags", seen))
+    for error in together(lambda: unreadable(directory)) if resume == "auto" else []:
+        damage = damage or error
+        if is_main():
+            warnings.warn(f"{error} (--resume auto passes over this checkpoint)", stacklevel=2)
     for tag in tags:
         try:
             together(lambda tag=tag: digests.verify(tag.checkpoint, is_mine))  # type: ignore[misc]

@@ -320,7 +320,20 @@ def test_any_damage_is_reported_with_the_file(trained, tmp_path, monkeypatch):
             path.write_bytes(whole)
     assert damages >= 3 * len(paths)
     assert store.find("auto", out).step == 3
-    config = out / "step0000003.config.json"  # of another generation than its members
+    config = out / "step0000003.config.json"
+    whole = config.read_bytes()
+    config.write_bytes(whole.replace(b'"num_steps": 3', b'"num_steps": 7'))
+    with pytest.warns(UserWarning, match=r"passes over this checkpoint"):
+        assert store.find("auto", out).step == 2
+    for name in ("step0000001", "step0000002"):
+        damaged = out / f"{name}.config.json"
+        if damaged.exists():
+            damaged.rename(damaged.with_suffix(".away"))
+    with pytest.raises(UserError, match="step0000003"), pytest.warns(UserWarning):
+        store.find("auto", out)  # and not a run from the beginning
+    for moved in out.glob("*.away"):
+        moved.rename(moved.with_suffix(".json"))
+    # of another generation than its members
     config.write_bytes((out / "step0000002.config.json").read_bytes())
     with pytest.raises(UserError, match="CRC-32"):
         store.find("out/step0000003", out)
