@@ -286,7 +286,7 @@ def load_config(path: str | Path) -> TrainingConfig:
     source = read_source(path, set_apart="checkpoint")
     cfg = validate(TrainingConfig, source.data, source, expand=not source.snapshot)
     if "vocab_size" not in cfg.model.model_fields_set:
-        from light_llm.preprocess.manifest import vocabulary_of  # its imports are heavy
+        from light_llm.preprocess.listing import vocabulary_of  # its imports are heavy
 
         cfg = cfg.with_vocabulary(vocabulary_of(paths_of(cfg.train_data)))
     if cfg.model.attention.document_mask and cfg.model.attention.document_end is None:
@@ -297,7 +297,7 @@ def load_config(path: str | Path) -> TrainingConfig:
 
 def _end_of_documents(cfg: TrainingConfig) -> int | None:
     """The id of the end mark, by the manifest of `train_data` or else by `tokenizer_path`."""
-    from light_llm.preprocess.manifest import document_end_of
+    from light_llm.preprocess.listing import document_end_of
     from light_llm.tokenizer import load_tokenizer
 
     end = document_end_of(paths_of(cfg.train_data))

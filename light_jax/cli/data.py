@@ -250,7 +250,7 @@ def describe(counted: Stats) -> list[tuple[str, str]]:
 def find_tokenizer(paths: list[str], given: str | None) -> tuple[Tokenizer | None, str]:
     """The tokenizer of --tokenizer, or the one beside the shards; and the line to print on it."""
     from light_jax.data.shards import expand
-    from light_llm.preprocess.manifest import folder_of, tokenizer_beside
+    from light_llm.preprocess.listing import folder_of, tokenizer_beside
     from light_llm.tokenizer import load_tokenizer
 
     if given is not None:

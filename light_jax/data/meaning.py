@@ -12,7 +12,8 @@ from light_llm.checkpoint.hub import starting_weights
 from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.checkpoint.tokenizer import Found, find_tokenizer
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import TOKENIZER, Listing, manifests, tokenizer_fingerprint
+from light_llm.preprocess.listing import Listing, manifests
+from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
 from light_llm.tokenizer import Tokenizer, load_tokenizer
 
 

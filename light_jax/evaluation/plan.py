@@ -14,7 +14,7 @@ from light_jax.sources import paths_of
 from light_llm.checkpoint.reading import read_checkpoint, tag_of
 from light_llm.errors import UserError
 from light_llm.files import urls
-from light_llm.preprocess.manifest import listings
+from light_llm.preprocess.listing import listings
 
 FIELD = "--data"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -13,7 +13,8 @@ from light_jax.evaluation.plan import Plan
 from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.checkpoint.tokenizer import beside, warn_of_change
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import Place, folder_of, manifests, tokenizer_beside
+from light_llm.preprocess.listing import folder_of, manifests, tokenizer_beside
+from light_llm.preprocess.manifest import Place
 from light_llm.tokenizer import UNKNOWN_CHAR, CharTokenizer, Tokenizer, load_tokenizer
 
 LONGEST = 2**16

@@ -12,7 +12,7 @@ from light_jax.sources import is_mixture, paths_of
 from light_jax.state import Run
 from light_llm.checkpoint.layout import tags
 from light_llm.checkpoint.tokenizer import TOKENIZER
-from light_llm.preprocess.manifest import folder_of, tokenizer_beside
+from light_llm.preprocess.listing import folder_of, tokenizer_beside
 
 PROMPT = "Once upon a time"
 

@@ -24,7 +24,7 @@ from light_jax.training.cautions import epochs
 from light_jax.training.preflight import Inspected
 from light_jax.training.step import init_params, init_state
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import Listing, manifests
+from light_llm.preprocess.listing import Listing, manifests
 from light_llm.tokenizer import load_tokenizer
 
 SAMPLES = 16

@@ -6,7 +6,7 @@ import warnings
 
 from light_jax.config import TrainingConfig
 from light_jax.data.mixed import MixedStream, Stream
-from light_llm.preprocess.manifest import manifests
+from light_llm.preprocess.listing import manifests
 
 MANY_EPOCHS = 20
 PADDING = 128

@@ -36,7 +36,7 @@ from light_llm.checkpoint.parts import is_weights
 from light_llm.checkpoint.reading import model_config, read_checkpoint, steadily
 from light_llm.models.transformer.config import TransformerConfig
 from light_llm.models.transformer.mask import document_end_of
-from light_llm.preprocess.manifest import check_vocabulary
+from light_llm.preprocess.listing import check_vocabulary
 
 DOCUMENTS = "model.attention.document_mask"
 """The key that needs an end mark, without which there is no model."""

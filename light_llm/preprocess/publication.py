@@ -29,12 +29,7 @@ from light_llm.files.disk import (
     sync,
     write_atomically,
 )
-from light_llm.preprocess.manifest import (
-    MANIFEST,
-    TOKENIZER,
-    read_manifest,
-    tokenizer_fingerprint,
-)
+from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, tokenizer_fingerprint
 from light_llm.preprocess.output import STAGE, check_ours, check_output, placed, present
 from light_llm.preprocess.shards import sha256
 from light_llm.preprocess.stage import (

@@ -23,7 +23,7 @@ from light_jax.evaluation.text import size_of_text
 from light_jax.training.preflight import inspect
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, preprocess
-from light_llm.preprocess.manifest import manifests
+from light_llm.preprocess.listing import manifests
 from light_llm.tokenizer import load_tokenizer
 
 TEXT = "the sea and the wind and the sea again, " * 30

@@ -88,7 +88,7 @@ def texts(path: Path) -> Any:
 
 def manifest(path: Path) -> Any:
     """What a run takes from the manifest beside its shards."""
-    from light_llm.preprocess.manifest import document_end_of, manifests, vocabulary_of
+    from light_llm.preprocess.listing import document_end_of, manifests, vocabulary_of
 
     shards = str(path.parent / "train")
     listed = [
@@ -100,7 +100,7 @@ def manifest(path: Path) -> Any:
 
 def shards_tokenizer(path: Path) -> Any:
     """What `llm-data` and `llm-eval` read beside the shards."""
-    from light_llm.preprocess.manifest import tokenizer_beside
+    from light_llm.preprocess.listing import tokenizer_beside
     from light_llm.tokenizer import load_tokenizer
 
     folder = tokenizer_beside(Path("data/train"))

@@ -13,13 +13,8 @@ import pytest
 from light_jax.config import TrainingConfig
 from light_llm.checkpoint.reading import PATHS, Record, read_checkpoint, seal
 from light_llm.errors import UserError
-from light_llm.preprocess.manifest import (
-    manifests,
-    read_manifest,
-    tokenizer_beside,
-    tokenizer_fingerprint,
-    write_manifest,
-)
+from light_llm.preprocess.listing import manifests, tokenizer_beside
+from light_llm.preprocess.manifest import read_manifest, tokenizer_fingerprint, write_manifest
 from light_llm.preprocess.shards import Shard
 from light_llm.tokenizer import train_char
 

@@ -19,7 +19,8 @@ from light_jax.data.rowgroup import decode
 from light_llm.errors import UserError
 from light_llm.files import parquet
 from light_llm.preprocess import unigram_entropy
-from light_llm.preprocess.manifest import check_vocabulary, read_manifest
+from light_llm.preprocess.listing import check_vocabulary
+from light_llm.preprocess.manifest import read_manifest
 
 
 def constant(path: Path, tokens: int, rows: int = 1) -> Path:

@@ -19,7 +19,8 @@ from light_llm.preprocess import PreprocessConfig, part, preprocess
 from light_llm.preprocess.corpus import Chunk, Position
 from light_llm.preprocess.encode import Encoders, encode
 from light_llm.preprocess.journal import Journal
-from light_llm.preprocess.manifest import check_vocabulary, tokenizer_fingerprint
+from light_llm.preprocess.listing import check_vocabulary
+from light_llm.preprocess.manifest import tokenizer_fingerprint
 from light_llm.preprocess.sources import Document
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer
 
