@@ -38,7 +38,7 @@ def report(name: str, error: Exception) -> None:
         if kept is not None:
             tell(
                 f"{what}; please report it with the file {kept}: {_where_to_report()}; "
-                "the last checkpoint is as it was, and --resume auto continues from it"
+                "if there is a checkpoint, it is as it was, and --resume auto continues from it"
             )
             return
         print(trace, end="", file=sys.stderr)

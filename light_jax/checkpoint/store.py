@@ -76,16 +76,26 @@ def own_tags(directory: Path) -> list[Tag]:
     return sorted(found, key=lambda tag: tag.order)
 
 
-def unreadable(directory: Path) -> list[UserError]:
-    """Why tags there that have a state of this trainer cannot be resumed from."""
-    found = []
+def unreadable(directory: Path) -> dict[str, UserError]:
+    """Why tags there that are whole, with a state of this trainer, cannot be resumed from."""
+    found = {}
     for name in layout.tags(directory):
         try:
             read_tag(directory / name)
         except UserError as error:
-            if layout.locate(directory / name).state.is_dir():
-                found.append(error)
+            files = layout.locate(directory / name)
+            if files.complete and files.state.is_dir() and not _is_of_another(files.config):
+                found[name] = error
     return found
+
+
+def _is_of_another(config: Path) -> bool:
+    """Whether a tag's config.json is whole and was not written by this trainer."""
+    try:
+        written = given.read_json(config)
+    except UserError:
+        return False
+    return isinstance(written, dict) and "checkpoint" not in written
 
 
 def candidates(resume: str, directory: Path) -> list[Tag]:
@@ -131,9 +141,11 @@ def find(resume: str, directory: Path) -> Tag | None:
     """
     damage: UserError | None = None
     tags = together(lambda: candidates(resume, directory))
+    damaged = together(lambda: unreadable(directory)) if resume == "auto" else {}
     seen = {f"checkpoint {tag.prefix.name}": [tag.run, tag.generation, tag.step] for tag in tags}
+    seen |= {f"checkpoint {name}": ["cannot be read"] for name in damaged}
     together(lambda: check_alike("tags", seen))
-    for error in together(lambda: unreadable(directory)) if resume == "auto" else []:
+    for error in damaged.values():
         damage = damage or error
         if is_main():
             warnings.warn(f"{error} (--resume auto passes over this checkpoint)", stacklevel=2)

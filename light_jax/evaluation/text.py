@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from light_jax.data import TokenStream
-from light_jax.data.meaning import is_written_with
+from light_jax.data.meaning import Meaning
 from light_jax.evaluation.plan import Plan
 from light_llm.checkpoint.reading import read_checkpoint
 from light_llm.checkpoint.tokenizer import beside, warn_of_change
@@ -31,8 +31,9 @@ def size_of_text(plan: Plan, stream: TokenStream) -> int:
             text of it.
     """
     tokenizer, name = find_tokenizer(plan, folder_of(stream.shards[0].path))
+    meaning = Meaning(tokenizer)
     for listing in manifests(shard.path for shard in stream.shards):
-        if not is_written_with(listing, tokenizer):
+        if meaning.is_that_of(listing) is False:
             raise UserError(
                 f"{listing.path} names another tokenizer than {name}, so its ids stand for other "
                 "text than the model was trained on, and the loss is of no meaning; make the "

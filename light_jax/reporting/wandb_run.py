@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -25,9 +24,8 @@ SAME_NUMBERS = (
 """How the lines of `Run.changes` begin after which a step has the numbers that it had before, but
 for rounding."""
 TITLE = "Weights & Biases"
-LAST_UPLOAD = 20.0
-"""Seconds that the end of a run waits for W&B, which by itself tries for as long as it takes. A
-cluster that stops a run kills it after 30."""
+LAST_UPLOAD = 60.0
+"""Seconds that the end of a run waits for W&B, which by itself tries for as long as it takes."""
 
 
 def setting(cfg: TrainingConfig) -> str:
@@ -77,23 +75,25 @@ class WandbRun:
         cfg, host = run.cfg, run.host
         continued = host.wandb_run_id is not None
         with beginning(TITLE, "use_wandb: false" if cfg.use_wandb else "tracker: null"):
-            chosen = wandb.setup().settings.finish_timeout  # WANDB_FINISH_TIMEOUT; 0 is unbounded
+            ends: dict[str, Any] = {"finish_timeout_raises": True}
+            if "WANDB_FINISH_TIMEOUT" not in os.environ:
+                ends["finish_timeout"] = LAST_UPLOAD
             self._run = wandb.init(
                 project=cfg.wandb_project,
                 name=cfg.wandb_run_name,
                 id=host.wandb_run_id,
                 resume="allow",
                 config=cfg.model_dump(mode="json"),
-                settings=wandb.Settings(
-                    finish_timeout=chosen or LAST_UPLOAD, finish_timeout_raises=True
-                ),
+                settings=wandb.Settings(**ends),
             )
             host.wandb_run_id = self._run.id
             # A resumed run trains some steps again, and W&B's own step cannot go back.
             self._run.define_metric("*", step_metric="step")
             same = all(change.startswith(SAME_NUMBERS) for change in run.changes)
             self._there = dict(self._run.summary) if continued and same else {}
-            self._local = Path(self._run.dir).parent
+            local = os.path.relpath(Path(self._run.dir).parent)
+            sent = shlex.join(["wandb", "sync", "--include-online", local])
+            self._later = f", and `{sent}` sends what W&B has not got"
 
     def _has(self, values: dict[str, Any]) -> bool:
         """Whether an earlier start sent this line: they came in order, up to the summary's."""
@@ -105,7 +105,7 @@ class WandbRun:
     def write(self, values: dict[str, Any]) -> None:
         if self._has(values):
             return
-        with self._lost():
+        with lost(TITLE):
             self._run.log(values)
 
     def show(self, step: int, samples: list[Sample]) -> None:
@@ -113,16 +113,12 @@ class WandbRun:
 
         if step < self._there.get("step", 0):
             return
-        with self._lost():
+        with lost(TITLE):
             table = wandb.Table(columns=["step", "prompt", "text"])
             for sample in samples:
                 table.add_data(step, sample.prompt, sample.text)
             self._run.log({"step": step, "samples": table})
 
     def close(self) -> None:
-        with self._lost():
+        with lost(TITLE, self._later):
             self._run.finish()
-
-    def _lost(self) -> contextlib.AbstractContextManager[None]:
-        sent = shlex.join(["wandb", "sync", "--include-online", os.path.relpath(self._local)])
-        return lost(TITLE, f", and `{sent}` sends what W&B has not got")

@@ -15,7 +15,7 @@ from light_jax.checkpoint import store
 from light_jax.checkpoint.place import continues_here, nearest_existing
 from light_jax.config import TrainingConfig
 from light_jax.data.footer import reread_footer
-from light_jax.data.meaning import is_written_with
+from light_jax.data.meaning import Meaning
 from light_jax.data.mixed import Stream
 from light_jax.data.rowgroup import decode, row_lengths
 from light_jax.reporting.units import size
@@ -108,8 +108,9 @@ def warn_of_tokenizer(cfg: TrainingConfig, train: Stream | None) -> None:
             f"{cfg.model.vocab_size}, and llm-run would refuse it; name that of train_data",
             stacklevel=2,
         )
+    meaning = Meaning(tokenizer)
     for listing in [] if train is None else _listings(train):
-        if not is_written_with(listing, tokenizer):
+        if meaning.is_that_of(listing) is False:
             warnings.warn(
                 f"{named} is not the tokenizer that train_data was written with, as "
                 f"{listing.path} describes it; name the folder {listing.tokenizer.get('folder')!r} "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from light_llm.checkpoint.parts import AVERAGE, WEIGHTS
 from light_llm.configcheck import validate
 from light_llm.configfile import Config
 from light_llm.errors import UserError
-from light_llm.files import given
+from light_llm.files import checksum, given
 from light_llm.models.transformer.config import TransformerConfig
 
 FORMAT = 1
@@ -70,10 +68,9 @@ def _checksum(config: Mapping[str, Any]) -> int:
     record = {key: value for key, value in config["checkpoint"].items() if key != "crc32"}
     values = {key: value for key, value in config.items() if key not in PATHS}
     try:
-        text = json.dumps(values | {"checkpoint": record}, sort_keys=True)
+        return checksum.of_json(values | {"checkpoint": record})
     except RecursionError:  # no config of a run nests so deep
         return -1
-    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def read_checkpoint(prefix: str | Path) -> Checkpoint:
     if valid.crc32 is not None and _checksum(config | {"checkpoint": record}) != valid.crc32:
         raise UserError(
             f"{files.config}: is not as it was written (CRC-32); use another tag. If you changed "
-            "it on purpose, delete crc32 in its section 'checkpoint'; paths may be changed as it is"
+            "it on purpose, delete crc32 in its section 'checkpoint'; paths may be changed freely"
         )
     if valid.format != FORMAT:
         raise UserError(

@@ -126,8 +126,10 @@ def run(
         code = _exit_code(name, app, misplaced)
     except Stopped:  # raised again while the command ended in another way
         code = 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in unwound_by:
+        signal.signal(number, signal.SIG_DFL)
     if _stopped_by is not None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         code = code and 128 + _stopped_by
     _flush_or_drop(sys.stderr)
     exits.over(code)

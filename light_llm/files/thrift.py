@@ -110,7 +110,7 @@ def _value(data: bytes, at: int, kind: int, wanted: Wanted | None, depth: int) -
             return struct(data, at, wanted, depth)
         if kind == _LIST:
             count, inner, start = _list(data, at)
-            if inner == _STRUCT:
+            if inner == _STRUCT or not count:  # of an empty list the kind says nothing
                 return _structs(data, start, count, wanted, depth - 1)
     end = _skip(data, at, kind, depth)
     return data[at:end], end

@@ -49,7 +49,8 @@ class Choice:
         return self._tokenizer
 
     def _tried(self, texts: Sequence[str]) -> FastTokenizer:
-        spread = texts[:: 1 + len(texts) * PIECE // (10 * CHARACTERS)]
+        there = sum(min(len(text), PIECE) for text in texts)
+        spread = texts[:: 1 + there // CHARACTERS]
         sample = list(beginnings(CHARACTERS, spread))
         if self._fast is not None:
             check_ids(self._fast, sample, self._special)

@@ -118,7 +118,7 @@ class FileCorpus:
     ) -> Iterator[Document]:
         for number in range(first, len(self.files)):
             passed = given if number == first else 0
-            for index, document in enumerate(self._read(self.files[number], reading), start=1):
+            for index, document in enumerate(self.read(self.files[number], reading), start=1):
                 if index > passed and self.skipped.takes(document.text, self.min_length):
                     self._at = (number, index)
                     yield document
@@ -138,7 +138,7 @@ class FileCorpus:
             allowed = characters * (1 if whole <= characters else passed / whole)
             if taken >= allowed:
                 continue
-            for document in self._read(file):
+            for document in self.read(file):
                 if self.skipped.takes(document.text, self.min_length):
                     yield document
                     taken += len(document.text)
@@ -186,7 +186,12 @@ class FileCorpus:
             + (f" ({skipped.told_kinds()}){skipped.remedies()}" if skipped.binary else "")
         )
 
-    def _read(self, file: SourceFile, reading: Reading | None = None) -> Iterator[Document]:
+    def read(self, file: SourceFile, reading: Reading | None = None) -> Iterator[Document]:
+        """The documents of one of the files, whatever they hold.
+
+        Raises:
+            UserError: it cannot be read, or is named and no text; others are counted as skipped.
+        """
         try:
             yield from read_file(file.path, self.rows, reading)
         except NotText as error:

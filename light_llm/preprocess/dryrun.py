@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +15,15 @@ from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import encode
+from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import Reading, is_compressed
 from light_llm.preprocess.output import check_output, check_place
 from light_llm.preprocess.part import cores
 from light_llm.preprocess.pipeline import open_corpora, row_text
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.shards import ShardWriter
-from light_llm.preprocess.skipped import Skipped, size_of
-from light_llm.preprocess.sources import Document, NotText, read_file
+from light_llm.preprocess.skipped import size_of
+from light_llm.preprocess.sources import Document
 from light_llm.preprocess.train import cut, load_named, train_on
 from light_llm.tokenizer import Tokenizer
 
@@ -88,21 +90,22 @@ def estimate(config: PreprocessConfig) -> Estimate:
     (corpus,) = open_corpora(config, row_text(config)[0])
     assert isinstance(corpus, FileCorpus)
     files = [(file.path, size_of(file.path)) for file in corpus.files]
-    chosen = _spread(files)
-    reader = _Reader(corpus)
+    sample = dataclasses.replace(corpus, files=_spread(corpus.files))
+    reader = _Reader(sample)
     with Progress("reading a sample"):
-        for path, size in chosen:
-            reader.read(path, size)
-    corpus.skipped = reader.skipped
+        for file in sample.files:
+            reader.read(file)
+    if not config.allow_skipped:
+        sample.check_skipped(sample.skipped)
     if not reader.documents:
-        raise UserError(f"the sample has no documents: {corpus.describe()}")
+        raise UserError(f"the sample has no documents: {sample.describe()}")
     documents, characters = reader.of_all(files)
     trial = _Trial(config, reader.documents)
     each = reader.seconds / reader.characters + trial.writing, trial.encoding
     workers = config.workers or cores()
     return Estimate(
         files,
-        len(chosen),
+        len(sample.files),
         documents,
         characters,
         characters * trial.tokens,
@@ -113,15 +116,16 @@ def estimate(config: PreprocessConfig) -> Estimate:
     )
 
 
-def _spread(files: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
+def _spread(files: Sequence[SourceFile]) -> list[SourceFile]:
     """Some of the files, evenly spread over the bytes of all."""
-    whole = sum(size for _, size in files)
+    sizes = [size_of(file.path) for file in files]
+    whole = sum(sizes)
     marks = [whole * (2 * number + 1) / (2 * SAMPLED_FILES) for number in range(SAMPLED_FILES)]
     chosen, passed = [], 0
-    for path, size in files:
+    for file, size in zip(files, sizes, strict=True):
         passed += size
         if marks and passed >= marks[0]:
-            chosen.append((path, size))
+            chosen.append(file)
             marks = [mark for mark in marks if mark > passed]
     return chosen
 
@@ -134,25 +138,21 @@ class _Reader:
     documents: list[Document] = field(default_factory=list)
     characters: int = 0
     seconds: float = 0.0
-    skipped: Skipped = field(default_factory=Skipped)
     _kinds: dict[str, Sample] = field(default_factory=dict)
 
-    def read(self, path: Path, size: int) -> None:
+    def read(self, file: SourceFile) -> None:
         began = time.perf_counter()
-        sample, reading = self._kinds.setdefault(_kind(path), Sample()), Reading(size)
-        read = size
-        try:
-            for document in read_file(path, self.corpus.rows, reading):
-                if self.skipped.takes(document.text, self.corpus.min_length):
-                    sample.documents += 1
-                    sample.characters += len(document.text)
-                    self.characters += len(document.text)
-                    self.documents.append(document)
-                if reading.place() >= SAMPLED_BYTES:
-                    read = min(size, reading.place())
-                    break
-        except NotText:
-            self.skipped.binary += 1
+        size = read = size_of(file.path)
+        sample, reading = self._kinds.setdefault(_kind(file.path), Sample()), Reading(size)
+        for document in self.corpus.read(file, reading):
+            if self.corpus.skipped.takes(document.text, self.corpus.min_length):
+                sample.documents += 1
+                sample.characters += len(document.text)
+                self.characters += len(document.text)
+                self.documents.append(document)
+            if reading.place() >= SAMPLED_BYTES:
+                read = min(size, reading.place())
+                break
         sample.files += 1
         sample.bytes += read
         self.seconds += time.perf_counter() - began

@@ -5,6 +5,7 @@ The array is never held as a whole: its elements are decoded one by one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -23,19 +24,30 @@ from light_llm.preprocess.opening import (
 from light_llm.preprocess.rows import RowText
 
 PIECE = 2**20
+FIRST = 64
+"""Elements that decide whether a file is an array of rows."""
 SPACE = " \t\r\n"
 LONGEST_WORD = len("\\ud83d\\ude00")  # of JSON, beside strings and numbers
 
 
-def begins_with_row(path: Path, rows: RowText) -> bool:
-    """Whether a file is an array whose first element is an object with a text in it."""
-    try:
+def begins_with_rows(path: Path, rows: RowText) -> bool:
+    """Whether a file is an array whose first elements are objects with a text in them."""
+    characters = number = 0
+    with contextlib.suppress(UserError, OSError):  # what is damaged further on is told as such
         for row in _elements(path):
-            column = rows.field(row, "")
-            return column is None or isinstance(row[column], str | None)
-    except (UserError, OSError):
-        pass
-    return False
+            try:
+                column = rows.field(row, "")
+            except UserError:
+                return False
+            if column is None:
+                return True
+            if not isinstance(row[column], str | None):
+                return False
+            number += 1
+            characters += len(row[column] or "")
+            if number == FIRST or characters > PIECE:
+                break
+    return number > 0
 
 
 def read_json_array(
@@ -135,6 +147,8 @@ class _Text:
                 # twice as much each time, so that a long object is not decoded all too often
                 if not self._is_cut(error) or not self._more(max(PIECE, held)):
                     raise UserError(f"{where}: is not JSON: {error.msg}; write it again") from None
+            except ValueError as error:  # a number with thousands of digits
+                raise UserError(f"{where}: is not JSON that can be read: {error}") from None
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether it may be an error only since the piece ends there."""

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
-from light_llm.files import given
+from light_llm.files import checksum, given
 from light_llm.files.disk import create
 from light_llm.preprocess.shards import Shard, is_shard_file
 from light_llm.tokenizer import Tokenizer
@@ -136,16 +135,19 @@ def read_manifest(path: Place) -> dict[str, Any] | None:
         ours = manifest["format"] == FORMAT and type(size) is int and 0 < size < 2**31
         ours = ours and isinstance(manifest["shards"], list)
         ours = ours and all(is_shard_file(shard["file"]) for shard in manifest["shards"])
-        ours = ours and manifest.get("crc32", _checksum(manifest)) == _checksum(manifest)
+        ours = ours and ("crc32" not in manifest or _is_sealed(manifest))
     except (UserError, TypeError, KeyError, RecursionError):
         return None
     return manifest if ours else None
 
 
 def _checksum(manifest: dict[str, Any]) -> int:
-    """CRC-32 of the values, however they are written, without itself."""
-    values = {key: value for key, value in manifest.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode("utf-8", "surrogatepass"))
+    """Of the values, without itself."""
+    return checksum.of_json({key: value for key, value in manifest.items() if key != "crc32"})
+
+
+def _is_sealed(manifest: dict[str, Any]) -> bool:
+    return "crc32" in manifest and manifest["crc32"] == _checksum(manifest)
 
 
 def _bytes(path: Place) -> bytes:
@@ -176,13 +178,26 @@ def tell_damage(path: Place) -> None:
     others, a manifest.json of another program is none of our business.
 
     Raises:
-        UserError: most of a manifest is there.
+        UserError: most of a manifest is there, or it is one of another version.
     """
     try:
         data = _bytes(path)
     except UserError:
         return
-    if sum(mark in data for mark in MARKS) > 2:
+    whole = None
+    with contextlib.suppress(UserError):
+        whole = given.parse_json(data, "")
+    if isinstance(whole, dict):
+        was_one = "crc32" in whole or whole.keys() >= {"format", "tokenizer", "shards"}
+        number = whole.get("format")
+        if was_one and type(number) is int and number > FORMAT and _is_sealed(whole):
+            raise UserError(
+                f"{path}: has manifest format {number}, and this version reads {FORMAT}; use the "
+                "version of light-llm-jax that wrote it"
+            )
+    else:
+        was_one = sum(mark in data for mark in MARKS) > 2
+    if was_one:
         raise UserError(
             f"{path}: the manifest of the shards is damaged; copy it again from where the shards "
             "come from (after a change on purpose, delete its crc32), or remove it and set what it "
@@ -191,8 +206,7 @@ def tell_damage(path: Place) -> None:
     with contextlib.suppress(UserError):
         given.parse_json(data.partition(b"\n")[0], "")  # lines of JSON are some other program's
         return
-    with contextlib.suppress(UserError):
-        given.parse_json(data, "")
+    if whole is not None or data.strip() == b"null":
         return
     warnings.warn(
         f"{path}: is not JSON, so nothing is known of the tokenizer of the shards; copy it again "

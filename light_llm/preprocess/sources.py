@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from light_llm.errors import UserError
-from light_llm.preprocess.jsonarray import begins_with_row, read_json_array
+from light_llm.preprocess.jsonarray import begins_with_rows, read_json_array
 from light_llm.preprocess.opening import (
     Reading,
     check_is_here,
@@ -59,7 +59,7 @@ def _kind(path: Path, rows: RowText) -> Kind:
     if name.endswith(JSON_LINES):
         return "lines"
     if name.endswith(".json"):
-        if begins_with_row(path, rows):
+        if begins_with_rows(path, rows):
             return "array"
         return "lines" if _holds_rows(path, rows) else "text"
     return "text"

@@ -47,6 +47,27 @@ def test_an_array_of_rows_is_rows(tmp_path, indent, before):
     assert [document.source for document in read_file(path, TEXT)][-1] == f"{path}:8"
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"text": "a caption"}, {"id": 3}],
+        [{"role": "user", "content": "a"}, {"role": "tool", "calls": []}],
+        [{"text": "a"}, {"text": 7}],
+    ],
+)
+def test_an_array_of_which_some_have_no_text_is_a_text(tmp_path, rows):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    assert texts(path) == [path.read_text()]
+
+
+def test_a_number_that_is_too_long_is_a_message(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, {"text": "b", "n": ' + 5000 * "9" + "}]")
+    with pytest.raises(UserError, match=r"a\.json:1: is not JSON that can be read"):
+        texts(path)
+
+
 def test_an_array_is_decoded_piece_by_piece(tmp_path):
     """Its elements, strings and escapes may be cut anywhere by the pieces that are read."""
     long = ["\N{GRINNING FACE}" * 300_000, 'quoted " \\ ' * 200_000, "", "x" * 2**21]
@@ -74,7 +95,7 @@ def test_other_json_stays_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     {
-        '[{"text": "a"}, {"txt": "b"}]': r":1: has no column 'text' or 'content'",
+        f'[{64 * """{"text": "a"}, """}{{"txt": "b"}}]': r":64: has no column 'text' or 'content'",
         '[{"text": "a"}, {"text": "b" 3}]': r":1: is not JSON: Expecting ',' delimiter",
         '[{"text": "a"}, {"text": "b': r":1: is not JSON: Unterminated string",
         '[{"text": "a"}, 3]': r":1: each element of the array must be an object",

@@ -17,7 +17,7 @@ from tiny_runs import TINY, merged
 
 from light_jax.config import TrainingConfig
 from light_jax.data import TokenStream
-from light_jax.data.meaning import is_written_with, warn_of_tokenizers, warn_of_weights
+from light_jax.data.meaning import Meaning, warn_of_tokenizers, warn_of_weights
 from light_jax.evaluation.plan import make_plan
 from light_jax.evaluation.text import size_of_text
 from light_jax.training.preflight import inspect
@@ -131,7 +131,7 @@ def test_a_tokenizer_is_told_from_others_by_its_ids_alone(corpora, saved):
     for folder, is_of in ((saved, "a"), (corpora / "model", "a"), (corpora / "other", "b")):
         tokenizer = load_tokenizer(folder)
         for name, listing in listings.items():
-            assert is_written_with(listing, tokenizer) == ((name == "b") == (is_of == "b"))
+            assert Meaning(tokenizer).is_that_of(listing) == ((name == "b") == (is_of == "b"))
 
 
 def test_weights_with_another_tokenizer_than_the_shards_are_told(corpora, checkpoint):

@@ -13,6 +13,7 @@ import pytest
 from light_jax.config import TrainingConfig
 from light_llm.checkpoint.reading import PATHS, Record, read_checkpoint, seal
 from light_llm.errors import UserError
+from light_llm.files.checksum import of_json
 from light_llm.preprocess.listing import manifests, tokenizer_beside
 from light_llm.preprocess.manifest import read_manifest, tokenizer_fingerprint, write_manifest
 from light_llm.preprocess.shards import Shard
@@ -23,6 +24,7 @@ from light_llm.tokenizer import train_char
 def tag(tmp_path: Path) -> Path:
     (tmp_path / "best.safetensors").write_bytes(b"")
     config = {"model": {"d_model": 32}, "train_data": "/mine", "lr": 1e-05, "steps": [1, None]}
+    config |= {"dropout": 0.0, "beta": 1.0}
     write(tmp_path / "best", seal(config | {"checkpoint": Record(step=3).model_dump()}))
     return tmp_path / "best"
 
@@ -38,6 +40,9 @@ def config_of(tag: Path) -> dict[str, Any]:
 def test_a_config_holds_its_values_however_they_are_written(tag: Path):
     assert read_checkpoint(tag).step == 3
     write(tag, dict(reversed(config_of(tag).items())), indent=7)
+    assert read_checkpoint(tag).step == 3
+    assert '"dropout": 0.0' in Path(f"{tag}.config.json").read_text()
+    write(tag, config_of(tag) | {"dropout": 0, "beta": 1, "train_data": "/other"})  # as jq writes
     assert read_checkpoint(tag).step == 3
 
 
@@ -107,7 +112,13 @@ def test_a_damaged_manifest_is_refused_where_its_shards_are_read(output: Path):
 
 def test_a_manifest_of_another_program_is_passed_over(output: Path):
     path = output / "manifest.json"
-    for text in ('{"name": "a site"}', '{"audio": "a.wav"}\n{"audio": "b.wav"}\n', "[]"):
+    of_another = '{"vocab_size": 50257, "bos_id": 1, "eos_id": 2, "characters": 9, "files": ["a"]}'
+    for text in (
+        of_another,
+        '{"name": "a site"}',
+        '{"audio": "a.wav"}\n{"audio": "b.wav"}\n',
+        "[]",
+    ):
         path.write_text(text)
         with warnings.catch_warnings(action="error"):
             assert manifests(shards(output)) == []
@@ -115,6 +126,15 @@ def test_a_manifest_of_another_program_is_passed_over(output: Path):
         path.write_text(text)
         with pytest.warns(UserWarning, match=r"manifest\.json: is not JSON"):
             assert manifests(shards(output)) == []
+
+
+def test_a_manifest_of_a_later_version_is_told_as_such(output: Path):
+    later = json.loads((output / "manifest.json").read_text()) | {"format": 2}
+    del later["crc32"]
+    later["crc32"] = of_json(later)
+    (output / "manifest.json").write_text(json.dumps(later))
+    with pytest.raises(UserError, match=r"has manifest format 2, and this version reads 1"):
+        manifests(shards(output))
 
 
 def test_another_tokenizer_beside_shards_is_warned_of(output: Path):

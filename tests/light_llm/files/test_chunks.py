@@ -69,6 +69,15 @@ def test_a_file_without_rows_has_no_values(tmp_path: Path):
     assert row_groups(footer_of(path), 1) == []
 
 
+def test_an_empty_list_of_row_groups_may_have_any_kind(tmp_path: Path):
+    """fastparquet writes no kind there."""
+    pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("tokens", pa.int32())])).close()
+    footer = footer_of(tmp_path / "a.parquet")
+    rows, none, any_kind = b"\x16\x00", b"\x19\x0c", b"\x19\x00"
+    assert footer.count(rows + none) == 1
+    assert row_groups(footer.replace(rows + none, rows + any_kind), 1) == []
+
+
 def test_bounds_need_no_order_of_columns_where_the_older_fields_have_them(tmp_path: Path):
     """Field 7 of a footer says how its columns are ordered; without it fields 1 and 2 hold."""
     path = tmp_path / "a.parquet"
