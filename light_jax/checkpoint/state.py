@@ -69,9 +69,25 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+_before: Callable[[sys.UnraisableHookArgs], Any] | None = None
+"""What printed such errors before orbax was imported here."""
+
+
 def import_orbax() -> None:
     """Import what the first save needs, on any thread."""
     from orbax.checkpoint import v1  # noqa: F401
+
+    global _before
+    if _before is None:
+        _before, sys.unraisablehook = sys.unraisablehook, _unraisable
+
+
+def _unraisable(error: sys.UnraisableHookArgs) -> None:
+    """Print what a callback raised, but for those that come too late: where a save fails, orbax
+    closes its event loop, and threads of its writers still report to it."""
+    if str(error.exc_value) != "Event loop is closed":
+        assert _before is not None
+        _before(error)
 
 
 def save_state(path: Path, state: TrainState, host: HostState) -> None:

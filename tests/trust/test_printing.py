@@ -61,6 +61,7 @@ PRINTING = {
     "light_llm/printing.py",
     "light_jax/reporting/console.py",  # by printable
     "light_llm/cli/runner.py",  # versions
+    "light_llm/bugs.py",  # a traceback, by printable
     "light_llm/preprocess/progress.py",  # counts
     "light_llm/__init__.py",  # an example
 }
