@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -69,23 +68,28 @@ def read_tag(prefix: str | Path) -> Tag:
 
 def own_tags(directory: Path) -> list[Tag]:
     """The tags there that this trainer can resume from, oldest first."""
-    found = []
-    for name in layout.tags(directory):
-        with contextlib.suppress(UserError):  # another trainer's, or a copy of the weights alone
-            found.append(read_tag(directory / name))
+    # what cannot be read may be another trainer's, or a copy of the weights alone
+    found = (tag for _, tag in _read_tags(directory) if isinstance(tag, Tag))
     return sorted(found, key=lambda tag: tag.order)
+
+
+def _read_tags(directory: Path) -> Iterator[tuple[str, Tag | UserError]]:
+    """Each tag there by its name, or why it cannot be read."""
+    for name in layout.tags(directory):
+        try:
+            yield name, read_tag(directory / name)
+        except UserError as error:
+            yield name, error
 
 
 def unreadable(directory: Path) -> dict[str, UserError]:
     """Why tags there that are whole, with a state of this trainer, cannot be resumed from."""
     found = {}
-    for name in layout.tags(directory):
-        try:
-            read_tag(directory / name)
-        except UserError as error:
-            files = layout.locate(directory / name)
-            if files.complete and files.state.is_dir() and not _is_of_another(files.config):
-                found[name] = error
+    for name, tag in _read_tags(directory):
+        files = layout.locate(directory / name)
+        ours = files.complete and files.state.is_dir()
+        if isinstance(tag, UserError) and ours and not _is_of_another(files.config):
+            found[name] = tag
     return found
 
 

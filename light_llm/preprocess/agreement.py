@@ -84,13 +84,24 @@ def beginnings(characters: int, texts: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _differs(
+def first_difference(
     tokenizer: SubwordTokenizer, special: bool, text: str, ours: list[int], theirs: list[int]
-) -> UserError:
+) -> tuple[int, int]:
+    """The number of the first id that differs, and its place in the text.
+
+    Args:
+        tokenizer: whose ids one of the two are.
+    """
     pairs = itertools.zip_longest(ours, theirs)
     at = next(number for number, (one, other) in enumerate(pairs) if one != other)
     offsets = tokenizer.backend.encode(text, add_special_tokens=special).offsets
-    place = offsets[at][0] if at < len(offsets) else len(text)
+    return at, offsets[at][0] if at < len(offsets) else len(text)
+
+
+def _differs(
+    tokenizer: SubwordTokenizer, special: bool, text: str, ours: list[int], theirs: list[int]
+) -> UserError:
+    at, place = first_difference(tokenizer, special, text, ours, theirs)
     begin, end = max(0, place - BEFORE), place + BEHIND
     shown = f"{'…' if begin else ''}{text[begin:end]!r}{'…' if end < len(text) else ''}"
     return UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -90,11 +90,12 @@ def estimate(config: PreprocessConfig) -> Estimate:
     (corpus,) = open_corpora(config, row_text(config)[0])
     assert isinstance(corpus, FileCorpus)
     files = [(file.path, size_of(file.path)) for file in corpus.files]
-    sample = dataclasses.replace(corpus, files=_spread(corpus.files))
+    sizes = dict(files)
+    sample = dataclasses.replace(corpus, files=_spread(corpus.files, sizes))
     reader = _Reader(sample)
     with Progress("reading a sample"):
         for file in sample.files:
-            reader.read(file)
+            reader.read(file, sizes[file.path])
     if not config.allow_skipped:
         sample.check_skipped(sample.skipped)
     if not reader.documents:
@@ -116,14 +117,13 @@ def estimate(config: PreprocessConfig) -> Estimate:
     )
 
 
-def _spread(files: Sequence[SourceFile]) -> list[SourceFile]:
+def _spread(files: Sequence[SourceFile], sizes: Mapping[Path, int]) -> list[SourceFile]:
     """Some of the files, evenly spread over the bytes of all."""
-    sizes = [size_of(file.path) for file in files]
-    whole = sum(sizes)
+    whole = sum(sizes.values())
     marks = [whole * (2 * number + 1) / (2 * SAMPLED_FILES) for number in range(SAMPLED_FILES)]
     chosen, passed = [], 0
-    for file, size in zip(files, sizes, strict=True):
-        passed += size
+    for file in files:
+        passed += sizes[file.path]
         if marks and passed >= marks[0]:
             chosen.append(file)
             marks = [mark for mark in marks if mark > passed]
@@ -140,9 +140,8 @@ class _Reader:
     seconds: float = 0.0
     _kinds: dict[str, Sample] = field(default_factory=dict)
 
-    def read(self, file: SourceFile) -> None:
-        began = time.perf_counter()
-        size = read = size_of(file.path)
+    def read(self, file: SourceFile, size: int) -> None:
+        began, read = time.perf_counter(), size
         sample, reading = self._kinds.setdefault(_kind(file.path), Sample()), Reading(size)
         for document in self.corpus.read(file, reading):
             if self.corpus.skipped.takes(document.text, self.corpus.min_length):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from light_llm.errors import UserError
+from light_llm.preprocess.agreement import SHOWN, first_difference
 from light_llm.preprocess.encode import batches
 from light_llm.preprocess.engine import FastTokenizer, Unfit
 from light_llm.tokenizer import SubwordTokenizer
@@ -33,7 +33,6 @@ SPACES = [
     ("Replace", {"pattern": {"String": " "}, "content": "▁"}),
 ]
 """The normalizers of SentencePiece's kind that were compared."""
-_SHOWN = 8  # ids, from the first that differs
 _AROUND = 20  # characters
 
 
@@ -130,12 +129,9 @@ def check_ids(fast: FastTokenizer, texts: Iterable[str], special: bool) -> None:
 def _difference(
     reference: SubwordTokenizer, text: str, got: list[int], ids: list[int], special: bool
 ) -> str:
-    pairs = enumerate(itertools.zip_longest(got, ids))
-    at = next(number for number, (one, other) in pairs if one != other)
-    places = reference.backend.encode(text, add_special_tokens=special).offsets
-    place = places[at][0] if at < len(places) else len(text)
+    at, place = first_difference(reference, special, text, got, ids)
     around = text[max(0, place - _AROUND) : place + _AROUND]
     return (
-        f"its ids differ: in {around!r} it gives {got[at : at + _SHOWN]}, and tokenizers "
-        f"{ids[at : at + _SHOWN]}"
+        f"its ids differ: in {around!r} it gives {got[at : at + SHOWN]}, and tokenizers "
+        f"{ids[at : at + SHOWN]}"
     )

@@ -128,6 +128,16 @@ def test_a_signal(case):
     assert process.returncode == code
 
 
+def unwound(body: str) -> tuple[int, tuple[str, str]]:
+    """How a command ends that SIGTERM unwinds once it has printed that it begun."""
+    process = start(body, "unwound_by=[signal.SIGTERM]")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(TERM)
+    said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
 def test_a_signal_that_a_callback_swallows_ends_the_command_all_the_same():
     body = """
     class Reference:
@@ -142,12 +152,7 @@ def test_a_signal_that_a_callback_swallows_ends_the_command_all_the_same():
         time.sleep(3 * runner.AGAIN)  # which the repetition leaves alone
         print("tidied")
 """
-    process = start(body, "unwound_by=[signal.SIGTERM]")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(TERM)
-    assert process.communicate(timeout=60) == ("tidied\n", "")
-    assert process.returncode == 143
+    assert unwound(body) == (143, ("tidied\n", ""))
 
 
 def test_a_signal_of_which_a_library_makes_an_error_is_a_signal():
@@ -158,12 +163,7 @@ def test_a_signal_of_which_a_library_makes_an_error_is_a_signal():
     except BaseException:
         raise UserError("the import failed") from None
 """
-    process = start(body, "unwound_by=[signal.SIGTERM]")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(TERM)
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == 143
+    assert unwound(body) == (143, ("", ""))
 
 
 @pytest.mark.parametrize("script", COMMANDS)
