@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,4 +137,7 @@ def used(folder: Path, patch: Any) -> Iterator[Path]:
     patch.setattr(fetched, "_versions", {})
     remote.filesystem.cache_clear()
     yield folder / "store"
+    for thread in threading.enumerate():  # or it would ask the next test's store
+        if thread.name == "light-fetch":
+            thread.join()
     remote.filesystem.cache_clear()

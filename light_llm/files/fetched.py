@@ -47,7 +47,7 @@ class Abandoned(Exception):
 def version(url: str) -> remote.Version:
     """The state of an object when this process first looked: the one that it reads to its end."""
     if url not in _versions:
-        _versions[url] = remote.version(url)
+        _versions.setdefault(url, remote.version(url))  # another thread may have looked first
     return _versions[url]
 
 
