@@ -30,8 +30,8 @@ from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.skipped import Skipped, check_number, size_of
 from light_llm.preprocess.sources import Document, NotText, read_file
 
-CHUNK_DOCUMENTS = 1024
-CHUNK_CHARACTERS = 1_000_000
+CHUNK_DOCUMENTS = 2048
+CHUNK_CHARACTERS = 2_000_000
 SHUFFLE_DOCUMENTS = 10_000
 SHUFFLE_CHARACTERS = 64_000_000
 COMPRESSED = 4  # characters per byte of a compressed file, about
@@ -253,17 +253,23 @@ def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterato
     while True:
         at = Position(corpus.here()) if shuffle_seed is None else Position(skip=passed)
         taken: list[Document] = []
-        characters = 0
-        for document in documents:
-            taken.append(document)
-            characters += len(document.text)
-            if len(taken) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
-                break
+        characters, failure = 0, None
+        try:
+            for document in documents:
+                taken.append(document)
+                characters += len(document.text)
+                if len(taken) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+                    break
+        except UserError as error:
+            failure = error  # what comes before it is kept
+        if taken:
+            passed += len(taken)
+            reading = corpus.reading if failure is None else None  # where that file is closed
+            yield Chunk(at, taken, None if reading is None else reading.share())
+        if failure is not None:
+            raise failure
         if not taken:
             return
-        passed += len(taken)
-        share = None if corpus.reading is None else corpus.reading.share()
-        yield Chunk(at, taken, share)
 
 
 def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:

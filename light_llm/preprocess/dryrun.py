@@ -21,6 +21,7 @@ from light_llm.preprocess.output import check_output, check_place
 from light_llm.preprocess.part import cores
 from light_llm.preprocess.pipeline import open_corpora, row_text
 from light_llm.preprocess.progress import Progress
+from light_llm.preprocess.rowbatch import row_batch
 from light_llm.preprocess.shards import ShardWriter
 from light_llm.preprocess.skipped import size_of
 from light_llm.preprocess.sources import Document
@@ -188,28 +189,29 @@ class _Trial:
     def __init__(self, config: PreprocessConfig, documents: Sequence[Document]):
         chosen = list(_first(documents))
         texts = [document.text for document in chosen]
+        sources = [document.source for document in chosen]
         characters = sum(map(len, texts))
         tokenizer = _tokenizer(config, texts)
         encoder = Choice(tokenizer, config.engine, config.add_special_tokens).fastest(texts)
         with tempfile.TemporaryDirectory() as folder, Progress("tokenizing the sample"):
 
             def write(part: str, number: int) -> None:
-                writer = ShardWriter(Path(folder), part, config.shard_size)
-                for document, tokens in zip(chosen[:number], ids, strict=False):
-                    if not writer.fits(len(tokens)):
-                        writer.close()
-                    writer.add(document.source, document.text, tokens)
+                writer = ShardWriter(Path(folder), part)
+                writer.add(rows.slice(0, number))
                 writer.close()
 
-            ids = encode(texts[:1], encoder, config.add_special_tokens)
+            special = config.add_special_tokens
+            ids = encode(texts[:1], encoder, special)
+            rows = row_batch(sources[:1], texts[:1], ids)
             write("warm", 1)  # what is imported by it is no part of the speed
-            ids, seconds = _timed(lambda: encode(texts, encoder, config.add_special_tokens))
+            ids, seconds = _timed(lambda: encode(texts, encoder, special))
             self.encoding = seconds / characters
+            rows = row_batch(sources, texts, ids)
             _, seconds = _timed(lambda: write("train", len(chosen)))
             self.writing = seconds / characters
             written = sum(path.stat().st_size for path in Path(folder).glob("train/*.parquet"))
         self.bytes = written / characters
-        self.tokens = sum(map(len, ids)) / characters
+        self.tokens = len(ids.values) / characters
 
 
 def _first(documents: Sequence[Document]) -> Iterator[Document]:

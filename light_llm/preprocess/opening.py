@@ -185,11 +185,30 @@ def read_line(stream: IO[bytes], path: Path, where: str) -> bytes:
     with decompressing(path):
         line = stream.readline(LONGEST_LINE + 1)
     if len(line) > LONGEST_LINE:
-        raise UserError(
-            f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit "
-            "for one; cut its text into several documents"
-        )
+        raise too_long(where)
     return line
+
+
+def too_long(where: str) -> UserError:
+    return UserError(
+        f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit for one; cut "
+        "its text into several documents"
+    )
+
+
+def read_lines(stream: IO[bytes], path: Path, source: str) -> Iterator[bytes]:
+    """All further lines, the first of which is number 1.
+
+    Raises:
+        UserError: as `read_line`; names `source` and the line.
+    """
+    number = 1
+    with decompressing(path):
+        while line := stream.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise too_long(f"{source}:{number}")
+            yield line
+            number += 1
 
 
 def check_is_here(path: Path) -> None:

@@ -7,13 +7,14 @@ is read.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from light_llm.errors import UserError
 from light_llm.preprocess.jsonarray import begins_with_rows, read_json_array
@@ -25,6 +26,7 @@ from light_llm.preprocess.opening import (
     open_bytes,
     printable,
     read_line,
+    read_lines,
     uncompressed,
 )
 from light_llm.preprocess.rows import RowText
@@ -36,8 +38,7 @@ PIECE_CHARS = 2**20
 Kind = Literal["text", "lines", "array", "parquet", "csv"]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     source: str
     """The path as it was given; `path:line` (from 1) in JSON lines, `path:row` (from 0) in a JSON
     array, parquet and CSV, `path:piece` (from 0) in a text file that is too large for one
@@ -179,17 +180,20 @@ def read_json_lines(
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
     with open_bytes(path, reading) as stream:
-        for number in itertools.count(1):
-            where = f"{source}:{number}"
-            if not (line := read_line(stream, path, where)):
-                return
-            if line.strip():
-                yield Document(where, rows.text(_row(line, where), where))
+        for number, line in enumerate(read_lines(stream, path, source), start=1):
+            if not line.isspace():
+                where = f"{source}:{number}"
+                yield Document(where, rows.text(_row(line, where, rows.adapt is None), where))
 
 
-def _row(line: bytes, where: str) -> dict:
+def _row(line: bytes, where: str, only_text: bool = True) -> dict:
+    """The object of a line.
+
+    Args:
+        only_text: its numbers do not matter: orjson rounds those beyond 64 bits.
+    """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = _parsed(line, only_text)
     except (
         ValueError,
         RecursionError,
@@ -204,3 +208,10 @@ def _row(line: bytes, where: str) -> dict:
             "object. A file that is one array of them must end in .json"
         )
     return row
+
+
+def _parsed(line: bytes, only_text: bool) -> Any:
+    if only_text:
+        with contextlib.suppress(orjson.JSONDecodeError):  # it is stricter: half surrogates, a BOM
+            return orjson.loads(line)
+    return json.loads(line.decode("utf-8-sig"))
