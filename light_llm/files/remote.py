@@ -212,7 +212,7 @@ def _refusal(url: str, error: Exception) -> UserError | None:
     """The message of an error that will not pass; None of any other."""
     scheme = urls.parts(url).scheme
     reason = urls.without_secrets(one_line(error, 200))
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return Missing(f"{url}: there is no such object; {look(url)}")
     if isinstance(error, PermissionError) or status in _NO_ACCESS or _named(error) & _NO_KEYS:
@@ -225,13 +225,15 @@ def _refusal(url: str, error: Exception) -> UserError | None:
     return None
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of any client is about."""
-    holders = (error, getattr(error, "response", None))
-    for value in (getattr(holder, name, None) for holder in holders for name in _STATUS):
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for value in (getattr(holder, name, None) for holder in (error, response) for name in _STATUS):
         if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
             return int(value)
-    return None
+    return status_of(error.__cause__) if error.__cause__ is not None else None
 
 
 _STATUS = ("status", "status_code", "code")
@@ -259,7 +261,7 @@ def _keys(scheme: str) -> str:
 
 def missing_package(scheme: str) -> UserError:
     return UserError(
-        f"shards at {scheme}:// need {PACKAGES.get(scheme, 'fsspec')}, which is not installed: "
+        f"{scheme}:// needs {PACKAGES.get(scheme, 'fsspec')}, which is not installed: "
         "pip install 'light-llm-jax[remote]'"
     )
 
