@@ -48,6 +48,7 @@ class Held:
     def hold(self, start: int, length: int) -> None:
         """Take bytes from `start` on into the temporary file."""
         remote = self._remote
+        remote.until = start + length
         remote.seek(start)
         while (at := remote.tell()) < start + length:
             data = remote.read(min(BLOCK, start + length - at))
@@ -61,6 +62,7 @@ class Held:
                     f"in {tempfile.gettempdir()} ({error.strerror or error}); name a folder on "
                     "another disk in TMPDIR"
                 ) from None
+        remote.until = None
         remote.held_parts.append((start, start + length))
 
     def drop(self) -> None:
@@ -71,9 +73,8 @@ class Held:
             self._remote.held = None
 
     def read_at(self, length: int, at: int) -> bytes:
-        """As `os.pread`."""
-        self.stream.seek(at)
-        return self.stream.read(length)
+        """As `os.pread`, within what is held."""
+        return self._remote.held_bytes(at, length)
 
     def close(self) -> None:
         self.drop()
@@ -85,6 +86,8 @@ class _Remote(io.RawIOBase):
         self.path = path
         self.held: IO[bytes] | None = None
         self.held_parts: list[tuple[int, int]] = []
+        self.until: int | None = None
+        """Where who reads will stop, if that is known."""
         self._at = 0
         self._number, self._block = -1, b""  # the latest block
         self._whole: IO[bytes] | None = None  # of a server without ranges
@@ -109,15 +112,16 @@ class _Remote(io.RawIOBase):
         length = min(len(buffer), self.path.size - self._at)
         if length <= 0:
             return 0
-        data = self._held(length) or self._fetched(length)
+        data = self.held_bytes(self._at, length) or self._fetched(length)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
 
-    def _held(self, length: int) -> bytes:
+    def held_bytes(self, at: int, length: int) -> bytes:
+        """At most `length` from a place on; none where it is not held."""
         for start, stop in self.held_parts:
-            if self.held is not None and start <= self._at < stop:
-                return os.pread(self.held.fileno(), min(length, stop - self._at), self._at)
+            if self.held is not None and start <= at < stop:
+                return os.pread(self.held.fileno(), min(length, stop - at), at)
         return b""
 
     def _fetched(self, length: int) -> bytes:
@@ -132,8 +136,9 @@ class _Remote(io.RawIOBase):
     def _go_to(self, number: int) -> None:
         coming = _block(self.path, number)
         # who reads on from one block to the next is likely to go on
-        for following in range(number + 1, number + AHEAD) if number == self._number + 1 else ():
-            if number and following * BLOCK < self.path.size:
+        if self.until is not None or 0 < number == self._number + 1:
+            stop = self.path.size if self.until is None else self.until
+            for following in range(number + 1, min(number + AHEAD, -(-stop // BLOCK))):
                 _block(self.path, following)
         data = coming.result()
         if data is None:

@@ -31,10 +31,10 @@ def find_objects(url: str, is_out: IsOut) -> tuple[list[tuple[PurePosixPath, Rem
         raise UserError(f"--input {urls.without_secrets(url)}: {error}") from None
     if urls.parts(url).scheme in ("http", "https"):
         return [(PurePosixPath(urls.name(url)), _of_the_web(url))], True
+    folder, pattern = _parted(url)
     named = None if url.endswith("/") else _object(url)
     if named is not None:
         return [(PurePosixPath(named.name), named)], True
-    folder, pattern = _parted(url)
     found = [
         (path, each)
         for path, each in _below(folder)
