@@ -89,7 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.kind.isdigit():
             self.send_response(int(fault.kind))
-            self.send_header("Content-Length", "0")
+            if fault.kind != "200":  # which then says no size
+                self.send_header("Content-Length", "0")
+            self.close_connection = True
             self.end_headers()
             return
         upstream = http.client.HTTPConnection("127.0.0.1", proxy.upstream, timeout=60)
@@ -163,7 +165,11 @@ class _Files(SimpleHTTPRequestHandler):
     """Files with ETags, and parts of them where a range is asked for."""
 
     def do_GET(self) -> None:
-        data = Path(self.translate_path(self.path)).read_bytes()
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         start, stop, status = 0, len(data), 200
         if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
             start, stop, status = int(found[1]), min(len(data), int(found[2]) + 1), 206
@@ -175,11 +181,7 @@ class _Files(SimpleHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(data[start:stop])
 
-    def do_HEAD(self) -> None:
-        if Path(self.translate_path(self.path)).is_file():
-            self.do_GET()
-        else:
-            self.send_error(404)
+    do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
         pass

@@ -131,11 +131,12 @@ def _of_s3(fs: Any, path: RemotePath, start: int, stop: int) -> bytes:
 def _of_the_web(fs: Any, path: RemotePath, start: int, stop: int) -> bytes | None:
     from fsspec.asyn import sync
 
-    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    more = fs.kwargs | {"headers": fs.kwargs.get("headers", {}) | wanted}
 
     async def get() -> bytes | None:
         session = await fs.set_session()
-        async with session.get(fs.encode_url(path.url), headers=headers) as answer:
+        async with session.get(fs.encode_url(path.url), **more) as answer:
             answer.raise_for_status()
             told = answer.headers
             whole = answer.status != 206

@@ -26,6 +26,8 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try."""
 PATIENCE = 60.0
 """Seconds after which there is no further one: some clients try for half a minute by themselves."""
+STALL = 60.0
+"""Seconds without a byte after which a web server's answer is given up."""
 LOGGERS = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "huggingface_hub")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _OF_A_VERSION = (
@@ -287,7 +289,7 @@ def filesystem(scheme: str) -> Any:
             import aiohttp
 
             # the default ends any transfer after five minutes
-            patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL)
             return fsspec.filesystem(scheme, timeout=patience)
         return fsspec.filesystem(scheme)
     except ImportError:

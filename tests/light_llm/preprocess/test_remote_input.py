@@ -7,11 +7,8 @@ dateutil is older than the pinned one: `make stores` installs them aside, and ru
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import itertools
 import json
-import lzma
 import os
 import signal
 import subprocess
@@ -24,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from faulty_proxy import Proxy, s3
+from remote_corpus import assert_same_shards, forget, lines, make_corpus, run, text
 
 from light_llm.errors import UserError
 from light_llm.files import remote, remotefile
-from light_llm.preprocess import PreprocessConfig, dryrun, preprocess
+from light_llm.preprocess import PreprocessConfig, dryrun
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import read_file
@@ -35,44 +33,8 @@ from light_llm.preprocess.sources import read_file
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden"}
 _buckets = itertools.count()
-
-
-def text(number: int, words: int = 40) -> str:
-    return " ".join(WORDS[(number * k) % 10] + str(number + k) for k in range(1, words))
-
-
-def lines(first: int, number: int = 30) -> bytes:
-    return b"".join(json.dumps({"text": text(first + n)}).encode() + b"\n" for n in range(number))
-
-
-def make_corpus(root: Path) -> Path:
-    """Files of each kind, in folders, and some that are not read."""
-    pictures = b"\x89PNG\r\n\0\0" + bytes(100)
-    tables = "id,text\r\n" + "".join(f'{n},"{text(n)}"\r\n' for n in range(400, 430))
-    arrays = json.dumps([{"text": text(n)} for n in range(500, 520)])
-    for name, content in {
-        "a/lines.jsonl": lines(0),
-        "a/lines.jsonl.gz": gzip.compress(lines(100)),
-        "a/lines.jsonl.xz": lzma.compress(lines(200)),
-        "a-b/lines.jsonl.bz2": bz2.compress(lines(300)),
-        "table.csv": tables.encode(),
-        "array.json": arrays.encode(),
-        "long.txt": "\n".join(text(n) for n in range(600, 640)).encode(),
-        "picture.png": pictures,
-        "empty.txt": b"",
-        ".hidden/x.txt": b"hidden",
-        "a/.hidden.txt": b"hidden",
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    with pa.output_stream(root / "long.txt.zst", compression="zstd") as stream:
-        stream.write("\n".join(text(n) for n in range(700, 740)).encode())
-    rows = pa.table({"id": range(200), "text": [text(n) for n in range(800, 1000)]})
-    pq.write_table(rows, root / "rows.parquet", row_group_size=50, compression="none")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +90,6 @@ def options(server: Proxy) -> dict[str, object]:
     return {"endpoint_url": server.address, "config_kwargs": patience}
 
 
-def forget() -> None:
-    """Be as a process that has just begun."""
-    remotefile._blocks.clear()
-    remote.filesystem.cache_clear()
-
-
 @pytest.fixture
 def filled(bucket: Bucket, corpus: Path) -> Bucket:
     for path in corpus.rglob("*"):
@@ -143,28 +99,6 @@ def filled(bucket: Bucket, corpus: Path) -> Bucket:
     bucket.put("data-of-others/x.txt", b"of others")
     bucket.proxy.requests.clear()
     return bucket
-
-
-def shards(output: Path) -> dict[str, pq.ParquetFile]:
-    return {str(path.relative_to(output)): path for path in sorted(output.rglob("*.parquet"))}
-
-
-def assert_same_shards(ours: Path, theirs: Path, url: str, folder: Path) -> None:
-    """Equal in all but the column `source`, which names the same files by URL and by path."""
-    assert shards(ours).keys() == shards(theirs).keys()
-    for one, other in zip(shards(ours).values(), shards(theirs).values(), strict=True):
-        mine, files = pq.ParquetFile(one), pq.ParquetFile(other)
-        assert mine.metadata.num_row_groups == files.metadata.num_row_groups
-        table = mine.read()
-        sources = [source.replace(url, f"{folder}/") for source in table["source"].to_pylist()]
-        assert table.set_column(0, "source", pa.array(sources)).equals(files.read())
-
-
-def run(output: Path, *inputs: object, **more: object) -> Path:
-    config = {"tokenizer": "char", "workers": 1, "val_fraction": 0.1, "shard_size": 20_000}
-    forget()
-    preprocess(PreprocessConfig(input=inputs, output=output, **(config | more)))  # type: ignore[arg-type]
-    return output
 
 
 @pytest.fixture(scope="module")
