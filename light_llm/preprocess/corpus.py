@@ -14,10 +14,10 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
     Reading,
@@ -25,9 +25,11 @@ from light_llm.preprocess.opening import (
     kind_of_binary,
     printable,
     remedy,
+    size_of,
+    state_of,
 )
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.skipped import Skipped, check_number, size_of
+from light_llm.preprocess.skipped import Skipped, check_number
 from light_llm.preprocess.sources import Document, NotText, read_file
 
 CHUNK_DOCUMENTS = 2048
@@ -151,11 +153,8 @@ class FileCorpus:
     def identity(self) -> dict[str, Any]:
         lines = []
         for file in self.files:
-            try:
-                stat = file.path.stat()
-            except OSError as error:  # it was there when the input was looked through
-                raise UserError(f"{file.path}: cannot be read: {error.strerror}") from None
-            lines.append([printable(file.path), stat.st_size, stat.st_mtime_ns])
+            state = state_of(file.path)
+            lines.append([printable(file.path), size_of(file.path), state])
         digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
         return {"files": len(lines), "digest": digest}
 
@@ -204,10 +203,10 @@ class FileCorpus:
             self.skipped.leave_out(file.path, kind)
 
 
-def _weight(path: Path) -> int:
+def _weight(path: InputFile) -> int:
     """About how many characters a file has."""
     packed = is_compressed(path) or path.name.lower().endswith(".parquet")
-    return path.stat().st_size * (COMPRESSED if packed else 1)
+    return size_of(path) * (COMPRESSED if packed else 1)
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import encode
 from light_llm.preprocess.files import SourceFile
-from light_llm.preprocess.opening import Reading, is_compressed
+from light_llm.preprocess.opening import Reading, is_compressed, size_of
 from light_llm.preprocess.output import check_output, check_place
 from light_llm.preprocess.part import cores
 from light_llm.preprocess.pipeline import open_corpora, row_text
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.rowbatch import row_batch
 from light_llm.preprocess.shards import ShardWriter
-from light_llm.preprocess.skipped import size_of
 from light_llm.preprocess.sources import Document
 from light_llm.preprocess.train import cut, load_named, train_on
 from light_llm.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    files: list[tuple[Path, int]]
+    files: list[tuple[InputFile, int]]
     """With their bytes."""
     sampled: int
     """How many of them were read, in part or whole."""
@@ -118,7 +118,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
     )
 
 
-def _spread(files: Sequence[SourceFile], sizes: Mapping[Path, int]) -> list[SourceFile]:
+def _spread(files: Sequence[SourceFile], sizes: Mapping[InputFile, int]) -> list[SourceFile]:
     """Some of the files, evenly spread over the bytes of all."""
     whole = sum(sizes.values())
     marks = [whole * (2 * number + 1) / (2 * SAMPLED_FILES) for number in range(SAMPLED_FILES)]
@@ -157,7 +157,7 @@ class _Reader:
         sample.bytes += read
         self.seconds += time.perf_counter() - began
 
-    def of_all(self, files: Sequence[tuple[Path, int]]) -> tuple[float, float]:
+    def of_all(self, files: Sequence[tuple[InputFile, int]]) -> tuple[float, float]:
         """Documents and characters of all files; a kind that was not sampled is like the others."""
         every = Sample(
             sum(sample.files for sample in self._kinds.values()),
@@ -174,7 +174,7 @@ class _Reader:
         return documents, characters
 
 
-def _kind(path: Path) -> str:
+def _kind(path: InputFile) -> str:
     """Files with this ending hold about as much text in a byte."""
     inner = Path(path.stem).suffix if is_compressed(path) else ""
     return (inner + path.suffix).lower()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from light_llm.preprocess.opening import printable, remedy
+from light_llm.files.remotefile import InputFile
+from light_llm.preprocess.opening import printable, remedy, size_of
 
 EXAMPLES = 3
 KINDS = 5
@@ -48,7 +48,7 @@ class Skipped:
             raise ValueError("the examples must be paths")
         return skipped
 
-    def leave_out(self, path: Path, kind: str) -> None:
+    def leave_out(self, path: InputFile, kind: str) -> None:
         """Count a file that is not text, but of `kind`."""
         self.binary += 1
         self.bytes += size_of(path)
@@ -76,11 +76,3 @@ class Skipped:
         else:
             return True
         return False
-
-
-def size_of(path: Path) -> int:
-    """In bytes; 0 for a file that cannot be read, of which the reading tells."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -11,12 +11,12 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.jsonarray import begins_with_rows, read_json_array
 from light_llm.preprocess.opening import (
     Reading,
@@ -27,7 +27,9 @@ from light_llm.preprocess.opening import (
     printable,
     read_line,
     read_lines,
+    size_of,
     uncompressed,
+    unreadable,
 )
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.tables import DELIMITERS, read_csv, read_parquet
@@ -46,12 +48,12 @@ class Document(NamedTuple):
     text: str
 
 
-def has_rows(path: Path, rows: RowText) -> bool:
+def has_rows(path: InputFile, rows: RowText) -> bool:
     """Whether `read_file` reads it as rows with columns."""
     return _kind(path, rows) != "text"
 
 
-def _kind(path: Path, rows: RowText) -> Kind:
+def _kind(path: InputFile, rows: RowText) -> Kind:
     name = uncompressed(path)
     if name.endswith(".parquet"):
         return "parquet"
@@ -66,23 +68,22 @@ def _kind(path: Path, rows: RowText) -> Kind:
     return "text"
 
 
-def _holds_rows(path: Path, rows: RowText) -> bool:
+def _holds_rows(path: InputFile, rows: RowText) -> bool:
     """Whether a .json is JSON lines: its first two lines are objects, or its only line is one with
     a text in it. Other files of JSON are text, as sources of a program are."""
     found: list[dict] = []
-    try:
+    with unreadable():
         with open_bytes(path) as stream:
             while len(found) < 2 and (line := read_line(stream, path, "")):
                 if line.strip():
                     found.append(_row(line, ""))
         if len(found) == 1:
             rows.field(found[0], "")
-    except (UserError, OSError):
-        return False
-    return bool(found)
+        return bool(found)
+    return False
 
 
-def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
+def read_file(path: InputFile, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
     """The documents of a file, read by its ending.
 
     Args:
@@ -128,7 +129,7 @@ class NotText(Exception):
 
 
 def read_text(
-    path: Path, piece_chars: int = PIECE_CHARS, reading: Reading | None = None
+    path: InputFile, piece_chars: int = PIECE_CHARS, reading: Reading | None = None
 ) -> Iterator[Document]:
     """One document; a file beyond `piece_chars` bytes, decompressed, comes in pieces of about that
     many characters, cut at line ends.
@@ -149,15 +150,15 @@ def read_text(
         yield Document(f"{source}:{number}", text)
 
 
-def _is_short(path: Path, limit: int) -> bool:
+def _is_short(path: InputFile, limit: int) -> bool:
     """Whether the file, decompressed, has at most `limit` bytes."""
     if not is_compressed(path):
-        return path.stat().st_size <= limit
+        return size_of(path) <= limit
     with decompressing(path), open_bytes(path) as stream:
         return len(stream.read(limit + 1)) <= limit
 
 
-def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
+def _pieces(path: InputFile, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
     try:
         # line ends stay as they are
         with io.TextIOWrapper(open_bytes(path, reading), "utf-8-sig", newline="") as stream:
@@ -175,7 +176,7 @@ def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Ite
 
 
 def read_json_lines(
-    path: Path, rows: RowText, reading: Reading | None = None
+    path: InputFile, rows: RowText, reading: Reading | None = None
 ) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
