@@ -41,16 +41,22 @@ def write_part(
     choice: Choice,
     journal: Journal,
     new: Path,
+    watch: Callable[[Progress], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> None:
-    """Write the shards of one corpus, from the position in the journal."""
+    """Write the shards of one corpus, from the position in the journal.
+
+    Args:
+        watch: a context around the work, which sees its progress.
+    """
     part = journal.part(corpus.name)
     stream = chunks(corpus, config.shuffle_seed, part.position)
     head: list[Chunk] = []
-    if part.split is None:
+    if not part.engines:  # nothing was encoded yet by what would be named here
         with Progress("reading the first documents"):
             head = list(itertools.islice(stream, SMALL_CHUNKS))
+    if part.split is None:
         if not head:
-            raise UserError(_no_documents(config, corpus))
+            raise UserError(no_documents(config, corpus))
         journal.begin(corpus.name, _split(config.val_fraction, head))
     assert part.split is not None
     folders = [f"{corpus.name}/{side}".lstrip("/") for side in ("train", "val")]
@@ -73,7 +79,7 @@ def write_part(
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
 
-    with Progress(label) as progress, encoded as encode_all:
+    with Progress(label) as progress, watch(progress), encoded as encode_all:
         for chunk, ids in encode_all(itertools.chain(head, stream)):
             for index, (document, tokens) in enumerate(zip(chunk.documents, ids, strict=True)):
                 writer = val if part.split.is_val(document.text) else train
@@ -146,7 +152,7 @@ def _encoded(
         yield encoders.encode
 
 
-def _no_documents(config: PreprocessConfig, corpus: Corpus) -> str:
+def no_documents(config: PreprocessConfig, corpus: Corpus) -> str:
     skipped = corpus.skipped
     return (
         f"no documents in {corpus.describe()}, {are(skipped.empty, 'document')} empty and "
