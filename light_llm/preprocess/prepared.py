@@ -36,7 +36,9 @@ def kept_plan(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> P
             check_tokenizer(stage / NEW / TOKENIZER, plan.tokenizer)
             return plan
         made = sum(read_seen(folder_of(stage, part)).share == 1 for part in range(len(plan.parts)))
-        there = f"a run in {counted(len(plan.parts), 'part')} that was prepared ({made} of them made)"
+        there = (
+            f"a run in {counted(len(plan.parts), 'part')} that was prepared ({made} of them made)"
+        )
         if not config.overwrite:
             raise UserError(
                 f"--output {config.output}: holds {there}, and this run differs: "
