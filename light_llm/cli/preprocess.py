@@ -66,6 +66,11 @@ FLAGS = {
         "The library that encodes: gigatoken where its ids are the same, or always tokenizers.",
     ),
     "overwrite": ("", "Replace what a previous run wrote to DIR."),
+    "parts": ("N", "Cut the input's files into N parts, which several machines can make."),
+    "prepare": ("", "Of --parts: make the tokenizer and the plan, once, before the parts."),
+    "part": ("I", "Of --parts: make this one, from 0 to N - 1."),
+    "finish": ("", "Of --parts: check that all are made, and publish them."),
+    "cluster": ("ray[://HOST:PORT]", "Of --parts: do all of it, with the parts as tasks of Ray."),
 }
 # What None means in a field, where --help shows it as the default.
 MEANING_OF_NONE = {
@@ -85,8 +90,6 @@ def llm_preprocess(config: str | None, dry_run: bool, version: bool, **flags: An
 
     The same command continues a run that was stopped.
     """
-    from light_llm.preprocess.pipeline import preprocess
-
     set_flags = {name: value for name, value in flags.items() if value is not None}
     source = _with_flags(ConfigSource(Path("flags"), {}, "", {}), set_flags)
     if config is not None:
@@ -99,8 +102,36 @@ def llm_preprocess(config: str | None, dry_run: bool, version: bool, **flags: An
         from light_llm.preprocess.dryrun import estimate
 
         print_estimate(estimate(valid))
+    elif valid.prepare or valid.part is not None:
+        take_step(valid)
     else:
+        from light_llm.preprocess.pipeline import preprocess
+
         print_summary(preprocess(valid))
+
+
+def take_step(config: PreprocessConfig) -> None:
+    """Prepare a run in parts, or make one of them, and print what is there then."""
+    from light_llm.preprocess.making import make_part
+    from light_llm.preprocess.notices import counted
+    from light_llm.preprocess.parts import prepare
+    from light_llm.preprocess.request import request_of
+
+    request = request_of(config)
+    if config.part is not None:
+        made = make_part(request, config.part)
+        there = f"{counted(made.documents, 'document')}, {counted(made.tokens, 'token')}"
+        before = " (made before)" if made.before else ""
+        say(f"part {config.part} of {config.parts}: {there}{before}")
+        return
+    plan = prepare(request)
+    if plan is None:
+        say(f"{config.output}: all parts are made and published")
+        return
+    files, sizes = sum(map(len, plan.parts)), list(map(plan.bytes_of, range(len(plan.parts))))
+    say(f"input: {counted(files, 'file')}, {sum(sizes) / 1e6:,.1f} MB")
+    say(f"parts: {len(sizes)}, of {min(sizes) / 1e6:,.1f} to {max(sizes) / 1e6:,.1f} MB")
+    say("prepared: now make each with --part, and then --finish")
 
 
 def _with_flags(source: ConfigSource, flags: dict[str, Any]) -> ConfigSource:

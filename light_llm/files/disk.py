@@ -161,12 +161,20 @@ class Lock:
             raise UserError(message)
 
 
+class Held(UserError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
-def locked(path: Path, message: str) -> Iterator[Lock]:
+def locked(path: Path, message: str, *, shared: bool = False) -> Iterator[Lock]:
     """Hold a lock: a file that is made if it is absent, and that nobody reads or writes.
 
+    Args:
+        shared: with all others who share it, and with nobody else.
+
     Raises:
-        UserError: with `message`, another process holds it; or `path` is not a regular file.
+        Held: with `message`, another process holds it.
+        UserError: `path` is not a regular file.
         OSError: it cannot be opened, or is a symlink, which is not followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
@@ -176,10 +184,10 @@ def locked(path: Path, message: str) -> Iterator[Lock]:
         raise UserError(f"{path}: is {kind_of(path)}, and a regular file must be there as the lock")
     with os.fdopen(descriptor, "rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(message) from None
+            raise Held(message) from None
         # its holder removed it after we opened it: a third process may hold a new one by now
         if os.fstat(file.fileno()).st_nlink == 0:
-            raise UserError(message)
+            raise Held(message)
         yield Lock(path, file.fileno())

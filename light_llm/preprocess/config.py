@@ -14,11 +14,14 @@ DEFAULT_HF_SPLIT = "train"
 DEFAULT_VOCAB_SIZE = 8192
 MOST_IDS = 2**24  # BPE's trainer allocates for all of them
 MOST_WORKERS = 1024
+MOST_PARTS = 10_000
 DEFAULT_MIN_FREQUENCY = 2
 DEFAULT_TRAIN_CHARACTERS = 200_000_000
 
 _FILES_ONLY = ("include", "exclude", "allow_skipped")
 _HUB_ONLY = ("hf_config", "hf_configs", "hf_split", "hf_revision")
+_STEPS = ("prepare", "part", "finish", "cluster")
+"""What is done of a run in parts; without one, all."""
 _RESERVED = ("train", "val", "tokenizer")
 
 
@@ -78,12 +81,23 @@ class PreprocessConfig(Config):
     shards do not depend on it."""
     overwrite: bool = False
 
+    parts: int | None = None
+    """Into how many parts the input is cut, by its files alone. Each makes its own shards."""
+    prepare: bool = False
+    """Make the tokenizer and the plan that all parts need."""
+    part: int | None = None
+    """Make this one, from 0."""
+    finish: bool = False
+    """Check the parts, and publish their shards together."""
+    cluster: str | None = None
+    """Make the parts as tasks of Ray: `ray`, or `ray://HOST:PORT`."""
+
     def decisive(self) -> dict[str, Any]:
         """The options that the output depends on, as JSON."""
-        return self.model_dump(
-            mode="json",
-            exclude={"output", "save_tokenizer", "workers", "engine", "overwrite", "allow_skipped"},
-        )
+        without = {"output", "save_tokenizer", "workers", "engine", "overwrite", "allow_skipped"}
+        if self.parts is None:  # as in the manifests from before it
+            without.add("parts")
+        return self.model_dump(mode="json", exclude=without | set(_STEPS))
 
     @field_validator("input", "include", "exclude", "hf_configs", mode="before")
     @classmethod
@@ -143,6 +157,23 @@ class PreprocessConfig(Config):
             raise ValueError(f"must be {MOST_WORKERS} or less: each is a process")
         return value
 
+    @field_validator("parts")
+    @classmethod
+    def _some_parts(cls, value: int | None) -> int | None:
+        if value is not None and not 1 <= value <= MOST_PARTS:
+            raise ValueError(f"must be 1 to {MOST_PARTS}")
+        return value
+
+    @field_validator("cluster")
+    @classmethod
+    def _of_ray(cls, value: str | None) -> str | None:
+        if value is not None and value != "ray":
+            kind, _, address = value.partition("://")
+            host, _, port = address.rpartition(":")
+            if kind != "ray" or not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+                raise ValueError("must be ray, or ray://HOST:PORT with the port of Ray's clients")
+        return value
+
     @field_validator("min_length")
     @classmethod
     def _not_negative(cls, value: int) -> int:
@@ -196,6 +227,31 @@ class PreprocessConfig(Config):
             raise ValueError(
                 "adapter_module and text_column are both set, and the adapter says what the text "
                 "is; leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_step(self) -> PreprocessConfig:
+        steps = [name for name in _STEPS if getattr(self, name) not in (None, False)]
+        if steps and self.parts is None:
+            raise ValueError(
+                f"{steps[0]}={getattr(self, steps[0])!r} has no meaning without parts: the number "
+                "of parts that the input is cut into"
+            )
+        if len(steps) > 1:
+            raise ValueError(
+                f"{' and '.join(steps)} are set, and each is a command of its own: leave out "
+                f"{'one of the two' if len(steps) == 2 else 'all but one'}"
+            )
+        if self.parts is not None and self.hf_dataset is not None:
+            raise ValueError(
+                f"parts={self.parts} cuts the files of input, and a dataset is streamed; download "
+                f"its files (hf download --repo-type dataset {self.hf_dataset}), and give them as "
+                "input"
+            )
+        if self.part is not None and self.parts is not None and not 0 <= self.part < self.parts:
+            raise ValueError(
+                f"part={self.part} must be 0 to {self.parts - 1} with parts={self.parts}"
             )
         return self
 

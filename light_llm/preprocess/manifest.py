@@ -99,7 +99,7 @@ def write_manifest(
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
         },
-        "options": _shareable(options),
+        "options": shareable(options),
         "sources": sources,
         "versions": versions(),
         "engines": list(engines),
@@ -112,7 +112,7 @@ def write_manifest(
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def _shareable(options: dict[str, Any]) -> dict[str, Any]:
+def shareable(options: dict[str, Any]) -> dict[str, Any]:
     """The options, with paths below the working directory relative to it and those below the home
     folder with `~`: a manifest is published with its shards, and should not show where this machine
     keeps its files."""

@@ -7,12 +7,13 @@ import dataclasses
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.preprocess.ahead import in_threads
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Chunk, Corpus, Position, chunks
@@ -32,9 +33,6 @@ from light_llm.tokenizer import CharTokenizer, Tokenizer
 if TYPE_CHECKING:
     import numpy as np
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 # A corpus with fewer chunks is small: both sides of its split get something, and one process
 # tokenizes it before others would have started.
 SMALL_CHUNKS = 8
@@ -49,16 +47,22 @@ def write_part(
     choice: Choice,
     journal: Journal,
     new: Path,
+    watch: Callable[[Progress], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> None:
-    """Write the shards of one corpus, from the position in the journal."""
+    """Write the shards of one corpus, from the position in the journal.
+
+    Args:
+        watch: a context around the work, which sees its progress.
+    """
     part = journal.part(corpus.name)
     stream = chunks(corpus, config.shuffle_seed, part.position)
     head: list[Chunk] = []
-    if part.split is None:
+    if not part.engines:  # nothing was encoded yet by what would be named here
         with Progress("reading the first documents"):
             head = list(itertools.islice(stream, SMALL_CHUNKS))
+    if part.split is None:
         if not head:
-            raise UserError(_no_documents(config, corpus))
+            raise UserError(no_documents(config, corpus))
         journal.begin(corpus.name, _split(config.val_fraction, head))
     assert part.split is not None
     split, size = part.split, config.shard_size
@@ -84,7 +88,8 @@ def write_part(
 
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
-    with Progress(label) as progress, encoding as encode_texts, Sides(train, val, size) as sides:
+    sides_of = Sides(train, val, size)
+    with Progress(label) as progress, watch(progress), encoding as encode_texts, sides_of as sides:
 
         def rows_of(chunk: Chunk) -> tuple[Chunk, RowBatch, np.ndarray]:
             texts = [document.text for document in chunk.documents]
@@ -161,37 +166,6 @@ def _encoding(
         yield encoders.encode
 
 
-def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """`map` in threads, which are at most one item ahead of the caller each, and one more.
-
-    An error of `items` comes after the results of those before it.
-    """
-    pool = ThreadPoolExecutor(threads)
-    running: deque[Future[Result]] = deque()
-    failure: UserError | None = None
-    source = iter(items)
-    try:
-        while failure is None:
-            try:
-                item = next(source)
-            except StopIteration:
-                break
-            except UserError as error:
-                failure = error
-            else:
-                running.append(pool.submit(work, item))
-                if len(running) > threads + 1:
-                    yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-        if failure is not None:
-            raise failure
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _untokenizable(chunk: Chunk, index: int, reason: str) -> UserError:
     source = chunk.documents[index].source
     return UserError(
@@ -200,7 +174,7 @@ def _untokenizable(chunk: Chunk, index: int, reason: str) -> UserError:
     )
 
 
-def _no_documents(config: PreprocessConfig, corpus: Corpus) -> str:
+def no_documents(config: PreprocessConfig, corpus: Corpus) -> str:
     skipped = corpus.skipped
     return (
         f"no documents in {corpus.describe()}, {are(skipped.empty, 'document')} empty and "

@@ -35,6 +35,7 @@ from light_llm.preprocess.output import (
     placed,
 )
 from light_llm.preprocess.part import write_part
+from light_llm.preprocess.prepared import kept_plan
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.publication import Stage, complete_moves, publish_shards, staging
 from light_llm.preprocess.resume import drop_uncommitted, journal_of
@@ -57,7 +58,11 @@ def preprocess(config: PreprocessConfig) -> Summary:
     Raises:
         UserError: an input, the output or the tokenizer is unusable; the output is as it was.
     """
-    _set_threads(config.workers)
+    if config.parts is not None:
+        from light_llm.preprocess.parts import in_parts  # it is made of the steps below
+
+        return in_parts(config)
+    set_threads(config.workers)
     check_place(config.output)
     names = config.hf_configs or ("",)
     if config.save_tokenizer is not None:
@@ -65,13 +70,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
     rows, adapter = row_text(config)
     with staging(config.output) as stage:
         new = stage.path / NEW
-        completed = complete_moves(
-            stage.path, config.output, config.overwrite, stage.check, verify=True
-        )
+        completed = complete_before(config, stage)
         if completed is None:
             check_output(config.output, config.overwrite, names)
-        else:
-            notice("a run was stopped while its shards were moved into place; now all are there")
         with Progress("looking through the input"):
             corpora = open_corpora(config, rows)
             sources = {corpus.name: corpus.identity() for corpus in corpora}
@@ -80,14 +81,15 @@ def preprocess(config: PreprocessConfig) -> Summary:
             "sources": sources,
             "adapter": adapter,
             "versions": versions(),
-            "tokenizer": _save_loaded(config, stage.path / LOADED),
+            "tokenizer": save_loaded(config, stage.path / LOADED),
         }
         if completed is not None:
             if completed == asked:
-                return _summary_of_output(config, names)
+                return summary_of_output(config, names)
             check_output(config.output, config.overwrite, names)
+        kept_plan(config, stage.path, asked)
         journal = journal_of(config, stage.path, asked, stage.check)
-        tokenizer = _choose_tokenizer(config, stage, asked, journal, corpora)
+        tokenizer = choose_tokenizer(config, stage, asked, journal, corpora)
         if config.tokenizer_path is not None and not journal.shards:
             with Progress("comparing the tokenizer with transformers"):
                 check_agreement(tokenizer, new / TOKENIZER, corpora, config.add_special_tokens)
@@ -95,9 +97,21 @@ def preprocess(config: PreprocessConfig) -> Summary:
         _write_parts(config, corpora, tokenizer, journal, new)
         stage.check()
         with Progress("putting the shards in place"):
-            summary = _complete(config, names, tokenizer, journal, new)
+            assert journal.tokenizer is not None
+            written = journal.shards, journal.engines
+            summary = complete(config, names, tokenizer, asked, journal.tokenizer, *written, stage)
             publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
     return summary
+
+
+def complete_before(config: PreprocessConfig, stage: Stage) -> dict[str, Any] | None:
+    """Complete a publication that was stopped; returns what its run was asked for, or None."""
+    completed = complete_moves(
+        stage.path, config.output, config.overwrite, stage.check, verify=True
+    )
+    if completed is not None:
+        notice("a run was stopped while its shards were moved into place; now all are there")
+    return completed
 
 
 def row_text(config: PreprocessConfig) -> tuple[RowText, str | None]:
@@ -128,7 +142,7 @@ def open_corpora(config: PreprocessConfig, rows: RowText) -> Sequence[Corpus]:
     return [FileCorpus(files, rows, config.min_length, config.input)]
 
 
-def _save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
+def save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
     """Save the tokenizer of tokenizer_path and return its fingerprint; None: one is trained."""
     if config.tokenizer_path is None:
         return None
@@ -137,7 +151,7 @@ def _save_loaded(config: PreprocessConfig, folder: Path) -> str | None:
     return tokenizer_fingerprint(folder)
 
 
-def _choose_tokenizer(
+def choose_tokenizer(
     config: PreprocessConfig,
     stage: Stage,
     asked: dict[str, Any],
@@ -156,7 +170,7 @@ def _choose_tokenizer(
         if asked["tokenizer"] is None:
             trained = train_tokenizer(config, corpora)
             for corpus in corpora:
-                _check_skipped(config, corpus, corpus.skipped)
+                check_skipped(config, corpus, corpus.skipped)
             stage.check()
             trained.save(folder)
         else:
@@ -182,7 +196,7 @@ def _write_parts(
         for corpus in corpora:
             if not journal.part(corpus.name).done:
                 write_part(config, corpus, tokenizer, choice, journal, new)
-            _check_skipped(config, corpus, Skipped(**journal.part(corpus.name).skipped))
+            check_skipped(config, corpus, Skipped(**journal.part(corpus.name).skipped))
     except BaseException:
         if journal.shards:
             kept = are(len(journal.shards), "shard")
@@ -192,39 +206,32 @@ def _write_parts(
     notice_skipped((Skipped(**part.skipped) for part in parts), config.min_length)
 
 
-def _check_skipped(config: PreprocessConfig, corpus: Corpus, skipped: Skipped) -> None:
+def check_skipped(config: PreprocessConfig, corpus: Corpus, skipped: Skipped) -> None:
     if isinstance(corpus, FileCorpus) and not config.allow_skipped:
         corpus.check_skipped(skipped)
 
 
-def _complete(
+def complete(
     config: PreprocessConfig,
     names: Sequence[str],
     tokenizer: Tokenizer,
-    journal: Journal,
-    new: Path,
+    asked: dict[str, Any],
+    fingerprint: str,
+    shards: Sequence[Shard],
+    engines: Sequence[str],
+    stage: Stage,
 ) -> Summary:
     """Add what is written when all shards are there: the manifest and the user's copy of the
     tokenizer."""
-    assert journal.asked is not None
-    assert journal.tokenizer is not None
-    asked, shards = journal.asked, journal.shards
-    write_manifest(
-        new,
-        asked["options"],
-        asked["sources"],
-        tokenizer,
-        journal.tokenizer,
-        shards,
-        journal.engines,
-    )
+    new = stage.path / NEW
+    write_manifest(new, asked["options"], asked["sources"], tokenizer, fingerprint, shards, engines)
     summary = summarize(config.output, names, shards, tokenizer.vocab_size, new)
     if config.save_tokenizer is not None:
         copy_tokenizer(new / TOKENIZER, config.save_tokenizer)
     return summary
 
 
-def _summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summary:
+def summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summary:
     """The summary of a run whose publication was just completed; saves the tokenizer's copy."""
     manifest = read_manifest(config.output / MANIFEST)
     try:
@@ -241,7 +248,7 @@ def _summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summar
     return summarize(config.output, names, shards, size, config.output)
 
 
-def _set_threads(workers: int | None) -> None:
+def set_threads(workers: int | None) -> None:
     """Must run before the tokenizers library works in parallel: it makes its pool only once."""
     if workers is not None:
         os.environ["RAYON_NUM_THREADS"] = str(workers)

@@ -2,7 +2,7 @@
 
 output/.preprocess/ holds `lock`, a mark that this program made it, `journal.jsonl`, `new/` (to be
 published) and, during publication, `moves.json` and `old/` (what is replaced). A run that finds it
-continues from there.
+continues from there. A run in parts has `plan.json` in place of the journal, and `parts/`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import (
+    Held,
     Lock,
     flush,
     locked,
@@ -31,6 +32,7 @@ from light_llm.files.disk import (
 )
 from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, tokenizer_fingerprint
 from light_llm.preprocess.output import STAGE, check_ours, check_output, placed, present
+from light_llm.preprocess.plan import running_parts
 from light_llm.preprocess.shards import sha256
 from light_llm.preprocess.stage import (
     JOURNAL,
@@ -39,6 +41,8 @@ from light_llm.preprocess.stage import (
     MOVES,
     NEW,
     OLD,
+    PARTS,
+    PLAN,
     check_stage,
     mark,
 )
@@ -86,7 +90,7 @@ def staging(output: Path) -> Iterator[Stage]:
             f"--output {output}: is being written by another llm-preprocess; wait for it, or "
             "choose another folder"
         )
-        with locked(stage / LOCK, held) as lock:
+        with _explained(stage), locked(stage / LOCK, held) as lock:
             try:
                 mark(stage)
                 yield Stage(stage, lock)
@@ -102,8 +106,21 @@ def staging(output: Path) -> Iterator[Stage]:
                 path.rmdir()
 
 
+@contextlib.contextmanager
+def _explained(stage: Path) -> Iterator[None]:
+    """Name the parts that are being made, where these are why the stage is held."""
+    try:
+        yield
+    except Held as error:
+        running = running_parts(stage)
+        if not running:
+            raise
+        some = ", ".join(map(str, running))
+        raise Held(f"{error} (now: {'part' if len(running) == 1 else 'parts'} {some})") from None
+
+
 def _worth_keeping(stage: Path) -> bool:
-    if (stage / MOVES).exists():
+    if (stage / MOVES).exists() or (stage / PLAN).exists():
         return True
     journal = stage / JOURNAL
     return journal.exists() and b'"sha256"' in given.read_bytes(journal, given.LARGE)
@@ -172,7 +189,7 @@ def complete_moves(
                 f"were moved into place cannot be completed; {stage} holds what is left of it. "
                 "Begin again with --overwrite"
             )
-        for name in (NEW, OLD):
+        for name in (PLAN, NEW, OLD, PARTS):
             remove(stage / name)
         (stage / JOURNAL).unlink(missing_ok=True)
         (stage / MOVES).unlink()

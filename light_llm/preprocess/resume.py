@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.journal import Damaged, Journal
 from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
 from light_llm.preprocess.notices import counted, notice
-from light_llm.preprocess.shards import counts, sha256
+from light_llm.preprocess.shards import Shard, counts, sha256
 from light_llm.preprocess.stage import JOURNAL, NEW
+
+AGAIN = "begin again with --overwrite"
 
 
 def journal_of(
@@ -32,7 +34,9 @@ def journal_of(
         journal = Journal(path, check)
         there = counted(len(journal.shards), "shard")
         if journal.asked == asked:
-            _check_kept(journal, stage / NEW)
+            check_kept(journal.shards, stage / NEW)
+            if journal.tokenizer is not None:
+                check_tokenizer(stage / NEW / TOKENIZER, journal.tokenizer)
             return journal
         if journal.shards and not config.overwrite:
             raise UserError(_difference(config, journal, asked, there))
@@ -48,53 +52,69 @@ def journal_of(
     return Journal(path, check)
 
 
-def _check_kept(journal: Journal, new: Path) -> None:
+def check_kept(shards: Iterable[Shard], new: Path, remedy: str = AGAIN) -> None:
     """
+    Args:
+        shards: what a journal names.
+        new: the folder that they are below.
+        remedy: what the message advises.
+
     Raises:
-        Damaged: what the journal names is not on disk, or differs.
+        Damaged: one is not on disk, or differs.
     """
-    for shard in journal.shards:
+    for shard in shards:
         path = new / shard.file
         size = path.lstat().st_size if path.is_file() else None
         if size != shard.bytes:
             there = "is gone" if size is None else f"has {counted(size, 'byte')}"
             raise Damaged(
                 f"{path}: {there}, and the stopped run wrote "
-                f"{counted(shard.bytes, 'byte')}; begin again with --overwrite"
+                f"{counted(shard.bytes, 'byte')}; {remedy}"
             )
         if sha256(path) != shard.sha256:
             raise Damaged(
                 f"{path}: its bytes are not those that the run that was stopped wrote (SHA-256); "
-                "begin again with --overwrite"
+                f"{remedy}"
             )
         held = counts(path)
         if held != (shard.documents, shard.tokens):
             raise Damaged(
                 f"{path}: holds {held[0]:,} documents and {held[1]:,} tokens, and the stopped "
-                f"run wrote {shard.documents:,} and {shard.tokens:,}; begin again with --overwrite"
+                f"run wrote {shard.documents:,} and {shard.tokens:,}; {remedy}"
             )
-    folder = new / TOKENIZER
-    if journal.tokenizer is not None and (
-        not folder.is_dir() or tokenizer_fingerprint(folder) != journal.tokenizer
-    ):
-        raise Damaged(
-            f"{folder}: is not the tokenizer that the stopped run wrote; begin again with "
-            "--overwrite"
-        )
+
+
+def check_tokenizer(folder: Path, fingerprint: str) -> None:
+    """
+    Raises:
+        Damaged: the folder is not there, or holds other files.
+    """
+    if not folder.is_dir() or tokenizer_fingerprint(folder) != fingerprint:
+        raise Damaged(f"{folder}: is not the tokenizer that the stopped run wrote; {AGAIN}")
 
 
 def _difference(
     config: PreprocessConfig, journal: Journal, asked: dict[str, Any], there: str
 ) -> str:
-    previous = journal.asked or {}
+    changed = changes(journal.asked or {}, asked)
+    return (
+        f"--output {config.output}: holds {there} of a run that "
+        f"was stopped, and this run differs: {'; '.join(changed)}. Continue that run as it was, or "
+        "discard it with --overwrite"
+    )
+
+
+def changes(previous: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """How a run that asks for `asked` differs from one that asked for `previous`, in clauses."""
     old = previous.get("options")
     old = old if isinstance(old, dict) else {}
+    now = asked["options"]
     changed = [
-        f"{key} was {old.get(key)!r} and is {value!r}"
-        for key, value in asked["options"].items()
-        if old.get(key) != value
+        f"{key} was {old.get(key)!r} and is {now.get(key)!r}"
+        for key in dict.fromkeys((*now, *old))
+        if old.get(key) != now.get(key)
     ]
-    changed += [
+    return changed + [
         f"{what} changed"
         for key, what in (
             ("sources", "the input"),
@@ -104,16 +124,16 @@ def _difference(
         )
         if previous.get(key) != asked[key]
     ]
-    return (
-        f"--output {config.output}: holds {there} of a run that "
-        f"was stopped, and this run differs: {'; '.join(changed)}. Continue that run as it was, or "
-        "discard it with --overwrite"
-    )
 
 
 def drop_uncommitted(journal: Journal, new: Path) -> None:
     """Delete the shards below `new` that the journal does not name: they are incomplete."""
-    committed = {new / shard.file for shard in journal.shards}
+    drop_all_but((shard.file for shard in journal.shards), new)
+
+
+def drop_all_but(files: Iterable[str], new: Path) -> None:
+    """Delete the shards below `new` that are not `files`."""
+    known = {new / file for file in files}
     for path in new.rglob("shard_*"):
-        if path not in committed:
+        if path not in known:
             path.unlink()

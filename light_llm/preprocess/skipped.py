@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,20 @@ class Skipped:
         if not isinstance(some, list) or not all(isinstance(path, str) for path in some):
             raise ValueError("the examples must be paths")
         return skipped
+
+    @classmethod
+    def total(cls, several: Iterable[Skipped]) -> Skipped:
+        """What several readings left out together."""
+        whole = cls()
+        for each in several:
+            whole.empty += each.empty
+            whole.short += each.short
+            whole.binary += each.binary
+            whole.bytes += each.bytes
+            for kind, number in each.kinds.items():
+                whole.kinds[kind] = whole.kinds.get(kind, 0) + number
+            whole.examples = (whole.examples + each.examples)[:EXAMPLES]
+        return whole
 
     def leave_out(self, path: InputFile, kind: str) -> None:
         """Count a file that is not text, but of `kind`."""

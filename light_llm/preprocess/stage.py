@@ -21,14 +21,19 @@ from light_llm.preprocess.shards import SHARD_NAME, TEMPORARY
 
 LOCK, JOURNAL, MOVES = "lock", "journal.jsonl", "moves.json"
 NEW, OLD = "new", "old"
+PLAN, PARTS = "plan.json", "parts"
+"""What --prepare leaves for the parts of a run, and a folder of each: its own lock, journal and
+`new`."""
+PROGRESS = "progress.json"
 LOADED = "loaded"
 """The tokenizer of tokenizer_path."""
 MARK = "made-by-llm-preprocess"
 MARK_TEXT = b"llm-preprocess made this folder, and deletes it with all that is in it.\n"
 
 # "moves.tmp": what versions before the mark wrote moves.json by
-_FILES = (JOURNAL, MOVES, MARK, "moves.tmp", *(f".{name}.tmp" for name in (JOURNAL, MOVES, MARK)))
-_FOLDERS = (NEW, OLD, LOADED)
+_WRITTEN = (JOURNAL, MOVES, MARK, PLAN)
+_FILES = (*_WRITTEN, "moves.tmp", *(f".{name}.tmp" for name in _WRITTEN))
+_FOLDERS = (NEW, OLD, LOADED, PARTS)
 
 
 def check_stage(stage: Path) -> None:
@@ -57,6 +62,18 @@ def check_stage(stage: Path) -> None:
             _refuse(path, stage, "is not a file of a run")
 
 
+def check_part(stage: Path, folder: Path) -> None:
+    """Check the folder of one part before anything is written or deleted there.
+
+    Raises:
+        UserError: a file is where a folder must be, or something is neither file nor folder.
+    """
+    for path in (stage, stage / PARTS, folder):
+        _check_kind(path, stage, is_folder=True)
+    for below in _walk(folder):
+        _check_kind(below, stage, is_folder=below.is_dir() and not below.is_symlink())
+
+
 def is_marked(stage: Path) -> bool:
     path = stage / MARK
     if path.is_symlink() or not path.is_file():
@@ -81,7 +98,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a run writes a file with this path, relative to its stage."""
+    """Whether a run from before the mark wrote a file with this path, relative to its stage."""
+    if path.parts[0] == PARTS:
+        return False
     if path.parts[0] == LOADED:
         return len(path.parts) == 2 and path.name in TOKENIZER_NAMES
     if path.parts[1] == TOKENIZER:
