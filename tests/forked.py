@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,38 @@ def main() -> None:
     channel = socket.socket(fileno=int(number))
     for module in modules:
         importlib.import_module(module)
-    argv = _serve(channel)
-    name = _name(argv)
-    sys.argv = argv[argv[0] == sys.executable :]  # as Python gives them to its script
-    if name.endswith(".py"):
-        sys.path.insert(0, os.path.dirname(sys.argv[0]))
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        return
-    (command,) = importlib.metadata.entry_points(group="console_scripts", name=name)
-    sys.exit(command.load()())
+    sys.argv = _serve(channel)
+    _end(_run(_name(sys.argv)))
+
+
+def _run(name: str) -> int:
+    """The exit code of the command or script; what else it raises, Python prints."""
+    try:
+        if name.endswith(".py"):
+            del sys.argv[0]  # Python's own name, which a script does not see
+            sys.path.insert(0, os.path.dirname(sys.argv[0]))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            (command,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+            command.load()()
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        return end.code or 0
+    return 0
+
+
+def _end(code: int) -> None:
+    """As Python ends, but for taking apart every module: that copies the server's memory, and takes
+    as long as a tiny command."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # Python tells of it, in its own way
+    os._exit(code)
 
 
 if __name__ == "__main__":
