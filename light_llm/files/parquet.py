@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 MANY = 2**26
 """Values of a column in a row group, and rows of a file, that are always accepted."""
-# Beyond that, PER_BYTE for each byte that they take in the file. Text takes about one byte a token;
+BATCH_ROWS, BATCH_BYTES = 2**16, 2**30
+"""The most that are decoded at once, unless the caller says otherwise."""
+# Beyond MANY, PER_BYTE for each byte that they take in the file. Text takes about one byte a token;
 # what exceeds PER_BYTE is one value repeated, as in padding.
 
 
@@ -47,9 +49,15 @@ class Opened:
     """Checks the pages of some leaves in a row group, and returns the bytes of the longest."""
 
     def batches(
-        self, column: str | None, most_rows: int, most_bytes: int
+        self,
+        column: str | None,
+        most_rows: int = BATCH_ROWS,
+        most_bytes: int = BATCH_BYTES,
+        start: int = 0,
     ) -> Iterator[pa.RecordBatch]:
-        """The rows, of one column or (None) of all, in order.
+        """The rows from `start` on, of one column or (None) of all, in order.
+
+        Row groups before that are not read.
 
         Args:
             most_bytes: of a batch, if each of its values were as long as the longest page. A value
@@ -60,18 +68,26 @@ class Opened:
         """
         read = leaves(self.file.metadata, column)
         columns = None if column is None else [column]
+        passed = 0
         for group in range(self.file.num_row_groups):
+            passed += self.file.metadata.row_group(group).num_rows
+            if passed <= start:
+                continue
             longest = self.check(group, read)
             size = max(1, min(most_rows, most_bytes // max(1, longest)))
-            yield from self.file.iter_batches(size, row_groups=[group], columns=columns)
+            before = max(0, start - (passed - self.file.metadata.row_group(group).num_rows))
+            for batch in self.file.iter_batches(size, row_groups=[group], columns=columns):
+                if before < batch.num_rows:
+                    yield batch.slice(before)
+                before = max(0, before - batch.num_rows)
 
 
 @contextlib.contextmanager
 def opened(path: InputFile, columns: str | None = None) -> Iterator[Opened]:
     """Open a parquet file and check its claims about `columns`: one column's name, or None for all.
 
-    Checksums of pages are verified where the file has them. The pages of a remote file are checked
-    as `Opened.batches` comes to them, and each is fetched once.
+    Its pages are checked as `Opened.batches` comes to them, their checksums too, where the file has
+    them. Of a remote file each is fetched once.
 
     Raises:
         UserError: as `given.open_regular`, `check_claims` and `check_pages`; it is not a parquet
@@ -95,11 +111,7 @@ def opened(path: InputFile, columns: str | None = None) -> Iterator[Opened]:
                 read = leaves(file.metadata, columns)
                 groups = _groups(file.metadata, footer, size, path, read)
                 check = functools.partial(_check_group, groups, path, held, stream)
-                if held is None:
-                    longest = [check(number, read) for number in range(len(groups))]
-                    yield Opened(file, lambda number, _: longest[number])
-                else:
-                    yield Opened(file, check)
+                yield Opened(file, check)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             name = os.fsencode(str(path)).decode("utf-8", "replace")
             reason = one_line(error)

@@ -14,12 +14,13 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from light_llm.errors import UserError
 from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
+    Mark,
     Reading,
     is_compressed,
     kind_of_binary,
@@ -90,6 +91,28 @@ def believable() -> Iterator[None]:
         ) from None
 
 
+class _Place(NamedTuple):
+    """Behind a document of the files."""
+
+    file: int = 0
+    passed: int = 0
+    """Documents of the file that are before it, skipped ones included."""
+    mark: Mark | None = None
+    """Where the next begins, if the file can be read from there."""
+
+    def as_json(self) -> list[int]:
+        return [self.file, self.passed, *(self.mark or ())]
+
+    @classmethod
+    def parse(cls, numbers: Any) -> _Place:
+        """
+        Raises:
+            ValueError: these are no numbers of a place.
+        """
+        file, passed, *mark = map(check_number, numbers)
+        return cls(file, passed, Mark(*mark) if mark else None)
+
+
 @dataclass
 class FileCorpus:
     """The documents of `files`, in order."""
@@ -101,7 +124,7 @@ class FileCorpus:
     name: str = ""
     skipped: Skipped = field(default_factory=Skipped, init=False)
     reading: Reading | None = field(default=None, init=False)
-    _at: tuple[int, int] = field(default=(0, 0), init=False)
+    _at: _Place = field(default_factory=_Place, init=False)
 
     def __iter__(self) -> Iterator[Document]:
         return self.documents()
@@ -109,25 +132,24 @@ class FileCorpus:
     def documents(self, place: Any = None) -> Iterator[Document]:
         with believable():
             self.skipped = Skipped() if place is None else Skipped.parse(place["skipped"])
-            file, index = (0, 0) if place is None else map(check_number, place["at"])
-        self._at = (file, index)
+            at = _Place() if place is None else _Place.parse(place["at"])
+        self._at = at
         sizes = [size_of(file.path) for file in self.files]
-        self.reading = Reading(sum(sizes), finished=sum(sizes[:file]))
-        return self._from(file, index, sizes, self.reading)
+        self.reading = Reading(sum(sizes), finished=sum(sizes[: at.file]))
+        return self._from(at, sizes, self.reading)
 
-    def _from(
-        self, first: int, given: int, sizes: Sequence[int], reading: Reading
-    ) -> Iterator[Document]:
-        for number in range(first, len(self.files)):
-            passed = given if number == first else 0
-            for index, document in enumerate(self.read(self.files[number], reading), start=1):
-                if index > passed and self.skipped.takes(document.text, self.min_length):
-                    self._at = (number, index)
+    def _from(self, start: _Place, sizes: Sequence[int], reading: Reading) -> Iterator[Document]:
+        for number in range(start.file, len(self.files)):
+            passed, mark = (start.passed, start.mark) if number == start.file else (0, None)
+            documents = self.read(self.files[number], reading, passed, mark)
+            for index, document in enumerate(documents, start=passed + 1):
+                if self.skipped.takes(document.text, self.min_length):
+                    self._at = _Place(number, index, reading.mark)
                     yield document
             reading.end(sizes[number])
 
     def here(self) -> Any:
-        return {"at": list(self._at), "skipped": dataclasses.asdict(self.skipped)}
+        return {"at": self._at.as_json(), "skipped": dataclasses.asdict(self.skipped)}
 
     def sample(self, characters: int) -> Iterator[Document]:
         """From the start of each file, as many documents as its share of the bytes allows."""
@@ -185,14 +207,20 @@ class FileCorpus:
             + (f" ({skipped.told_kinds()}){skipped.remedies()}" if skipped.binary else "")
         )
 
-    def read(self, file: SourceFile, reading: Reading | None = None) -> Iterator[Document]:
-        """The documents of one of the files, whatever they hold.
+    def read(
+        self,
+        file: SourceFile,
+        reading: Reading | None = None,
+        passed: int = 0,
+        mark: Mark | None = None,
+    ) -> Iterator[Document]:
+        """The documents of one of the files, whatever they hold, as `read_file` gives them.
 
         Raises:
             UserError: it cannot be read, or is named and no text; others are counted as skipped.
         """
         try:
-            yield from read_file(file.path, self.rows, reading)
+            yield from read_file(file.path, self.rows, reading, passed, mark)
         except NotText as error:
             kind = kind_of_binary(file.path, error.encoded)
             if file.named:

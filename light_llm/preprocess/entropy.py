@@ -56,7 +56,7 @@ def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np
             with opened(file, TOKENS) as shard:
                 if not _holds_ids(shard.file.schema_arrow):
                     raise UserError(f"{file}: is not a shard: {TOKENS!r} is no column of integers")
-                for batch in shard.file.iter_batches(columns=[TOKENS]):
+                for batch in shard.batches(TOKENS):
                     yield batch.column(0).flatten().drop_null().to_numpy()
 
 

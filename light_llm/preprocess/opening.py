@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import IO
+from typing import IO, NamedTuple
 
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -55,6 +55,14 @@ _CONTROLS = bytes({*range(32)} - {*b"\t\n\f\r\x1b"})
 """Bytes that text in no encoding of single bytes has."""
 
 
+class Mark(NamedTuple):
+    """A place between two lines of a file."""
+
+    byte: int
+    lines: int
+    """How many are before it."""
+
+
 @dataclass
 class Reading:
     """How far files of `total` bytes are read."""
@@ -64,6 +72,8 @@ class Reading:
     """Bytes of the files that are done."""
     place: Callable[[], int] = int
     """Bytes of the present one that were read."""
+    mark: Mark | None = None
+    """Behind the latest document of the present one, where it can be read from there."""
 
     def share(self) -> float | None:
         """0 to 1, if there is anything to read."""
@@ -72,7 +82,7 @@ class Reading:
 
     def end(self, size: int) -> None:
         """The present file, of `size` bytes, is done."""
-        self.place = int
+        self.place, self.mark = int, None
         self.finished += size
 
 
@@ -243,13 +253,12 @@ def too_long(where: str) -> UserError:
     )
 
 
-def read_lines(stream: IO[bytes], path: InputFile, source: str) -> Iterator[bytes]:
-    """All further lines, the first of which is number 1.
+def read_lines(stream: IO[bytes], path: InputFile, source: str, number: int = 1) -> Iterator[bytes]:
+    """All further lines, the first of which is number `number`.
 
     Raises:
         UserError: as `read_line`; names `source` and the line.
     """
-    number = 1
     with decompressing(path):
         while line := stream.readline(LONGEST_LINE + 1):
             if len(line) > LONGEST_LINE:

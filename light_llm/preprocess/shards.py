@@ -84,7 +84,7 @@ def counts(path: Path) -> tuple[int, int]:
         if LENGTH not in schema.names or not pa.types.is_integer(schema.field(LENGTH).type):
             raise UserError(f"{path}: is not a shard that a run wrote: it has no column {LENGTH!r}")
         documents, tokens = 0, 0
-        for batch in shard.file.iter_batches(columns=[LENGTH]):
+        for batch in shard.batches(LENGTH):
             documents += batch.num_rows
             tokens += pc.sum(batch.column(0)).as_py() or 0
     return documents, tokens

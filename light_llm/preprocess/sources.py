@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import orjson
 
@@ -19,6 +20,7 @@ from light_llm.errors import UserError
 from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.jsonarray import begins_with_rows, read_json_array
 from light_llm.preprocess.opening import (
+    Mark,
     Reading,
     check_is_here,
     decompressing,
@@ -83,11 +85,18 @@ def _holds_rows(path: InputFile, rows: RowText) -> bool:
     return False
 
 
-def read_file(path: InputFile, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
-    """The documents of a file, read by its ending.
+def read_file(
+    path: InputFile,
+    rows: RowText,
+    reading: Reading | None = None,
+    passed: int = 0,
+    mark: Mark | None = None,
+) -> Iterator[Document]:
+    """The documents of a file behind the first `passed`, read by its ending.
 
     Args:
         reading: is told the place in the file.
+        mark: where the documents behind them begin, as `reading` had it.
 
     Raises:
         NotText: a text file holds something else; raised before its first document.
@@ -96,24 +105,33 @@ def read_file(path: InputFile, rows: RowText, reading: Reading | None = None) ->
     try:
         check_is_here(path)
         kind = _kind(path, rows)
-        if kind == "text":
-            yield from read_text(path, reading=reading)
-        elif kind == "lines":
-            yield from read_json_lines(path, rows, reading)
-        elif kind == "array":
-            yield from (Document(*row) for row in read_json_array(path, rows, reading))
-        elif kind == "csv":
-            delimiter = DELIMITERS[uncompressed(path)[-4:]]
-            yield from (Document(*row) for row in read_csv(path, rows, delimiter, reading))
-        elif is_compressed(path):
-            raise UserError(
-                f"{path}: a parquet file cannot be read while it is compressed as a whole; "
-                "decompress it, or leave it out with --exclude"
-            )
+        if kind == "lines" and mark is not None:
+            yield from read_json_lines(path, rows, reading, mark)
+        elif kind == "parquet" and not is_compressed(path):
+            yield from (Document(*row) for row in read_parquet(path, rows, reading, passed))
         else:
-            yield from (Document(*row) for row in read_parquet(path, rows, reading))
+            yield from itertools.islice(_from_the_start(path, rows, kind, reading), passed, None)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _from_the_start(
+    path: InputFile, rows: RowText, kind: Kind, reading: Reading | None
+) -> Iterator[Document]:
+    if kind == "text":
+        yield from read_text(path, reading=reading)
+    elif kind == "lines":
+        yield from read_json_lines(path, rows, reading)
+    elif kind == "array":
+        yield from (Document(*row) for row in read_json_array(path, rows, reading))
+    elif kind == "csv":
+        delimiter = DELIMITERS[uncompressed(path)[-4:]]
+        yield from (Document(*row) for row in read_csv(path, rows, delimiter, reading))
+    else:
+        raise UserError(
+            f"{path}: a parquet file cannot be read while it is compressed as a whole; decompress "
+            "it, or leave it out with --exclude"
+        )
 
 
 class NotText(Exception):
@@ -176,15 +194,38 @@ def _pieces(path: InputFile, piece_chars: int, reading: Reading | None = None) -
 
 
 def read_json_lines(
-    path: InputFile, rows: RowText, reading: Reading | None = None
+    path: InputFile, rows: RowText, reading: Reading | None = None, start: Mark | None = None
 ) -> Iterator[Document]:
-    """A document per line that is not blank; null counts as an empty one."""
+    """A document per line that is not blank, from `start` on; null counts as an empty one."""
     source = printable(path)
     with open_bytes(path, reading) as stream:
-        for number, line in enumerate(read_lines(stream, path, source), start=1):
+        byte, before = start or (0, 0)
+        if byte:
+            _go_to_line(stream, byte, source)
+        for number, line in enumerate(read_lines(stream, path, source, before + 1), before + 1):
+            byte += len(line)
             if not line.isspace():
                 where = f"{source}:{number}"
-                yield Document(where, rows.text(_row(line, where, rows.adapt is None), where))
+                text = rows.text(_row(line, where, rows.adapt is None), where)
+                if reading is not None and not is_compressed(path):
+                    reading.mark = Mark(byte, number)
+                yield Document(where, text)
+
+
+def _go_to_line(stream: IO[bytes], byte: int, source: str) -> None:
+    """
+    Raises:
+        UserError: no line begins there.
+    """
+    stream.seek(byte - 1)
+    last = stream.read(1)
+    if last == b"\n" or (last and not stream.read(1)):
+        stream.seek(byte)
+        return
+    raise UserError(
+        f"{source}: no line begins at byte {byte:,}, where the stopped run was; begin again with "
+        "--overwrite"
+    )
 
 
 def _row(line: bytes, where: str, only_text: bool = True) -> dict:

@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BATCH = 256
-BATCH_BYTES = 2**30
-"""Most parquet rows, and most bytes, that are read at once."""
+"""Most parquet rows that are read at once."""
 
 Rows = Iterator[tuple[str, str]]
 """Of each document `path:row`, from 0, and its text."""
 
 
-def read_parquet(path: InputFile, rows: RowText, reading: Reading | None = None) -> Rows:
-    """A text per row; null counts as an empty one."""
+def read_parquet(
+    path: InputFile, rows: RowText, reading: Reading | None = None, start: int = 0
+) -> Rows:
+    """A text per row, from row `start` on; null counts as an empty one."""
     source = printable(path)
     with opened(path) as parquet:
         schema = parquet.file.schema_arrow
@@ -45,11 +46,11 @@ def read_parquet(path: InputFile, rows: RowText, reading: Reading | None = None)
             kind = schema.field(column).type
             if not _is_text(kind):
                 raise UserError(f"{source}: {column!r} is of type {kind}; {A_STRING}")
-        row = 0
+        row = start
         if reading is not None:
             number, length = parquet.file.metadata.num_rows, size_of(path)
             reading.place = lambda: length * row // max(1, number)
-        for batch in parquet.batches(column, BATCH, BATCH_BYTES):
+        for batch in parquet.batches(column, BATCH, start=start):
             values = batch.to_pylist() if column is None else batch.column(column).to_pylist()
             for value in values:
                 where = f"{source}:{row}"
