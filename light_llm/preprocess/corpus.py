@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from light_llm.errors import UserError
-from light_llm.files.remotefile import InputFile
+from light_llm.files.remotefile import AHEAD, InputFile, expect
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
     Reading,
@@ -120,6 +120,7 @@ class FileCorpus:
     ) -> Iterator[Document]:
         for number in range(first, len(self.files)):
             passed = given if number == first else 0
+            expect([file.path for file in self.files[number : number + 1 + AHEAD]])
             for index, document in enumerate(self.read(self.files[number], reading), start=1):
                 if index > passed and self.skipped.takes(document.text, self.min_length):
                     self._at = (number, index)
