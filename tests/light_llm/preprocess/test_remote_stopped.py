@@ -85,8 +85,8 @@ def test_a_process_that_was_ended_goes_on(many, tmp_path, start, monkeypatch, sa
     stage = tmp_path / "out/.preprocess"
 
     def stalled_behind_shards() -> bool:
-        shards = list(stage.rglob("shard_?????.parquet"))  # of 26 that come before the last file
-        return len(shards) >= 24 and not bucket.proxy.faults[0].times
+        shards = list(stage.rglob("shard_?????.parquet"))
+        return len(shards) >= 16 and not bucket.proxy.faults[0].times
 
     until(stalled_behind_shards, process)
     began = time.monotonic()
@@ -99,14 +99,16 @@ def test_a_process_that_was_ended_goes_on(many, tmp_path, start, monkeypatch, sa
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 0, errors
     assert "continuing a run that was stopped" in errors
-    assert {LAST} <= set(bucket.bodies()) <= {"09.jsonl", "10.jsonl", LAST}
+    asked = set(bucket.bodies())
+    assert LAST in asked
+    assert not asked & {"00.jsonl", "01.jsonl", "02.jsonl", "03.jsonl"}  # in shards by then
     options = {"tokenizer_path": str(saved_bpe), "tokenizer": None}
     theirs = run(tmp_path / "theirs", str(folder), **options)
     assert_same_shards(tmp_path / "out", theirs, bucket.url(), folder)
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 40
+    end = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
