@@ -76,6 +76,10 @@ def found(url: str) -> RemotePath:
     Raises:
         UserError: it cannot be asked for, or has no size.
     """
+    if urls.parts(url).scheme == "hf":  # which lists the whole folder once its cache is dropped
+        return described(
+            url, remote.tried(url, lambda fs: fs.info(url, refresh=True, expand_info=True))
+        )
     remote.forgotten(url)
     return described(url, remote.tried(url, lambda fs: fs.info(url)))
 

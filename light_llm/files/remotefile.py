@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO
@@ -36,6 +37,19 @@ InputFile = Path | RemotePath
 def open_remote(path: RemotePath) -> io.BufferedReader:
     """The bytes of an object. Reading raises `Unread` where they cannot be had."""
     return io.BufferedReader(_Remote(path), 2**17)
+
+
+def expect(files: Sequence[InputFile]) -> None:
+    """Begin to fetch those that are read after the first, where all are small: each would be waited
+    for, else."""
+    small = [
+        path
+        for path in files[: 1 + AHEAD]
+        if isinstance(path, RemotePath) and 0 < path.size <= BLOCK
+    ]
+    if files and small[:1] == [files[0]]:
+        for path in small:
+            _block(path, 0)
 
 
 class Held:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from light_llm.errors import UserError
-from light_llm.files.remotefile import InputFile
+from light_llm.files.remotefile import AHEAD, InputFile, expect
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
     Mark,
@@ -141,6 +141,7 @@ class FileCorpus:
     def _from(self, start: _Place, sizes: Sequence[int], reading: Reading) -> Iterator[Document]:
         for number in range(start.file, len(self.files)):
             passed, mark = (start.passed, start.mark) if number == start.file else (0, None)
+            expect([file.path for file in self.files[number : number + 1 + AHEAD]])
             documents = self.read(self.files[number], reading, passed, mark)
             for index, document in enumerate(documents, start=passed + 1):
                 if self.skipped.takes(document.text, self.min_length):

@@ -7,13 +7,9 @@ dateutil is older than the pinned one: `make stores` installs them aside, and ru
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -21,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from faulty_proxy import Proxy, s3
-from remote_corpus import assert_same_shards, forget, lines, make_corpus, run, text
+from remote_corpus import assert_same_shards, forget, make_corpus, run, text
+from s3_buckets import KEYS, Bucket, environment, options, used
 
 from light_llm.errors import UserError
-from light_llm.files import remote, remotefile
+from light_llm.files import remotefile
 from light_llm.preprocess import PreprocessConfig, dryrun
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.rows import RowText
@@ -32,9 +29,6 @@ from light_llm.preprocess.sources import read_file
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
-
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden"}
-_buckets = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -48,46 +42,10 @@ def server() -> Iterator[Proxy]:
         yield proxy
 
 
-class Bucket:
-    def __init__(self, proxy: Proxy) -> None:
-        import boto3
-
-        self.proxy, self.name = proxy, f"bucket-{next(_buckets)}"
-        address = f"http://127.0.0.1:{proxy.upstream}"
-        named = {"aws_access_key_id": "key", "aws_secret_access_key": "hidden"}
-        self._client = boto3.client("s3", "us-east-1", endpoint_url=address, **named)
-        self._client.create_bucket(Bucket=self.name)
-
-    def put(self, name: str, content: bytes) -> None:
-        self._client.put_object(Bucket=self.name, Key=name, Body=content)
-
-    def url(self, path: str = "") -> str:
-        return f"s3://{self.name}/{path}"
-
-    def bodies(self) -> list[str]:
-        """Which objects were read, request by request."""
-        return [path.removeprefix(f"/{self.name}/") for path, _ in self.proxy.bodies(self.name)]
-
-
 @pytest.fixture
-def bucket(server: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
-    """An empty bucket, of which this process reads blocks of 4 KiB."""
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setitem(fsspec.config.conf, "s3", options(server))
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(remotefile, "BLOCK", 4096)
-    forget()
-    yield Bucket(server)
-    server.heal()
-    forget()
-
-
-def options(server: Proxy) -> dict[str, object]:
-    patience = {"read_timeout": 1, "connect_timeout": 2, "retries": {"max_attempts": 1}}
-    return {"endpoint_url": server.address, "config_kwargs": patience}
+def bucket(server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with used(server, monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture
@@ -138,91 +96,6 @@ def test_what_the_network_breaks_is_asked_for_again(filled, corpus, here, tmp_pa
     ours = run(tmp_path / "ours", filled.url("data"))
     assert [each.times for each in filled.proxy.faults][:3] == [0, 0, 0]
     assert_same_shards(ours, here, filled.url("data/"), corpus)
-
-
-@pytest.fixture
-def many(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bucket, Path]:
-    """A bucket and a folder, with more documents than are read before the first shard."""
-    monkeypatch.setattr(remotefile, "BLOCK", 2**16)  # of a file each
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for file in range(FILES):
-        rows = (json.dumps({"text": f"file {file} document {n}"}) for n in range(1500))
-        (folder / f"{file:02}.jsonl").write_text("\n".join(rows))
-        bucket.put(f"{file:02}.jsonl", (folder / f"{file:02}.jsonl").read_bytes())
-    bucket.proxy.requests.clear()
-    return bucket, folder
-
-
-FILES = 12
-LAST = "11.jsonl"
-
-
-def stop_in_last(bucket: Bucket, tmp_path: Path) -> None:
-    """Let the last file be refused, once the tokenizer was trained on it."""
-    bucket.proxy.fail("403", LAST, times=999, skip=1)
-    with pytest.raises(UserError, match=rf"{LAST}: no access"):
-        run(tmp_path / "out", bucket.url())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".preprocess"]
-    bucket.proxy.heal()
-    bucket.proxy.requests.clear()
-
-
-def test_a_run_that_ended_goes_on_without_what_is_done(many, tmp_path):
-    bucket, folder = many
-    stop_in_last(bucket, tmp_path)
-    run(tmp_path / "out", bucket.url())
-    assert {LAST} <= set(bucket.bodies()) <= {"09.jsonl", "10.jsonl", LAST}
-    assert_same_shards(
-        tmp_path / "out", run(tmp_path / "theirs", str(folder)), bucket.url(), folder
-    )
-
-
-def test_a_process_that_was_ended_goes_on(many, tmp_path, start, monkeypatch, saved_bpe):
-    """SIGTERM while an answer does not come; then the same command."""
-    bucket, folder = many
-    flags = ("--tokenizer-path", saved_bpe, "--workers", 1, "--shard-size", 20_000)
-    flags += ("--val-fraction", 0.1, "--input", bucket.url(), "--output", tmp_path / "out")
-    environment(bucket, monkeypatch)
-    bucket.proxy.fail("stall", LAST, skip=1, seconds=60)
-    process = start(*flags)
-    until(lambda: bucket.proxy.faults[0].times == 0, process)
-    began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=20)[1]
-    assert (process.returncode, time.monotonic() - began < 3) == (143, True), errors
-    assert not (tmp_path / "out/train").exists()
-    bucket.proxy.requests.clear()
-    process = start(*flags)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, errors
-    assert "continuing a run that was stopped" in errors
-    assert {LAST} <= set(bucket.bodies()) <= {"09.jsonl", "10.jsonl", LAST}
-    options = {"tokenizer_path": str(saved_bpe), "tokenizer": None}
-    theirs = run(tmp_path / "theirs", str(folder), **options)
-    assert_same_shards(tmp_path / "out", theirs, bucket.url(), folder)
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 40
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def environment(bucket: Bucket, patch: pytest.MonkeyPatch) -> None:
-    """Let commands find the server."""
-    found = options(bucket.proxy) | {"config_kwargs": {"read_timeout": 60}}
-    patch.setenv("FSSPEC_S3", json.dumps(found))
-
-
-def test_a_stopped_run_refuses_objects_that_changed_since(many, tmp_path):
-    bucket, _ = many
-    stop_in_last(bucket, tmp_path)
-    bucket.put("00.jsonl", lines(5000))
-    with pytest.raises(UserError, match="the input changed"):
-        run(tmp_path / "out", bucket.url())
 
 
 @pytest.mark.parametrize("name", ["long.txt", "a/lines.jsonl.gz", "rows.parquet"])
