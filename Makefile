@@ -8,6 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CUDA := .venv-cuda
 DOCS := .venv-docs
+STORES := .stores
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
 
 ifneq ($(UV),)
@@ -30,7 +31,7 @@ venv = $(PYTHON) -m venv $(1)
 packages = $(1)/bin/pip install --no-compile --disable-pip-version-check --progress-bar off -q
 endif
 
-.PHONY: install quickstart test lint types check wheel versions accelerators docs clean
+.PHONY: install quickstart test lint types check wheel versions accelerators stores docs clean
 
 install: $(INSTALLED)
 
@@ -84,6 +85,15 @@ $(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml
 	$(call packages,$(CUDA)) -r requirements-cuda.txt
 	$(call packages,$(CUDA)) --no-deps -e .
 	@touch $(CUDA)/.installed
+
+# Input from an object store: a real server of S3, whose answers are broken on the way.
+stores: $(INSTALLED) $(STORES)/.installed
+	PYTHONPATH=$(STORES) $(BIN)/pytest tests/light_llm/preprocess/test_remote_input.py
+
+$(STORES)/.installed: requirements-stores.txt
+	rm -rf $(STORES)
+	$(call packages,.venv) --no-deps --target $(STORES) -r requirements-stores.txt
+	@touch $(STORES)/.installed
 
 # The docs as a site, in build/site, from an environment of its own; a broken link is an error.
 docs: $(DOCS)/.installed

@@ -3,8 +3,8 @@
 Half of what a tiny run takes is Python importing JAX and its libraries, and the suite starts some
 hundreds of them. The first start in an environment is an ordinary one. For the next, a server is
 started in that same environment, imports what the command will, and forks: each command is a
-process of its own, with its own arguments, folder, variables, files, signals and exit. A test about
-the start itself calls `subprocess`.
+process of its own, with its own arguments, folder, variables, files, signals and exit. A script of
+this folder is started like a command. A test about the start itself calls `subprocess`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,36 @@ import importlib
 import io
 import json
 import os
+import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 BIN = Path(sys.executable).parent
+TRAINING = ("light_jax.training.api", "light_jax.training.loop", "light_jax.training.check")
+SAVING = ("orbax.checkpoint", "light_jax.checkpoint.saver")
+EVALUATION = ("light_jax.evaluation.evaluate", "light_jax.evaluation.on_jax")
 IMPORTED = {
-    "llm-train": ("light_jax.training.api", "light_jax.training.loop", "light_jax.training.check"),
-    "llm-eval": ("light_jax.evaluation.evaluate", "light_jax.evaluation.on_jax"),
-    "llm-convert": ("light_llm.hf.export", "conversion"),
-    "llm-parity": ("light_jax.parity.report", "light_jax.parity.checkpoint"),
-    "llm-run": ("light_llm.cli.run", "light_llm.models.transformer"),
+    "llm-train": ("light_jax.cli.train", *TRAINING, *SAVING),
+    "llm-eval": ("light_jax.cli.eval", *EVALUATION),
+    "llm-convert": ("light_jax.cli.convert", "light_llm.hf.export", "conversion"),
+    "llm-parity": (
+        "light_jax.cli.parity",
+        "light_jax.parity.report",
+        "light_jax.parity.checkpoint",
+    ),
+    "llm-run": ("light_llm.cli.run", "light_llm.models.transformer.model"),
+    "joined.py": ("light_jax.parallel.hosts",),
+    "reading_train.py": (*TRAINING, *SAVING),
 }
-OWN = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_TESTRUNUID", "COLUMNS", "LINES"}  # no import reads them
+# No import reads these. JAX and XLA do when a run joins others or asks for its devices.
+LATER = {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "XLA_FLAGS", "SHARDS"}
+OWN = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_TESTRUNUID", "COLUMNS", "LINES"} | LATER
 BEFORE_A_PROGRAM = {"preexec_fn", "start_new_session", "process_group", "umask", "user", "pass_fds"}
 _servers: dict[tuple, Server | None] = {}
 
@@ -43,7 +56,7 @@ class Process(subprocess.Popen):
         """Every option but what a child does before its program runs."""
         if unknown := options.keys() & BEFORE_A_PROGRAM:
             raise TypeError(f"a command that may be forked has no {', '.join(unknown)}")
-        self._server = _server_for(Path(args[0]).name, env)
+        self._server = _server_for(_name(args), env)
         super().__init__(args, env=env, **options)
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):  # type: ignore[no-untyped-def]
@@ -111,6 +124,11 @@ class Server:
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
+
+
+def _name(args: list[Any]) -> str:
+    """The command's, or that of the script which Python runs."""
+    return Path(args[str(args[0]) == sys.executable]).name
 
 
 def _server_for(name: str, env: dict[str, str]) -> Server | None:
@@ -185,9 +203,37 @@ def main() -> None:
     for module in modules:
         importlib.import_module(module)
     sys.argv = _serve(channel)
-    name = Path(sys.argv[0]).name
-    (command,) = importlib.metadata.entry_points(group="console_scripts", name=name)
-    sys.exit(command.load()())
+    _end(_run(_name(sys.argv)))
+
+
+def _run(name: str) -> int:
+    """The exit code of the command or script; what else it raises, Python prints."""
+    try:
+        if name.endswith(".py"):
+            del sys.argv[0]  # Python's own name, which a script does not see
+            sys.path.insert(0, os.path.dirname(sys.argv[0]))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            (command,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+            command.load()()
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        return end.code or 0
+    return 0
+
+
+def _end(code: int) -> None:
+    """As Python ends, but for taking apart every module: that copies the server's memory, and takes
+    as long as a tiny command."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # Python tells of it, in its own way
+    os._exit(code)
 
 
 if __name__ == "__main__":

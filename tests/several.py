@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import tiny_runs
 from tiny_runs import BIN, IMPORTS, ROOT
 
 Process = subprocess.Popen[str]
 
 
-def environment(number: int, count: int, port: int, devices: int) -> dict[str, str]:
-    return os.environ | {
+def environment(number: int, count: int, port: int) -> dict[str, str]:
+    return {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(number),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
 
 
@@ -42,7 +42,10 @@ def several(
         forked.Process(
             list(map(str, command)),
             cwd=cwd,
-            env=environment(number, len(commands), port, devices) | env(number),
+            env=os.environ
+            | tiny_runs.devices(devices)
+            | environment(number, len(commands), port)
+            | env(number),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

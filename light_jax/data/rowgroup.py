@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -81,8 +84,9 @@ def _check_pages(footer: Footer, group: int) -> None:
         ValueError: as `check_pages`.
     """
     with given.open_regular(footer.place(), "the shard") as file:
+        read_at = functools.partial(os.pread, file.fileno())
         for leaf in leaves(footer.metadata, TOKENS):
-            check_pages(file.fileno(), footer.groups[group].chunks[leaf])
+            check_pages(read_at, footer.groups[group].chunks[leaf])
 
 
 def _tokens(

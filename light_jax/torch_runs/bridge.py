@@ -29,7 +29,7 @@ from light_jax.sources import is_mixture, paths_of
 from light_jax.state import HostState, Tag, TrainState
 from light_jax.torch_runs import file as torch_file
 from light_jax.torch_runs import tag as torch_tag
-from light_jax.training.step import init_params, init_state
+from light_jax.training.step import state_shapes
 from light_llm.checkpoint import digests, layout, reading
 from light_llm.checkpoint.parts import AVERAGE, is_average, is_weights
 from light_llm.errors import UserError
@@ -185,7 +185,7 @@ def _abstract(cfg: TrainingConfig) -> TrainState:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(lambda: init_state(cfg, init_params(cfg))),
+        state_shapes(cfg),
     )
 
 

@@ -45,7 +45,7 @@ def optimizer_from_torch(saved: Any, cfg: TrainingConfig, source: str | Path) ->
     import optax
 
     from light_jax.training.optimizer import make_optimizer
-    from light_jax.training.step import init_params
+    from light_jax.training.step import weights_shapes
 
     stored: dict[str, dict[Any, Any]] = {}
     problems = [line for part in parts(cfg) for line in group_problems(part.of(saved), part, cfg)]
@@ -59,7 +59,7 @@ def optimizer_from_torch(saved: Any, cfg: TrainingConfig, source: str | Path) ->
             f"{source}: not the optimizer state of the run that the config.json beside it "
             "describes; put back the one that was saved with it:\n  " + "\n  ".join(problems)
         )
-    params = jax.eval_shape(lambda: init_params(cfg))
+    params = weights_shapes(cfg.model)
     opt_state = jax.eval_shape(make_optimizer(cfg.optimizer).init, params)
     for part in parts(cfg):
         fields, values = stored[part.name], {}
@@ -87,11 +87,9 @@ def optimizer_to_torch(opt_state: Any, cfg: TrainingConfig) -> dict[str, dict[in
     Where torch keeps nothing there is no entry: before the first update, for sgd without momentum,
     and for parameters that never have a gradient.
     """
-    import jax
+    from light_jax.training.step import weights_shapes
 
-    from light_jax.training.step import init_params
-
-    params = jax.eval_shape(lambda: init_params(cfg))
+    params = weights_shapes(cfg.model)
     return {part.name: _part_to_torch(opt_state, params, part, cfg) for part in parts(cfg)}
 
 

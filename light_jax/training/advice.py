@@ -22,7 +22,7 @@ from light_jax.reporting.units import size
 from light_jax.state import Tag
 from light_jax.training.cautions import epochs
 from light_jax.training.preflight import Inspected
-from light_jax.training.step import init_params, init_state
+from light_jax.training.step import state_shapes
 from light_llm.errors import UserError
 from light_llm.preprocess.listing import Listing, manifests
 from light_llm.tokenizer import load_tokenizer
@@ -140,7 +140,7 @@ def warn_of_evaluations(cfg: TrainingConfig) -> None:
 def bytes_of_tag(cfg: TrainingConfig) -> int:
     """What a checkpoint takes on disk: float32 weights, their average and the state of the
     optimizer."""
-    state = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    state = state_shapes(cfg)
     weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     if cfg.model.tie_embeddings:  # the file holds the head as a copy
         weights += 4 * cfg.model.vocab_size * cfg.model.d_model

@@ -28,7 +28,7 @@ from light_jax.training.memory import (
     remedies,
     room,
 )
-from light_jax.training.step import init_params, init_state, make_eval_step, make_train_step
+from light_jax.training.step import make_eval_step, make_train_step, state_shapes
 from light_llm.errors import UserError, is_out_of_memory, one_line
 
 # XLA's options for the training step on several GPUs. "Overlap on GPUs" in docs/performance.md has
@@ -47,7 +47,7 @@ def blank_state(cfg: TrainingConfig, mesh: Mesh) -> tuple[TrainState, TrainState
 
     Nothing is computed or allocated.
     """
-    shapes = jax.eval_shape(lambda: init_state(cfg, init_params(cfg)))
+    shapes = state_shapes(cfg)
     shardings = state_shardings(shapes, cfg.model, mesh)
     blank = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

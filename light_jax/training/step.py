@@ -35,6 +35,7 @@ from light_jax.state import (
 from light_jax.training.loss import How, Sums, loss_sums
 from light_jax.training.optimizer import clip_scale, make_optimizer
 from light_jax.training.verdict import INITIAL_LOSS_SCALE, Verdict, judge, next_loss_scale
+from light_llm.models.transformer.config import TransformerConfig
 
 DROPOUT_STREAM = 0x64726F70  # keeps the masks' keys apart from those of the initial weights
 
@@ -42,6 +43,23 @@ DROPOUT_STREAM = 0x64726F70  # keeps the masks' keys apart from those of the ini
 def init_params(cfg: TrainingConfig) -> Params:
     """Fresh float32 parameters, a function of only the seed and the config."""
     return nnx.split(Transformer(cfg.model, rngs=nnx.Rngs(cfg.seed)), nnx.Param)[1]
+
+
+_shapes: dict[str, Params] = {}  # by the config of the model: tracing it takes a tenth of a second
+
+
+def weights_shapes(model: TransformerConfig) -> Params:
+    """The shapes and dtypes of a model's parameters, float32. Nothing is computed."""
+    key = model.model_dump_json()
+    if key not in _shapes:
+        make = functools.partial(Transformer, model)
+        _shapes[key] = jax.eval_shape(lambda: nnx.split(make(rngs=nnx.Rngs(0)), nnx.Param)[1])
+    return _shapes[key]
+
+
+def state_shapes(cfg: TrainingConfig) -> TrainState:
+    """The shapes and dtypes of a run's state. Nothing is computed."""
+    return jax.eval_shape(lambda weights: init_state(cfg, weights), weights_shapes(cfg.model))
 
 
 def init_state(cfg: TrainingConfig, weights: Params) -> TrainState:

@@ -33,7 +33,7 @@ app = runner.new_app()
 FLAGS = {
     "input": (
         "PATH",
-        "File of text, JSON lines, CSV or parquet, folder (deep) or glob. Repeatable.",
+        "Text, JSON lines, CSV or parquet: a file, folder (deep), glob, or URL. Repeatable.",
     ),
     "hf_dataset": (
         "NAME",

@@ -6,7 +6,7 @@ header is a struct in Thrift's compact protocol, before the bytes of the page.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any
 
 from light_llm.files.chunks import Chunk
@@ -24,11 +24,11 @@ _DEEPEST = 4
 _HEADER: Wanted = {2: None, 3: None} | {kind: {1: None} for kind in COUNTING}
 
 
-def check_pages(descriptor: int, column: Chunk) -> int:
+def check_pages(read_at: Callable[[int, int], bytes], column: Chunk) -> int:
     """Check the pages of a column in a row group, before it is decoded.
 
     Args:
-        descriptor: of the open file.
+        read_at: gives so many bytes of the file, from a place on.
 
     Returns the bytes of its largest page, decompressed; no value is larger.
 
@@ -40,7 +40,7 @@ def check_pages(descriptor: int, column: Chunk) -> int:
     end = at + column.length
     values = largest = bytes_so_far = packed_so_far = 0
     while values < column.num_values and at < end:
-        header, at = _header(descriptor, at)
+        header, at = _header(read_at, at)
         size, packed = _number(header, 2), _number(header, 3)
         counts = {kind: _number(header[kind], 1) for kind in COUNTING if kind in header}
         count = max(counts.values(), default=0)
@@ -67,10 +67,10 @@ def _number(fields: Any, number: int) -> int:
     return value if isinstance(value, int) else -1
 
 
-def _header(descriptor: int, at: int) -> tuple[dict[int, Any], int]:
+def _header(read_at: Callable[[int, int], bytes], at: int) -> tuple[dict[int, Any], int]:
     """The fields of the page header at byte `at`, and where it ends."""
     for length in (_USUAL, _LONGEST):
-        data = os.pread(descriptor, length, at)
+        data = read_at(length, at)
         try:
             fields, used = struct(data, 0, _HEADER, _DEEPEST)
         except IndexError:  # it goes on

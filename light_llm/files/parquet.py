@@ -7,17 +7,19 @@ allocates what is claimed, so a claim must be one that an honest file could make
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
 from light_llm.files.chunks import Chunk, RowGroup, row_groups
 from light_llm.files.pages import PER_BYTE, check_pages
+from light_llm.files.ranges import RemotePath
+from light_llm.files.remotefile import Held, InputFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,15 +43,35 @@ def footer_fits(length: int, size: int) -> bool:
 @dataclass(frozen=True)
 class Opened:
     file: pq.ParquetFile
-    longest: int
-    """Most bytes of a value. A value in a dictionary can be repeated in every row at no cost."""
+    check: Callable[[int, Iterable[int]], int]
+    """Checks the pages of some leaves in a row group, and returns the bytes of the longest."""
+
+    def batches(
+        self, column: str | None, most_rows: int, most_bytes: int
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows, of one column or (None) of all, in order.
+
+        Args:
+            most_bytes: of a batch, if each of its values were as long as the longest page. A value
+                in a dictionary can be repeated in every row at no cost.
+
+        Raises:
+            UserError: as `opened`.
+        """
+        read = leaves(self.file.metadata, column)
+        columns = None if column is None else [column]
+        for group in range(self.file.num_row_groups):
+            longest = self.check(group, read)
+            size = max(1, min(most_rows, most_bytes // max(1, longest)))
+            yield from self.file.iter_batches(size, row_groups=[group], columns=columns)
 
 
 @contextlib.contextmanager
-def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
+def opened(path: InputFile, columns: str | None = None) -> Iterator[Opened]:
     """Open a parquet file and check its claims about `columns`: one column's name, or None for all.
 
-    Checksums of pages are verified where the file has them.
+    Checksums of pages are verified where the file has them. The pages of a remote file are checked
+    as `Opened.batches` comes to them, and each is fetched once.
 
     Raises:
         UserError: as `given.open_regular`, `check_claims` and `check_pages`; it is not a parquet
@@ -58,14 +80,28 @@ def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with given.open_regular(path) as stream:
+    with contextlib.ExitStack() as stack:
+        held: Held | None = None
+        stream: BufferedReader[Any]
+        if isinstance(path, RemotePath):
+            held = stack.enter_context(contextlib.closing(Held(path)))
+            stream = held.stream
+        else:
+            stream = stack.enter_context(given.open_regular(path))
         size, footer = _footer(stream, path)
         stream.seek(0)
         try:
             with pq.ParquetFile(stream, page_checksum_verification=True) as file:
-                yield Opened(file, _check(file.metadata, footer, size, stream, path, columns))
+                read = leaves(file.metadata, columns)
+                groups = _groups(file.metadata, footer, size, path, read)
+                check = functools.partial(_check_group, groups, path, held, stream)
+                if held is None:
+                    longest = [check(number, read) for number in range(len(groups))]
+                    yield Opened(file, lambda number, _: longest[number])
+                else:
+                    yield Opened(file, check)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            name = os.fsencode(path).decode("utf-8", "replace")
+            name = os.fsencode(str(path)).decode("utf-8", "replace")
             reason = one_line(error)
             raise UserError(
                 f"{name}: is not a parquet file that can be read: {reason}; get a whole copy of "
@@ -73,37 +109,55 @@ def opened(path: Path, columns: str | None = None) -> Iterator[Opened]:
             ) from None
 
 
-def _check(
-    metadata: pq.FileMetaData,
-    footer: bytes,
-    size: int,
-    stream: BufferedReader,
-    path: Path,
-    columns: str | None,
-) -> int:
-    """Check what the footer and the pages of `columns` claim. Returns the longest of the pages.
+def _groups(
+    metadata: pq.FileMetaData, footer: bytes, size: int, path: InputFile, read: Sequence[int]
+) -> list[RowGroup]:
+    """The row groups, after a check of what the footer claims of the leaves `read`.
 
     Raises:
-        UserError: they claim what an honest file does not.
+        UserError: it claims what an honest file does not.
     """
-    longest, read = 0, leaves(metadata, columns)
     try:
         groups = row_groups(footer, metadata.num_columns)
     except ValueError as error:
         raise UserError(f"{path}: the footer is corrupt ({error}); write it again") from None
     check_claims(groups, metadata.num_rows, size, path, read)
-    for number, group in enumerate(groups):
-        for leaf in read:
-            try:
-                longest = max(longest, check_pages(stream.fileno(), group.chunks[leaf]))
-            except ValueError as error:
-                raise UserError(
-                    f"{path}: row group {number} is corrupt ({error}); write it again"
-                ) from None
+    return groups
+
+
+def _check_group(
+    groups: Sequence[RowGroup],
+    path: InputFile,
+    held: Held | None,
+    stream: BufferedReader[Any],
+    number: int,
+    read: Iterable[int],
+) -> int:
+    """Check what the pages of some leaves claim. Returns the bytes of the longest.
+
+    Of a remote file these are held from there on, and those of the group before are not.
+
+    Raises:
+        UserError: they claim what an honest file does not.
+    """
+    longest = 0
+    read_at = functools.partial(os.pread, stream.fileno()) if held is None else held.read_at
+    if held is not None:
+        held.drop()
+    for leaf in read:
+        chunk = groups[number].chunks[leaf]
+        if held is not None:
+            held.hold(chunk.start, chunk.length)
+        try:
+            longest = max(longest, check_pages(read_at, chunk))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: row group {number} is corrupt ({error}); write it again"
+            ) from None
     return longest
 
 
-def _footer(stream: BufferedReader, path: Path) -> tuple[int, bytes]:
+def _footer(stream: BufferedReader[Any], path: InputFile) -> tuple[int, bytes]:
     """Bytes of the file, and its footer without the eight bytes behind it; b"" where it has none.
 
     Raises:
@@ -154,7 +208,11 @@ def _num_leaves(kind: pa.DataType) -> int:
 
 
 def check_claims(
-    groups: Sequence[RowGroup], num_rows: int, size: int, path: str | Path, columns: Iterable[int]
+    groups: Sequence[RowGroup],
+    num_rows: int,
+    size: int,
+    path: str | InputFile,
+    columns: Iterable[int],
 ) -> None:
     """Check what the footer claims about columns, before they are read.
 

@@ -26,6 +26,8 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try."""
 PATIENCE = 60.0
 """Seconds after which there is no further one: some clients try for half a minute by themselves."""
+STALL = 60.0
+"""Seconds without a byte after which a web server's answer is given up."""
 LOGGERS = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "huggingface_hub")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _OF_A_VERSION = (
@@ -212,7 +214,7 @@ def _refusal(url: str, error: Exception) -> UserError | None:
     """The message of an error that will not pass; None of any other."""
     scheme = urls.parts(url).scheme
     reason = urls.without_secrets(one_line(error, 200))
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return Missing(f"{url}: there is no such object; {look(url)}")
     if isinstance(error, PermissionError) or status in _NO_ACCESS or _named(error) & _NO_KEYS:
@@ -225,13 +227,15 @@ def _refusal(url: str, error: Exception) -> UserError | None:
     return None
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of any client is about."""
-    holders = (error, getattr(error, "response", None))
-    for value in (getattr(holder, name, None) for holder in holders for name in _STATUS):
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for value in (getattr(holder, name, None) for holder in (error, response) for name in _STATUS):
         if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
             return int(value)
-    return None
+    return status_of(error.__cause__) if error.__cause__ is not None else None
 
 
 _STATUS = ("status", "status_code", "code")
@@ -259,7 +263,7 @@ def _keys(scheme: str) -> str:
 
 def missing_package(scheme: str) -> UserError:
     return UserError(
-        f"shards at {scheme}:// need {PACKAGES.get(scheme, 'fsspec')}, which is not installed: "
+        f"{scheme}:// needs {PACKAGES.get(scheme, 'fsspec')}, which is not installed: "
         "pip install 'light-llm-jax[remote]'"
     )
 
@@ -285,7 +289,7 @@ def filesystem(scheme: str) -> Any:
             import aiohttp
 
             # the default ends any transfer after five minutes
-            patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL)
             return fsspec.filesystem(scheme, timeout=patience)
         return fsspec.filesystem(scheme)
     except ImportError:

@@ -1,4 +1,4 @@
-"""URLs of shards: which are taken, their parts, and how they are shown without their secrets."""
+"""URLs of data: which are taken, their parts, and how they are shown without their secrets."""
 
 from __future__ import annotations
 
@@ -42,23 +42,24 @@ def check(url: str) -> None:
     if scheme not in SCHEMES:
         names = ", ".join(f"{name}://" for name in SCHEMES[:-1])
         raise ValueError(
-            f"must begin with {names} or {SCHEMES[-1]}://, if it is a URL; copy the shards to one "
+            f"must begin with {names} or {SCHEMES[-1]}://, if it is a URL; copy the files to one "
             "of these, or to a file system"
         )
     if "@" in rest.partition("/")[0]:
         raise ValueError(
-            "must not hold a user name, key or password, which would stand in checkpoints and "
-            "messages; leave out what is before the @, and give keys as docs/data.md says"
+            "must not hold a user name, key or password, which would stand in checkpoints, "
+            "manifests and messages; leave out what is before the @, and give keys as docs/data.md "
+            "says"
         )
     if scheme in ("http", "https") and _QUERY.match(url):
         raise ValueError(
-            "must not have a query, which can be a signature and would stand in checkpoints and "
-            "messages; leave out the ? or # and what follows"
+            "must not have a query, which can be a signature and would stand in checkpoints, "
+            "manifests and messages; leave out the ? or # and what follows"
         )
     if scheme == "file" and not rest.startswith("/"):
         raise ValueError("must name a path from the root, as file:///data/train")
     if not rest.strip("/") or any(ord(letter) < 32 for letter in rest):
-        raise ValueError("must name a folder, a file or a glob of parquet shards")
+        raise ValueError("must name a folder, a file or a glob")
 
 
 def without_secrets(text: str) -> str:
@@ -68,7 +69,12 @@ def without_secrets(text: str) -> str:
 
 def has_magic(url: str) -> bool:
     """Whether a URL may be a glob."""
-    return _MAGIC.search(parts(url).rest) is not None
+    return is_magic(parts(url).rest)
+
+
+def is_magic(text: str) -> bool:
+    """Whether a part of a URL may be a glob."""
+    return _MAGIC.search(text) is not None
 
 
 def parent(url: str) -> str:

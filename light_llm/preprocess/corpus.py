@@ -14,10 +14,10 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
     Reading,
@@ -25,13 +25,15 @@ from light_llm.preprocess.opening import (
     kind_of_binary,
     printable,
     remedy,
+    size_of,
+    state_of,
 )
 from light_llm.preprocess.rows import RowText
-from light_llm.preprocess.skipped import Skipped, check_number, size_of
+from light_llm.preprocess.skipped import Skipped, check_number
 from light_llm.preprocess.sources import Document, NotText, read_file
 
-CHUNK_DOCUMENTS = 1024
-CHUNK_CHARACTERS = 1_000_000
+CHUNK_DOCUMENTS = 2048
+CHUNK_CHARACTERS = 2_000_000
 SHUFFLE_DOCUMENTS = 10_000
 SHUFFLE_CHARACTERS = 64_000_000
 COMPRESSED = 4  # characters per byte of a compressed file, about
@@ -151,11 +153,8 @@ class FileCorpus:
     def identity(self) -> dict[str, Any]:
         lines = []
         for file in self.files:
-            try:
-                stat = file.path.stat()
-            except OSError as error:  # it was there when the input was looked through
-                raise UserError(f"{file.path}: cannot be read: {error.strerror}") from None
-            lines.append([printable(file.path), stat.st_size, stat.st_mtime_ns])
+            state = state_of(file.path)
+            lines.append([printable(file.path), size_of(file.path), state])
         digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
         return {"files": len(lines), "digest": digest}
 
@@ -204,10 +203,10 @@ class FileCorpus:
             self.skipped.leave_out(file.path, kind)
 
 
-def _weight(path: Path) -> int:
+def _weight(path: InputFile) -> int:
     """About how many characters a file has."""
     packed = is_compressed(path) or path.name.lower().endswith(".parquet")
-    return path.stat().st_size * (COMPRESSED if packed else 1)
+    return size_of(path) * (COMPRESSED if packed else 1)
 
 
 @dataclass(frozen=True)
@@ -253,17 +252,23 @@ def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterato
     while True:
         at = Position(corpus.here()) if shuffle_seed is None else Position(skip=passed)
         taken: list[Document] = []
-        characters = 0
-        for document in documents:
-            taken.append(document)
-            characters += len(document.text)
-            if len(taken) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
-                break
+        characters, failure = 0, None
+        try:
+            for document in documents:
+                taken.append(document)
+                characters += len(document.text)
+                if len(taken) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+                    break
+        except UserError as error:
+            failure = error  # what comes before it is kept
+        if taken:
+            passed += len(taken)
+            reading = corpus.reading if failure is None else None  # where that file is closed
+            yield Chunk(at, taken, None if reading is None else reading.share())
+        if failure is not None:
+            raise failure
         if not taken:
             return
-        passed += len(taken)
-        share = None if corpus.reading is None else corpus.reading.share()
-        yield Chunk(at, taken, share)
 
 
 def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:

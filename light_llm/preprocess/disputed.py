@@ -30,6 +30,7 @@ ACCENTS = (
     "119E0 11A34 11A47 11A99 11D42 11D44-11D45 11D97 16FF0-16FF1 1E130-1E136 1E2AE 1E2EC-1E2EF"
 )
 """Code points that NFC was seen to order or compose otherwise: their Unicode for NFC is older."""
+_ASCII = bytes(range(128))
 _WINDOW = 2**20  # characters that are looked at together
 
 
@@ -46,8 +47,10 @@ def holds_disputed(text: str) -> bool:
     if text.isascii():
         return False
     for start in range(0, len(text), _WINDOW):
-        window = text[start : start + _WINDOW].encode("utf-32-le", "surrogatepass")
-        if table()[np.frombuffer(window, np.uint32)].any():
+        window = text[start : start + _WINDOW].encode("utf-8", "surrogatepass")
+        others = window.translate(None, _ASCII).decode("utf-8", "surrogatepass")
+        codes = np.frombuffer(others.encode("utf-32-le", "surrogatepass"), np.uint32)
+        if table()[codes].any():
             return True
     return False
 

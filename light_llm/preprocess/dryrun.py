@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import encode
 from light_llm.preprocess.files import SourceFile
-from light_llm.preprocess.opening import Reading, is_compressed
+from light_llm.preprocess.opening import Reading, is_compressed, size_of
 from light_llm.preprocess.output import check_output, check_place
 from light_llm.preprocess.part import cores
 from light_llm.preprocess.pipeline import open_corpora, row_text
 from light_llm.preprocess.progress import Progress
+from light_llm.preprocess.rowbatch import row_batch
 from light_llm.preprocess.shards import ShardWriter
-from light_llm.preprocess.skipped import size_of
 from light_llm.preprocess.sources import Document
 from light_llm.preprocess.train import cut, load_named, train_on
 from light_llm.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    files: list[tuple[Path, int]]
+    files: list[tuple[InputFile, int]]
     """With their bytes."""
     sampled: int
     """How many of them were read, in part or whole."""
@@ -119,7 +120,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
     )
 
 
-def _spread(files: Sequence[SourceFile], sizes: Mapping[Path, int]) -> list[SourceFile]:
+def _spread(files: Sequence[SourceFile], sizes: Mapping[InputFile, int]) -> list[SourceFile]:
     """Some of the files, evenly spread over the bytes of all."""
     whole = sum(sizes.values())
     marks = [whole * (2 * number + 1) / (2 * SAMPLED_FILES) for number in range(SAMPLED_FILES)]
@@ -158,7 +159,7 @@ class _Reader:
         sample.bytes += read
         self.seconds += time.perf_counter() - began
 
-    def of_all(self, files: Sequence[tuple[Path, int]]) -> tuple[float, float]:
+    def of_all(self, files: Sequence[tuple[InputFile, int]]) -> tuple[float, float]:
         """Documents and characters of all files; a kind that was not sampled is like the others."""
         every = Sample(
             sum(sample.files for sample in self._kinds.values()),
@@ -175,7 +176,7 @@ class _Reader:
         return documents, characters
 
 
-def _kind(path: Path) -> str:
+def _kind(path: InputFile) -> str:
     """Files with this ending hold about as much text in a byte."""
     inner = Path(path.stem).suffix if is_compressed(path) else ""
     return (inner + path.suffix).lower()
@@ -190,28 +191,29 @@ class _Trial:
     def __init__(self, config: PreprocessConfig, documents: Sequence[Document]):
         chosen = list(_first(documents))
         texts = [document.text for document in chosen]
+        sources = [document.source for document in chosen]
         characters = sum(map(len, texts))
         tokenizer = _tokenizer(config, texts)
         encoder = Choice(tokenizer, config.engine, config.add_special_tokens).fastest(texts)
         with tempfile.TemporaryDirectory() as folder, Progress("tokenizing the sample"):
 
             def write(part: str, number: int) -> None:
-                writer = ShardWriter(Path(folder), part, config.shard_size)
-                for document, tokens in zip(chosen[:number], ids, strict=False):
-                    if not writer.fits(len(tokens)):
-                        writer.close()
-                    writer.add(document.source, document.text, tokens)
+                writer = ShardWriter(Path(folder), part)
+                writer.add(rows.slice(0, number))
                 writer.close()
 
-            ids = encode(texts[:1], encoder, config.add_special_tokens)
+            special = config.add_special_tokens
+            ids = encode(texts[:1], encoder, special)
+            rows = row_batch(sources[:1], texts[:1], ids)
             write("warm", 1)  # what is imported by it is no part of the speed
-            ids, seconds = _timed(lambda: encode(texts, encoder, config.add_special_tokens))
+            ids, seconds = _timed(lambda: encode(texts, encoder, special))
             self.encoding = seconds / characters
+            rows = row_batch(sources, texts, ids)
             _, seconds = _timed(lambda: write("train", len(chosen)))
             self.writing = seconds / characters
             written = sum(path.stat().st_size for path in Path(folder).glob("train/*.parquet"))
         self.bytes = written / characters
-        self.tokens = sum(map(len, ids)) / characters
+        self.tokens = len(ids.values) / characters
 
 
 def _first(documents: Sequence[Document]) -> Iterator[Document]:

@@ -7,6 +7,7 @@ gigatoken gets the tokenizer without its added tokens. So a text that spells one
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.preprocess.disputed import holds_disputed
+from light_llm.preprocess.ids import Ids, of_rows
 from light_llm.tokenizer import SubwordTokenizer
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 FAST, REFERENCE = "gigatoken", "tokenizers"
 PROVEN = {FAST: ("0.10",), REFERENCE: ("0.22", "0.23")}
 """The versions that were compared on every code point (`disputed`)."""
-CACHE_BYTES = 128 * 2**20
-"""What gigatoken's cache of words may grow by, before it is begun anew."""
+CACHE_BYTES = 256 * 2**20
+"""What this process may grow by before gigatoken's cache of words is begun anew."""
+LONGEST_OF_MANY = 2**20
+"""Characters: gigatoken cuts a text in a batch where it thinks that it may, a single one never."""
 BYTES_PER_CHARACTER = 16
 """What it grows by for each character of text at most, where the system does not say how much a
 process holds. Words of five random letters took that much."""
@@ -40,7 +44,7 @@ class Unfit(Exception):
 class FastTokenizer:
     """Encodes as a `SubwordTokenizer` does, by gigatoken where that gives the same ids.
 
-    Between two batches its cache of words has grown by at most `CACHE_BYTES`.
+    gigatoken's cache of words is begun anew when the process has grown by `CACHE_BYTES`.
 
     Raises:
         Unfit: gigatoken is not there, is not of a proven version, or cannot read this tokenizer.
@@ -56,32 +60,61 @@ class FastTokenizer:
         self._json = _without_added(tokenizer)
         self._before, self._behind = _template(tokenizer)
         self._engine: Any = None
+        self._grown = 0
+        self._at_first: int | None = None
         self._renew()
 
-    def encode_batch(
-        self, texts: Sequence[str], add_special_tokens: bool = False
-    ) -> list[np.ndarray]:
-        """The ids of each text, as of `SubwordTokenizer.encode_batch`, as integers of 32 bits."""
-        before = _resident()
-        encoded = [self._encode(text, add_special_tokens) for text in texts]
-        self._count(sum(map(len, texts)), before)
-        return encoded
+    def encode_all(self, texts: Sequence[str], add_special_tokens: bool = False) -> Ids:
+        """The ids of each text, as of `SubwordTokenizer.encode_batch`, on all cores."""
+        if self._engine is None:
+            self._renew()
+        together = [len(text) <= LONGEST_OF_MANY and self.takes(text) for text in texts]
+        try:
+            with given.foreign(str):
+                found = self._together([*itertools.compress(texts, together)])
+        except UserError:  # it fails on one of them
+            together, found = [False] * len(texts), of_rows(())
+        if add_special_tokens or not all(together):
+            rows = iter(found.rows())
+            found = of_rows(
+                self._in_template(next(rows), add_special_tokens)
+                if one_of_many
+                else self._encode(text, add_special_tokens)
+                for text, one_of_many in zip(texts, together, strict=True)
+            )
+        self._count(sum(map(len, texts)))
+        return found
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        if self._engine is None:
+            self._renew()
         return self._encode(text, add_special_tokens).tolist()
+
+    def _together(self, texts: list[str]) -> Ids:
+        import numpy as np
+
+        if not texts:
+            return of_rows(())
+        lists = self._engine.encode_batch(texts).layout.to_ListOffsetArray64(True)
+        offsets = np.asarray(lists.offsets.data, np.int64)
+        values = np.asarray(lists.content.data)[: offsets[-1]]
+        return Ids(values.view(np.int32), np.diff(offsets))
 
     def _encode(self, text: str, special: bool) -> np.ndarray:
         import numpy as np
 
         if not self.takes(text):
             return np.array(self.reference.encode(text, special), np.int32)
-        if self._engine is None:
-            self._renew()
         try:
             with given.foreign(str):
                 ids = self._engine.encode(text).view(np.int32)
         except UserError:
             return np.array(self.reference.encode(text, special), np.int32)
+        return self._in_template(ids, special)
+
+    def _in_template(self, ids: np.ndarray, special: bool) -> np.ndarray:
+        import numpy as np
+
         return np.concatenate([self._before, ids, self._behind]) if special else ids
 
     def takes(self, text: str) -> bool:
@@ -93,13 +126,13 @@ class FastTokenizer:
             return False
         return any(token in text for token in self._spelled)
 
-    def _count(self, characters: int, before: int | None) -> None:
-        """Begin the cache anew if it grew too large by the texts just encoded."""
+    def _count(self, characters: int) -> None:
+        """Begin the cache anew if it may have grown too large."""
         held = _resident()
-        if before is None or held is None:
+        if self._at_first is None or held is None:
             self._grown += BYTES_PER_CHARACTER * characters
         else:
-            self._grown += held - before
+            self._grown = held - self._at_first
         if self._grown > CACHE_BYTES:
             self.renewals += 1
             self._renew()
@@ -111,7 +144,7 @@ class FastTokenizer:
     def _renew(self) -> None:
         self.release()  # the old one's memory first
         self._engine = _load(self._json)
-        self._grown = 0
+        self._grown, self._at_first = 0, _resident()
 
 
 def engine_of(encoder: object) -> str | None:

@@ -8,16 +8,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from light_llm.errors import UserError
-from light_llm.files import given
+from light_llm.files import given, urls
+from light_llm.files.remotefile import InputFile
 from light_llm.files.shards import BRACKETS
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    path: Path
+    path: InputFile
     named: bool
     """Named by the user, not found in a folder or by a glob: it must be text."""
     leads_to: Path | None = None
@@ -37,15 +38,23 @@ def find_files(
     with a slash is matched with the path from the input (for a glob: from where its pattern
     begins), a pattern without one with the name only. Files below an excluded folder are left out.
 
+    An input that is a URL is an object of a store, a folder or a glob there; of `file://` it is the
+    path.
+
     Raises:
-        UserError: an input does not exist, matches nothing, or leaves no file.
+        UserError: an input does not exist, matches nothing, or leaves no file; a store cannot be
+            asked for it.
     """
     barred = {path.resolve() for path in without}
-    seen: dict[Path, SourceFile] = {}
+    seen: dict[InputFile, SourceFile] = {}
     duplicates = 0
     for text in inputs:
+        if text.startswith("file:///"):
+            text = text.removeprefix("file://")
         path = Path(text).expanduser()
-        if path.is_file():
+        if urls.is_url(text):
+            found = _remote(text, include, exclude)
+        elif path.is_file():
             found = [SourceFile(path, named=True)]
         else:
             root, chosen = _choose(path, text, include, exclude, barred)
@@ -55,7 +64,7 @@ def find_files(
             rule = f" that {' '.join(filters)} leaves" if filters else ""
             raise UserError(f"--input {text}: there is no file in it{rule}; check the path")
         for file in found:
-            real = file.path.resolve()
+            real = file.path.resolve() if isinstance(file.path, Path) else file.path
             duplicates += real in seen
             seen.setdefault(real, file)
     return list(seen.values()), duplicates
@@ -84,10 +93,8 @@ def _choose(
     root, starts = _root_and_starts(path, text)
 
     def is_out(found: Path) -> bool:
-        return (
-            found.name.startswith(".")
-            or _matches(found.relative_to(root), exclude)
-            or (bool(barred) and found.resolve() in barred)
+        return _is_left_out(found.relative_to(root), exclude) or (
+            bool(barred) and found.resolve() in barred
         )
 
     files: set[Path] = set()
@@ -98,6 +105,24 @@ def _choose(
     return root, sorted(
         file for file in files if not include or _matches(file.relative_to(root), include)
     )
+
+
+def _remote(url: str, include: Sequence[str], exclude: Sequence[str]) -> list[SourceFile]:
+    from light_llm.preprocess.remoteinput import find_objects
+
+    found, named = find_objects(url, lambda path: _is_left_out(path, exclude))
+    if named:
+        return [SourceFile(found[0][1], named=True)]
+    return [
+        SourceFile(file, named=False)
+        for path, file in found
+        if not include or _matches(path, include)
+    ]
+
+
+def _is_left_out(path: PurePath, exclude: Sequence[str]) -> bool:
+    """Whether a file or folder, by its path from the input, is hidden or excluded."""
+    return path.name.startswith(".") or _matches(path, exclude)
 
 
 def _out_of(root: Path, file: Path) -> Path | None:
@@ -149,5 +174,5 @@ def _walk(start: Path, is_out: Callable[[Path], bool]) -> Iterator[Path]:
                 yield file
 
 
-def _matches(path: Path, patterns: Sequence[str]) -> bool:
+def _matches(path: PurePath, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(str(path) if "/" in p else path.name, p) for p in patterns)

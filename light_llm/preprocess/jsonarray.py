@@ -5,21 +5,21 @@ The array is never held as a whole: its elements are decoded one by one.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.opening import (
     LONGEST_LINE,
     Reading,
     decompressing,
     open_bytes,
     printable,
+    unreadable,
 )
 from light_llm.preprocess.rows import RowText
 
@@ -30,10 +30,10 @@ SPACE = " \t\r\n"
 LONGEST_WORD = len("\\ud83d\\ude00")  # of JSON, beside strings and numbers
 
 
-def begins_with_rows(path: Path, rows: RowText) -> bool:
+def begins_with_rows(path: InputFile, rows: RowText) -> bool:
     """Whether a file is an array whose first elements are objects with a text in them."""
     characters = number = 0
-    with contextlib.suppress(UserError, OSError):  # what is damaged further on is told as such
+    with unreadable():  # what is damaged further on is told as such
         for row in _elements(path):
             try:
                 column = rows.field(row, "")
@@ -51,7 +51,7 @@ def begins_with_rows(path: Path, rows: RowText) -> bool:
 
 
 def read_json_array(
-    path: Path, rows: RowText, reading: Reading | None = None
+    path: InputFile, rows: RowText, reading: Reading | None = None
 ) -> Iterator[tuple[str, str]]:
     """`path:row`, from 0, and the text of each element; null counts as an empty text.
 
@@ -64,7 +64,7 @@ def read_json_array(
         yield where, rows.text(row, where)
 
 
-def _elements(path: Path, reading: Reading | None = None) -> Iterator[dict[str, Any]]:
+def _elements(path: InputFile, reading: Reading | None = None) -> Iterator[dict[str, Any]]:
     """The objects of an array, as they are read.
 
     Raises:
@@ -97,7 +97,7 @@ def _elements(path: Path, reading: Reading | None = None) -> Iterator[dict[str, 
 class _Text:
     """What is left of a stream of text, a piece of it in memory."""
 
-    def __init__(self, stream: io.TextIOWrapper, path: Path) -> None:
+    def __init__(self, stream: io.TextIOWrapper, path: InputFile) -> None:
         self._stream, self._path = stream, path
         self._piece, self._at = "", 0
         self._decoder = json.JSONDecoder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from light_llm.preprocess.skipped import EXAMPLES, Skipped
 from light_llm.printing import tell
@@ -23,7 +24,7 @@ def are(number: int, noun: str) -> str:
     return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"
 
 
-def notice_links(links: Mapping[Path, Path]) -> None:
+def notice_links(links: Mapping[Any, Path]) -> None:
     """Print the links that lead out of the input, and their targets: they are read too."""
     if links:
         some = ", ".join(f"{path} -> {links[path]}" for path in list(links)[:EXAMPLES])

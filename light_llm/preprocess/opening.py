@@ -11,11 +11,13 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from io import BufferedReader
 from typing import IO
 
 from light_llm.errors import UserError
 from light_llm.files import given
+from light_llm.files.ranges import RemotePath, Unread
+from light_llm.files.remotefile import InputFile, open_remote
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 XZ_MEMORY = 256 * 2**20
@@ -74,30 +76,60 @@ class Reading:
         self.finished += size
 
 
-def printable(path: Path) -> str:
+def printable(path: InputFile) -> str:
     """The path as valid UTF-8 text, for any bytes in the file system."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    return os.fsencode(str(path)).decode("utf-8", "replace")
 
 
-def is_compressed(path: Path) -> bool:
+def size_of(path: InputFile) -> int:
+    """In bytes; 0 for a file that cannot be read, of which the reading tells."""
+    if isinstance(path, RemotePath):
+        return path.size
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def state_of(path: InputFile) -> str | int:
+    """What is another value for a file of the same size that was changed.
+
+    Raises:
+        UserError: the file is no longer there.
+    """
+    if isinstance(path, RemotePath):
+        return path.state
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:  # it was there when the input was looked through
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def is_compressed(path: InputFile) -> bool:
     return path.name.lower().endswith(COMPRESSIONS)
 
 
-def uncompressed(path: Path) -> str:
+def uncompressed(path: InputFile) -> str:
     """The name in lower case, without the ending of a compression."""
     name = path.name.lower()
     return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
 
 
-def open_bytes(path: Path, reading: Reading | None = None) -> IO[bytes]:
+def _opened(path: InputFile) -> BufferedReader:
+    """The bytes of the file as they are, to be read and sought."""
+    return open_remote(path) if isinstance(path, RemotePath) else given.open_regular(path)
+
+
+def open_bytes(path: InputFile, reading: Reading | None = None) -> IO[bytes]:
     """The bytes of the file, decompressed as they are read, within `decompressing`.
 
     Raises:
         UserError: as `given.open_regular`, or nothing is in a file that is to be decompressed.
+        Unread: here or while it is read, a remote file that cannot be had, or changed.
     """
     name = path.name.lower()
-    raw = given.open_regular(path)
-    if is_compressed(path) and not os.fstat(raw.fileno()).st_size:
+    raw = _opened(path)
+    if is_compressed(path) and not size_of(path):
         raw.close()
         raise UserError(
             f"{printable(path)}: has no bytes, as no compressed file does; get a whole copy of it, "
@@ -156,7 +188,7 @@ def _decoder() -> lzma.LZMADecompressor:
 
 
 @contextlib.contextmanager
-def decompressing(path: Path) -> Iterator[None]:
+def decompressing(path: InputFile) -> Iterator[None]:
     """Around each reading of a file that may be compressed.
 
     Raises:
@@ -176,7 +208,22 @@ def decompressing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def read_line(stream: IO[bytes], path: Path, where: str) -> bytes:
+@contextlib.contextmanager
+def unreadable() -> Iterator[None]:
+    """Around a look at what a file is: one that cannot be read is not what was looked for.
+
+    Raises:
+        Unread: a remote file that cannot be had, so nothing is known of it.
+    """
+    try:
+        yield
+    except Unread:
+        raise
+    except (UserError, OSError):
+        pass
+
+
+def read_line(stream: IO[bytes], path: InputFile, where: str) -> bytes:
     """The next line; nothing at the end.
 
     Raises:
@@ -185,35 +232,54 @@ def read_line(stream: IO[bytes], path: Path, where: str) -> bytes:
     with decompressing(path):
         line = stream.readline(LONGEST_LINE + 1)
     if len(line) > LONGEST_LINE:
-        raise UserError(
-            f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit "
-            "for one; cut its text into several documents"
-        )
+        raise too_long(where)
     return line
 
 
-def check_is_here(path: Path) -> None:
+def too_long(where: str) -> UserError:
+    return UserError(
+        f"{where}: the line has more than {LONGEST_LINE:,} bytes, which is the limit for one; cut "
+        "its text into several documents"
+    )
+
+
+def read_lines(stream: IO[bytes], path: InputFile, source: str) -> Iterator[bytes]:
+    """All further lines, the first of which is number 1.
+
+    Raises:
+        UserError: as `read_line`; names `source` and the line.
+    """
+    number = 1
+    with decompressing(path):
+        while line := stream.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise too_long(f"{source}:{number}")
+            yield line
+            number += 1
+
+
+def check_is_here(path: InputFile) -> None:
     """
     Raises:
         UserError: the file is a pointer of Git LFS, as `git clone` leaves it.
     """
-    if path.stat().st_size < 1024:
-        with given.open_regular(path) as file:
+    if size_of(path) < 1024:
+        with _opened(path) as file:
             if file.read(len(given.LFS)) == given.LFS:
                 raise UserError(f"{printable(path)}: is {given.POINTER}")
 
 
-def kind_of_binary(path: Path, encoded: bool = False) -> str:
+def kind_of_binary(path: InputFile, encoded: bool = False) -> str:
     """What a file is that is not UTF-8 text: by its first bytes, else by its ending.
 
     Args:
         encoded: it holds bytes that no UTF-8 text has, so it may be text in another encoding.
     """
     heads = []
-    with contextlib.suppress(UserError, OSError), given.open_regular(path) as file:
+    with unreadable(), _opened(path) as file:
         heads.append(file.read(512))
     if is_compressed(path):
-        with contextlib.suppress(UserError, OSError), decompressing(path), open_bytes(path) as file:
+        with unreadable(), decompressing(path), open_bytes(path) as file:
             heads.insert(0, file.read(512))
     for head in heads:
         if head[257:262] == b"ustar":

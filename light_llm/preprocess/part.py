@@ -6,21 +6,27 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.preprocess.ahead import in_threads
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
-from light_llm.preprocess.corpus import Chunk, Corpus, chunks
-from light_llm.preprocess.encode import Encoders, Encodes, Untokenizable, encode, untokenizable
+from light_llm.preprocess.corpus import Chunk, Corpus, Position, chunks
+from light_llm.preprocess.encode import Encoders, Encodes, Untokenizable, encode
 from light_llm.preprocess.engine import FAST, FastTokenizer, engine_of
+from light_llm.preprocess.ids import Ids
 from light_llm.preprocess.journal import Journal, under
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import are, notice
 from light_llm.preprocess.progress import Progress
+from light_llm.preprocess.rowbatch import RowBatch, row_batch
 from light_llm.preprocess.shards import Shard, ShardWriter
+from light_llm.preprocess.sides import Sides
 from light_llm.preprocess.split import Split, split_of_all
 from light_llm.tokenizer import CharTokenizer, Tokenizer
 
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 
 # A corpus with fewer chunks is small: both sides of its split get something, and one process
 # tokenizes it before others would have started.
-SMALL_CHUNKS = 16
+SMALL_CHUNKS = 8
 WORTH_A_TRIAL = 4_000_000
 """Characters: `tokenizers` encodes fewer in the time that it takes to try gigatoken."""
 
@@ -59,15 +65,12 @@ def write_part(
             raise UserError(no_documents(config, corpus))
         journal.begin(corpus.name, _split(config.val_fraction, head))
     assert part.split is not None
+    split, size = part.split, config.shard_size
     folders = [f"{corpus.name}/{side}".lstrip("/") for side in ("train", "val")]
     train, val = (
-        ShardWriter(new, folder, config.shard_size, len(under(folder, part.shards)), journal.check)
+        ShardWriter(new, folder, len(under(folder, part.shards)), journal.check)
         for folder in folders
     )
-
-    def close() -> list[Shard]:
-        return [shard for shard in (train.close(), val.close()) if shard is not None]
-
     workers = config.workers or cores()
     small = 0 < len(head) < SMALL_CHUNKS
     head = head or list(itertools.islice(stream, 1))  # there is none where a run is continued
@@ -75,24 +78,47 @@ def write_part(
     if head:
         encoder = _encoder(tokenizer, choice, part.engines, head)
         journal.use(corpus.name, engine_of(encoder))
-    encoded = _encoded(config, encoder, new / TOKENIZER, 1 if small else workers)
+    encoding = _encoding(config, encoder, new / TOKENIZER, 1 if small else workers)
+    closing: deque[tuple[Future[list[Shard]], Position]] = deque()
+
+    def commit(*, wait: bool = False) -> None:
+        while closing and (wait or closing[0][0].done()):
+            shards, position = closing.popleft()
+            journal.commit(corpus.name, shards.result(), position)
+
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
+    sides_of = Sides(train, val, size)
+    with Progress(label) as progress, watch(progress), encoding as encode_texts, sides_of as sides:
 
-    with Progress(label) as progress, watch(progress), encoded as encode_all:
-        for chunk, ids in encode_all(itertools.chain(head, stream)):
-            for index, (document, tokens) in enumerate(zip(chunk.documents, ids, strict=True)):
-                writer = val if part.split.is_val(document.text) else train
-                if not writer.fits(len(tokens)):
-                    journal.commit(corpus.name, close(), chunk.start.behind(index))
-                writer.add(document.source, document.text, tokens)
-                progress.advance(documents=1, tokens=len(tokens))
+        def rows_of(chunk: Chunk) -> tuple[Chunk, RowBatch, np.ndarray]:
+            texts = [document.text for document in chunk.documents]
+            try:
+                ids = encode_texts(texts)
+            except Untokenizable as error:
+                raise _untokenizable(chunk, *error.args) from error
+            rows = row_batch([document.source for document in chunk.documents], texts, ids)
+            return chunk, rows, split.held_out(texts)
+
+        threads = 1 if small or isinstance(encoder, FastTokenizer) else workers
+        try:
+            for chunk, rows, held in in_threads(rows_of, itertools.chain(head, stream), threads):
+                done = sides.add(rows, held)
+                while done < len(rows):
+                    closing.append((sides.close(), chunk.start.behind(done)))
+                    done += sides.add(rows.slice(done, len(rows)), held[done:])
+                commit()
+                progress.advance(documents=len(rows), tokens=int(rows.tokens.sum()))
+                progress.share = chunk.share
                 if isinstance(tokenizer, CharTokenizer):
-                    unknown += int((tokens == 0).sum())
-            progress.share = chunk.share
+                    unknown += rows.count(0)
+            last = sides.close()
+        finally:
+            commit(wait=True)  # of a run that is stopped, too
+        shards = last.result()
     if unknown:
         notice(f"{are(unknown, 'character')} unknown to the tokenizer and became id 0")
-    journal.finish(corpus.name, close(), dataclasses.asdict(corpus.skipped))
+    journal.finish(corpus.name, shards, dataclasses.asdict(corpus.skipped))
 
 
 def cores() -> int:
@@ -106,7 +132,7 @@ def _split(fraction: float, head: list[Chunk]) -> Split:
     """The split of a corpus that begins with `head`; if `head` is short, it is the whole corpus."""
     if len(head) == SMALL_CHUNKS:
         return Split(fraction)
-    split = split_of_all(fraction, (doc.text for chunk in head for doc in chunk.documents))
+    split = split_of_all(fraction, [doc.text for chunk in head for doc in chunk.documents])
     if fraction and split.lowest == split.highest:
         notice("there is one text only, so nothing is held out: no val shards")
     return split
@@ -127,29 +153,25 @@ def _encoder(
     return choice.fastest(texts) if worth else tokenizer
 
 
-Encode = Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, "list[np.ndarray]"]]]
-
-
 @contextlib.contextmanager
-def _encoded(
+def _encoding(
     config: PreprocessConfig, encoder: Encodes, folder: Path, workers: int
-) -> Iterator[Encode]:
-    """The function that turns chunks into ids: in this process, or in `workers` others."""
+) -> Iterator[Callable[[Sequence[str]], Ids]]:
+    """The function that turns texts into ids: in this process, or in `workers` others."""
     special = config.add_special_tokens
-    if workers == 1:
-
-        def alone(stream: Iterator[Chunk]) -> Iterator[tuple[Chunk, list[np.ndarray]]]:
-            for chunk in stream:
-                try:
-                    ids = encode([doc.text for doc in chunk.documents], encoder, special)
-                except Untokenizable as error:
-                    raise untokenizable(chunk, *error.args) from error
-                yield chunk, ids
-
-        yield alone
+    if workers == 1 or isinstance(encoder, FastTokenizer):
+        yield lambda texts: encode(texts, encoder, special)
         return
-    with Encoders(folder, workers, special, isinstance(encoder, FastTokenizer)) as encoders:
+    with Encoders(folder, workers, special) as encoders:
         yield encoders.encode
+
+
+def _untokenizable(chunk: Chunk, index: int, reason: str) -> UserError:
+    source = chunk.documents[index].source
+    return UserError(
+        f"{source}: the tokenizer fails on this document: {reason}; leave it out, or take a "
+        "tokenizer that has an id for everything"
+    )
 
 
 def no_documents(config: PreprocessConfig, corpus: Corpus) -> str:

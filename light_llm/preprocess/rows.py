@@ -80,7 +80,9 @@ class RowText:
             UserError: the row has no such column, or its value is not a string.
         """
         if self.adapt is None:
-            name = self.field(row, where)
+            name = next((field for field in self.fields if field in row), None)
+            if name is None:
+                name = self.field(row, where)  # tells
             text, what, rule = row[name], repr(name), A_STRING  # type: ignore[index]
         else:
             what, rule = "what the adapter returns", "it must be a string, or None"
@@ -111,7 +113,13 @@ def bounded(text: str, where: str) -> str:
 
 def whole_characters(text: str) -> str:
     """The text with U+FFFD for half surrogate pairs, which JSON can hold and UTF-8 cannot."""
-    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    return text
 
 
 def fields_of(dataset: str | None, text_column: str | None) -> tuple[str, ...]:

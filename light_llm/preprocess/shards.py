@@ -17,8 +17,10 @@ from light_llm.files.parquet import opened
 from light_llm.preprocess.schema import LENGTH, SOURCE, TOKENS, schema
 
 if TYPE_CHECKING:
-    import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from light_llm.preprocess.rowbatch import RowBatch
 
 ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_TOKENS = 2_000_000
@@ -91,15 +93,13 @@ def counts(path: Path) -> tuple[int, int]:
 class ShardWriter:
     """Writes documents to root/part/shard_00000.parquet, shard_00001.parquet, …
 
-    A shard has at most `shard_size` tokens, or one longer document: ask `fits`, and `close` the
-    shard if it is false. Equal documents in equal order give equal bytes.
+    Equal documents in equal order give equal bytes.
     """
 
     def __init__(
         self,
         root: Path,
         part: str,
-        shard_size: int,
         number: int = 0,
         check: Callable[[], None] = lambda: None,
     ):
@@ -110,7 +110,6 @@ class ShardWriter:
         """
         self.root = root
         self.part = part
-        self.shard_size = shard_size
         self.number = number
         self._check = check
         self._writer: pq.ParquetWriter | None = None
@@ -118,22 +117,30 @@ class ShardWriter:
         self._start()
 
     def _start(self) -> None:
-        self._rows: list[tuple[str, int, str, np.ndarray]] = []
-        self._row_tokens = 0
+        self._rows: list[pa.RecordBatch] = []
+        self._row_documents = self._row_tokens = 0
         self._documents = self._tokens = self._characters = 0
 
-    def fits(self, tokens: int) -> bool:
-        """Whether the open shard has room for a document of `tokens` tokens."""
-        return not self._documents or self._tokens + tokens <= self.shard_size
+    def add(self, rows: RowBatch) -> None:
+        """Write documents, or keep them until there is a row group of them."""
+        self._documents += len(rows)
+        self._tokens += int(rows.tokens.sum())
+        self._characters += int(rows.characters.sum())
+        while len(rows):
+            taken = self._room(rows)
+            self._rows.append(rows.columns.slice(0, taken))
+            self._row_documents += taken
+            self._row_tokens += int(rows.tokens[:taken].sum())
+            if self._row_documents >= ROW_GROUP_DOCUMENTS or self._row_tokens >= ROW_GROUP_TOKENS:
+                self._write_row_group()
+            rows = rows.slice(taken, len(rows))
 
-    def add(self, source: str, text: str, tokens: np.ndarray) -> None:
-        self._rows.append((source, len(tokens), text, tokens))
-        self._row_tokens += len(tokens)
-        self._documents += 1
-        self._tokens += len(tokens)
-        self._characters += len(text)
-        if len(self._rows) >= ROW_GROUP_DOCUMENTS or self._row_tokens >= ROW_GROUP_TOKENS:
-            self._write_row_group()
+    def _room(self, rows: RowBatch) -> int:
+        """How many of them the row group takes: one more than fit, if tokens fill it."""
+        import numpy as np
+
+        full = np.searchsorted(np.cumsum(rows.tokens), ROW_GROUP_TOKENS - self._row_tokens)
+        return min(len(rows), ROW_GROUP_DOCUMENTS - self._row_documents, int(full) + 1)
 
     def close(self) -> Shard | None:
         """Complete the open shard and move it to its name, on disk. None: it has no documents."""
@@ -169,22 +176,13 @@ class ShardWriter:
         return self.root / self.part / f"shard_{self.number:05d}.parquet"
 
     def _write_row_group(self) -> None:
-        import numpy as np
         import pyarrow as pa
 
-        sources, lengths, texts, tokens = zip(*self._rows, strict=True)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        lists = pa.ListArray.from_arrays(offsets, np.concatenate(tokens))
-        columns = [
-            pa.array(sources, pa.string()),
-            pa.array(lengths, pa.int64()),
-            pa.array(texts, pa.string()),
-            lists.cast(schema().field(TOKENS).type),
-        ]
         if self._writer is None:
             self._writer = self._open()
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=schema()))
-        self._rows, self._row_tokens = [], 0
+        # in one piece: the pages of a file do not depend on how its rows came
+        self._writer.write_table(pa.Table.from_batches(self._rows, schema()).combine_chunks())
+        self._rows, self._row_documents, self._row_tokens = [], 0, 0
 
     def _open(self) -> pq.ParquetWriter:
         import pyarrow.parquet as pq

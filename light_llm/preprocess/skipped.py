@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from light_llm.preprocess.opening import printable, remedy
+from light_llm.files.remotefile import InputFile
+from light_llm.preprocess.opening import printable, remedy, size_of
 
 EXAMPLES = 3
 KINDS = 5
@@ -63,7 +63,7 @@ class Skipped:
             whole.examples = (whole.examples + each.examples)[:EXAMPLES]
         return whole
 
-    def leave_out(self, path: Path, kind: str) -> None:
+    def leave_out(self, path: InputFile, kind: str) -> None:
         """Count a file that is not text, but of `kind`."""
         self.binary += 1
         self.bytes += size_of(path)
@@ -91,11 +91,3 @@ class Skipped:
         else:
             return True
         return False
-
-
-def size_of(path: Path) -> int:
-    """In bytes; 0 for a file that cannot be read, of which the reading tells."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -7,15 +7,16 @@ is read.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from light_llm.errors import UserError
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.jsonarray import begins_with_rows, read_json_array
 from light_llm.preprocess.opening import (
     Reading,
@@ -25,7 +26,10 @@ from light_llm.preprocess.opening import (
     open_bytes,
     printable,
     read_line,
+    read_lines,
+    size_of,
     uncompressed,
+    unreadable,
 )
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.tables import DELIMITERS, read_csv, read_parquet
@@ -36,8 +40,7 @@ PIECE_CHARS = 2**20
 Kind = Literal["text", "lines", "array", "parquet", "csv"]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     source: str
     """The path as it was given; `path:line` (from 1) in JSON lines, `path:row` (from 0) in a JSON
     array, parquet and CSV, `path:piece` (from 0) in a text file that is too large for one
@@ -45,12 +48,12 @@ class Document:
     text: str
 
 
-def has_rows(path: Path, rows: RowText) -> bool:
+def has_rows(path: InputFile, rows: RowText) -> bool:
     """Whether `read_file` reads it as rows with columns."""
     return _kind(path, rows) != "text"
 
 
-def _kind(path: Path, rows: RowText) -> Kind:
+def _kind(path: InputFile, rows: RowText) -> Kind:
     name = uncompressed(path)
     if name.endswith(".parquet"):
         return "parquet"
@@ -65,23 +68,22 @@ def _kind(path: Path, rows: RowText) -> Kind:
     return "text"
 
 
-def _holds_rows(path: Path, rows: RowText) -> bool:
+def _holds_rows(path: InputFile, rows: RowText) -> bool:
     """Whether a .json is JSON lines: its first two lines are objects, or its only line is one with
     a text in it. Other files of JSON are text, as sources of a program are."""
     found: list[dict] = []
-    try:
+    with unreadable():
         with open_bytes(path) as stream:
             while len(found) < 2 and (line := read_line(stream, path, "")):
                 if line.strip():
                     found.append(_row(line, ""))
         if len(found) == 1:
             rows.field(found[0], "")
-    except (UserError, OSError):
-        return False
-    return bool(found)
+        return bool(found)
+    return False
 
 
-def read_file(path: Path, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
+def read_file(path: InputFile, rows: RowText, reading: Reading | None = None) -> Iterator[Document]:
     """The documents of a file, read by its ending.
 
     Args:
@@ -127,7 +129,7 @@ class NotText(Exception):
 
 
 def read_text(
-    path: Path, piece_chars: int = PIECE_CHARS, reading: Reading | None = None
+    path: InputFile, piece_chars: int = PIECE_CHARS, reading: Reading | None = None
 ) -> Iterator[Document]:
     """One document; a file beyond `piece_chars` bytes, decompressed, comes in pieces of about that
     many characters, cut at line ends.
@@ -148,15 +150,15 @@ def read_text(
         yield Document(f"{source}:{number}", text)
 
 
-def _is_short(path: Path, limit: int) -> bool:
+def _is_short(path: InputFile, limit: int) -> bool:
     """Whether the file, decompressed, has at most `limit` bytes."""
     if not is_compressed(path):
-        return path.stat().st_size <= limit
+        return size_of(path) <= limit
     with decompressing(path), open_bytes(path) as stream:
         return len(stream.read(limit + 1)) <= limit
 
 
-def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
+def _pieces(path: InputFile, piece_chars: int, reading: Reading | None = None) -> Iterator[str]:
     try:
         # line ends stay as they are
         with io.TextIOWrapper(open_bytes(path, reading), "utf-8-sig", newline="") as stream:
@@ -174,22 +176,25 @@ def _pieces(path: Path, piece_chars: int, reading: Reading | None = None) -> Ite
 
 
 def read_json_lines(
-    path: Path, rows: RowText, reading: Reading | None = None
+    path: InputFile, rows: RowText, reading: Reading | None = None
 ) -> Iterator[Document]:
     """A document per line that is not blank; null counts as an empty one."""
     source = printable(path)
     with open_bytes(path, reading) as stream:
-        for number in itertools.count(1):
-            where = f"{source}:{number}"
-            if not (line := read_line(stream, path, where)):
-                return
-            if line.strip():
-                yield Document(where, rows.text(_row(line, where), where))
+        for number, line in enumerate(read_lines(stream, path, source), start=1):
+            if not line.isspace():
+                where = f"{source}:{number}"
+                yield Document(where, rows.text(_row(line, where, rows.adapt is None), where))
 
 
-def _row(line: bytes, where: str) -> dict:
+def _row(line: bytes, where: str, only_text: bool = True) -> dict:
+    """The object of a line.
+
+    Args:
+        only_text: its numbers do not matter: orjson rounds those beyond 64 bits.
+    """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = _parsed(line, only_text)
     except (
         ValueError,
         RecursionError,
@@ -204,3 +209,10 @@ def _row(line: bytes, where: str) -> dict:
             "object. A file that is one array of them must end in .json"
         )
     return row
+
+
+def _parsed(line: bytes, only_text: bool) -> Any:
+    if only_text:
+        with contextlib.suppress(orjson.JSONDecodeError):  # it is stricter: half surrogates, a BOM
+            return orjson.loads(line)
+    return json.loads(line.decode("utf-8-sig"))

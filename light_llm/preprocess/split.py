@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,29 @@ class Split:
             raise ValueError("the hashes of a split must be numbers of 64 bits")
         return split
 
-    def is_val(self, text: str) -> bool:
+    def held_out(self, texts: Sequence[str]) -> np.ndarray:
+        """bool [texts], whether each is held out."""
+        import numpy as np
+
         limit = int(self.fraction * 2**64)
         if limit == 0 or self.lowest == self.highest:
-            return False
-        place = text_hash(text)
+            return np.zeros(len(texts), bool)
+        places = text_hashes(texts)
         if self.lowest >= limit:
-            return place == self.lowest
-        return place < limit and place != (self.highest if self.highest < limit else None)
+            return places == np.uint64(self.lowest)
+        held = places < np.uint64(limit)
+        return held & (places != np.uint64(self.highest)) if self.highest < limit else held
 
 
-def split_of_all(fraction: float, texts: Iterable[str]) -> Split:
+def split_of_all(fraction: float, texts: Sequence[str]) -> Split:
     """The split of a corpus that consists of `texts`."""
-    places = [text_hash(text) for text in texts]
-    return Split(fraction, min(places), max(places))
+    places = text_hashes(texts)
+    return Split(fraction, int(places.min()), int(places.max()))
 
 
-def text_hash(text: str) -> int:
-    """A hash in 0 .. 2^64 - 1, evenly distributed and the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def text_hashes(texts: Sequence[str]) -> np.ndarray:
+    """uint64 [texts]: hashes, evenly distributed and the same on every machine."""
+    import numpy as np
+
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)

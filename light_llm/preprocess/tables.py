@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
 from light_llm.files.parquet import opened
+from light_llm.files.remotefile import InputFile
 from light_llm.preprocess.opening import (
     LONGEST_LINE,
     Reading,
@@ -18,6 +18,7 @@ from light_llm.preprocess.opening import (
     open_bytes,
     printable,
     remedy,
+    size_of,
 )
 from light_llm.preprocess.rows import A_STRING, RowText, bounded
 
@@ -33,7 +34,7 @@ Rows = Iterator[tuple[str, str]]
 """Of each document `path:row`, from 0, and its text."""
 
 
-def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> Rows:
+def read_parquet(path: InputFile, rows: RowText, reading: Reading | None = None) -> Rows:
     """A text per row; null counts as an empty one."""
     source = printable(path)
     with opened(path) as parquet:
@@ -46,10 +47,9 @@ def read_parquet(path: Path, rows: RowText, reading: Reading | None = None) -> R
                 raise UserError(f"{source}: {column!r} is of type {kind}; {A_STRING}")
         row = 0
         if reading is not None:
-            number, length = parquet.file.metadata.num_rows, path.stat().st_size
+            number, length = parquet.file.metadata.num_rows, size_of(path)
             reading.place = lambda: length * row // max(1, number)
-        size = max(1, min(BATCH, BATCH_BYTES // max(1, parquet.longest)))
-        for batch in parquet.file.iter_batches(batch_size=size, columns=column and [column]):
+        for batch in parquet.batches(column, BATCH, BATCH_BYTES):
             values = batch.to_pylist() if column is None else batch.column(column).to_pylist()
             for value in values:
                 where = f"{source}:{row}"
@@ -77,7 +77,9 @@ def _check_once(names: list[str], column: str, source: str) -> None:
         )
 
 
-def read_csv(path: Path, rows: RowText, delimiter: str, reading: Reading | None = None) -> Rows:
+def read_csv(
+    path: InputFile, rows: RowText, delimiter: str, reading: Reading | None = None
+) -> Rows:
     """A text per row below the header, quoted as RFC 4180 has it.
 
     Raises:
@@ -124,7 +126,7 @@ def _other_delimiter(header: list[str]) -> str:
     return ""
 
 
-def _lines(stream: io.TextIOWrapper, path: Path) -> Iterator[str]:
+def _lines(stream: io.TextIOWrapper, path: InputFile) -> Iterator[str]:
     """The lines.
 
     Raises:

@@ -34,7 +34,7 @@ HAN = "\U000323b0"  # of Unicode 17
 
 def assert_same(tokenizer: SubwordTokenizer, texts: list[str], special: bool = False) -> None:
     fast = FastTokenizer(tokenizer)
-    pairs = zip(texts, fast.encode_batch(texts, special), strict=True)
+    pairs = zip(texts, fast.encode_all(texts, special).rows(), strict=True)
     for (text, got), ids in zip(pairs, tokenizer.encode_batch(texts, special), strict=True):
         assert got.dtype == np.int32
         assert got.tolist() == ids, ascii(text)
@@ -157,7 +157,7 @@ def test_a_template_adds_its_tokens_and_the_marks_come_once(template: str):
     for special in (False, True):
         assert_same(tokenizer, texts, special)
         fast = encode(texts, FastTokenizer(tokenizer), special)
-        for got, ids in zip(fast, encode(texts, tokenizer, special), strict=True):
+        for got, ids in zip(fast.rows(), encode(texts, tokenizer, special).rows(), strict=True):
             assert got.tolist() == ids.tolist()
 
 
@@ -174,11 +174,11 @@ def test_the_cache_is_renewed_and_the_ids_stay(told: bool, monkeypatch: pytest.M
     if not told:
         monkeypatch.setattr(engine, "_STATUS", Path("/nowhere"))
     fast = FastTokenizer(tokenizer)
-    fast.encode_batch(texts)
+    fast.encode_all(texts)
     assert fast.renewals == 0
     monkeypatch.setattr(engine, "CACHE_BYTES", -1 if told else 16 * 100)
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        assert fast.encode_batch([text])[0].tolist() == ids
+        assert fast.encode_all([text]).values.tolist() == ids
     assert fast.renewals > 20
 
 
@@ -193,7 +193,7 @@ def test_the_cache_of_words_is_bounded():
     for _ in range(400):
         letters = draw.integers(97, 123, (16_000, 6), np.uint8)
         letters[:, 0] = 32
-        fast.encode_batch([letters.tobytes().decode()])
+        fast.encode_all([letters.tobytes().decode()])
         most = max(most, (engine._resident() or 0) - before)
     assert fast.renewals > 1
     assert most < 2 * engine.CACHE_BYTES

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,12 @@ from tiny_runs import write_config
 from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, part, preprocess
-from light_llm.preprocess.corpus import Chunk, Position
+from light_llm.preprocess.ahead import in_threads
+from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.encode import Encoders, encode
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.listing import check_vocabulary
 from light_llm.preprocess.manifest import tokenizer_fingerprint
-from light_llm.preprocess.sources import Document
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer
 
 
@@ -118,10 +118,10 @@ def test_a_late_bad_document_keeps_what_is_done(
     with pytest.raises(UserError, match="min_length was 1 and is 2"):
         go(str(tmp_path / "out"), min_length=2)
     path.write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"holds . shards? of a run .* the input changed"):
+    with pytest.raises(UserError, match=r"holds 10 shards of a run .* the input changed"):
         go(str(tmp_path / "out"))
     go(str(tmp_path / "out"), overwrite=True)
-    assert "what a stopped run left is discarded (4 shards)" in capsys.readouterr().err
+    assert "what a stopped run left is discarded (10 shards)" in capsys.readouterr().err
     for split in ("train", "val"):
         assert files(tmp_path / "out" / split) == files(tmp_path / "whole" / split)
     assert not (tmp_path / "out/.preprocess").exists()
@@ -227,15 +227,37 @@ def test_a_torn_line_of_the_journal_does_not_count(tmp_path: Path):
     assert Journal(tmp_path / "j").part("").position == Position(skip=4)
 
 
-def test_processes_give_what_one_gives_in_order(saved_bpe: Path, bpe: SubwordTokenizer):
+def test_processes_give_what_one_gives(saved_bpe: Path, bpe: SubwordTokenizer):
     texts = [[f"chunk {i} text {j} " * (j + 1) for j in range(i % 5 + 1)] for i in range(12)]
-    chunks = [Chunk(Position(i), [Document("", text) for text in t]) for i, t in enumerate(texts)]
     with Encoders(saved_bpe, workers=2) as encoders:
-        results = list(encoders.encode(iter(chunks)))
-    assert [chunk.start.place for chunk, _ in results] == list(range(12))
-    for (_, ids), chunk in zip(results, texts, strict=True):
-        for one, other in zip(ids, encode(chunk, bpe), strict=True):
-            np.testing.assert_array_equal(one, other)
+        results = list(in_threads(encoders.encode, texts, 2))
+    for ids, chunk in zip(results, texts, strict=True):
+        expected = encode(chunk, bpe)
+        np.testing.assert_array_equal(ids.values, expected.values)
+        np.testing.assert_array_equal(ids.lengths, expected.lengths)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_results_of_threads_come_in_order_and_errors_behind_them(fails: bool):
+    def numbers() -> Iterator[int]:
+        yield from range(20)
+        raise UserError("the input ends here")
+
+    def work(number: int) -> int:
+        time.sleep(0.002 * (number % 3))
+        if number == 12 and fails:
+            raise UserError("the work fails")
+        return number
+
+    got: list[int] = []
+
+    def take_all() -> None:
+        for result in in_threads(work, numbers(), 3):
+            got.append(result)
+
+    with pytest.raises(UserError, match="the work" if fails else "the input"):
+        take_all()
+    assert got == list(range(12 if fails else 20))
 
 
 def test_a_process_that_dies_is_an_error(saved_bpe: Path, monkeypatch: pytest.MonkeyPatch):
@@ -243,11 +265,10 @@ def test_a_process_that_dies_is_an_error(saved_bpe: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         subprocess, "Popen", lambda *args, **kw: started.append(start(*args, **kw)) or started[-1]
     )
-    chunk = Chunk(Position(), [Document("", "text")])
     with Encoders(saved_bpe, workers=1) as encoders:
         started[0].kill()
         with pytest.raises(UserError, match="ended with exit code -9; if memory is short"):
-            list(encoders.encode(iter([chunk])))
+            encoders.encode(["text"])
 
 
 def test_the_manifest_lists_the_shards_and_training_checks_it(

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from hypothesis import strategies as st
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, Summary, preprocess, unigram_entropy
 from light_llm.preprocess.encode import encode
+from light_llm.preprocess.ids import of_rows
 from light_llm.preprocess.publication import complete_moves, publish_shards, staging
+from light_llm.preprocess.rowbatch import row_batch
 from light_llm.preprocess.schema import schema
 from light_llm.preprocess.shards import Shard, ShardWriter
+from light_llm.preprocess.sides import Sides
 from light_llm.preprocess.split import split_of_all
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer, train_char
 
@@ -96,8 +100,8 @@ class Marks:
     ],
 )
 def test_marks_stand_once_at_each_end(bos: int, eos: int, text: str, tokens: list[int]):
-    (ids,) = encode([text], Marks(bos, eos))  # type: ignore[arg-type]
-    assert ids.tolist() == tokens
+    ids = encode([text], Marks(bos, eos))  # type: ignore[arg-type]
+    assert ids.values.tolist() == tokens
 
 
 def test_the_tokenizers_own_template_adds_its_marks_once(tmp_path: Path):
@@ -163,8 +167,8 @@ def test_without_val_there_is_no_val(many: Path, tmp_path: Path, rows: Callable)
 
 @given(st.sets(st.text(), min_size=2), st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_both_sides_get_something(texts: set[str], fraction: float):
-    split = split_of_all(fraction, texts)
-    held_out = [split.is_val(text) for text in texts]
+    split = split_of_all(fraction, list(texts))
+    held_out = split.held_out(list(texts))
     wanted = fraction >= 2**-64
     assert any(held_out) == wanted
     assert not all(held_out)
@@ -187,14 +191,56 @@ def test_one_text_is_all_train_and_a_notice_says_so(
 
 
 def write(folder: Path, documents: list[list[int]], shard_size: int = 10**9) -> list[Shard]:
-    writer, shards = ShardWriter(folder, "train", shard_size), []
-    for tokens in documents:
-        if not writer.fits(len(tokens)):
-            shards.append(writer.close())
-        writer.add("", "", np.array(tokens, np.int32))
-    shards.append(writer.close())
-    assert writer.close() is None
-    return shards
+    rows = row_batch([""] * len(documents), [""] * len(documents), of_rows(documents))
+    writer, empty = ShardWriter(folder, "train"), ShardWriter(folder, "val")
+    closed, done, held = [], 0, np.zeros(len(documents), bool)
+    with Sides(writer, empty, shard_size) as sides:
+        while done < len(rows):
+            done += sides.add(rows.slice(done, len(rows)), held[done:])
+            closed.append(sides.close())
+        assert sides.close().result() == []
+    return [shard for future in closed for shard in future.result()]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), st.data())
+def test_shards_do_not_depend_on_how_the_documents_came(
+    documents: list[tuple[int, bool]], data: st.DataObject
+):
+    """Each shard, of either side, ends before the document that does not fit."""
+    lengths = [length for length, _ in documents]
+    rows = row_batch(
+        [str(n) for n in range(len(lengths))],
+        [f"text {n}" for n in range(len(lengths))],
+        of_rows([[n] * length for n, length in enumerate(lengths)]),
+    )
+    held = np.array([val for _, val in documents], bool)
+    expected: list[list[int]] = [[]]
+    for number, (length, val) in enumerate(documents):
+        ours = [n for n in expected[-1] if documents[n][1] == val]
+        if ours and sum(lengths[n] for n in ours) + length > 10:
+            expected.append([])
+        expected[-1].append(number)
+    with tempfile.TemporaryDirectory() as folder:
+        writers = [ShardWriter(Path(folder), side) for side in ("train", "val")]
+        cuts = []
+        with Sides(*writers, 10) as sides:
+            done, end = 0, 0
+            while done < len(rows):
+                if done == end:
+                    end = data.draw(st.integers(end + 1, len(rows)))
+                done += sides.add(rows.slice(done, end), held[done:end])
+                if done < end:
+                    cuts.append(done)
+                    sides.close().result()
+            sides.close().result()
+        assert cuts == [part[0] for part in expected[1:]]
+        for side in ("train", "val"):
+            files = sorted(Path(folder).glob(f"{side}/*.parquet"))
+            got = [pq.read_table(file)["source"].to_pylist() for file in files]
+            ours = [
+                [str(n) for n in part if documents[n][1] == (side == "val")] for part in expected
+            ]
+            assert got == [part for part in ours if part]
 
 
 def test_shards_keep_to_their_size(tmp_path: Path):

@@ -1,0 +1,78 @@
+"""Rows of a shard as columns, from the encoder to the writer: nothing is done document by document.
+
+The columns are Arrow's, so a slice copies nothing, and threads work on them at the same time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from light_llm.preprocess.ids import Ids
+from light_llm.preprocess.schema import TOKENS, schema
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Some documents in a shard's columns."""
+
+    columns: pa.RecordBatch
+    tokens: np.ndarray
+    """int64 [documents]: how many each has."""
+    characters: np.ndarray
+    """int64 [documents], likewise."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def slice(self, start: int, stop: int) -> RowBatch:
+        return RowBatch(
+            self.columns.slice(start, stop - start),
+            self.tokens[start:stop],
+            self.characters[start:stop],
+        )
+
+    def count(self, id: int) -> int:
+        """How often a token is in the documents."""
+        import pyarrow.compute as pc
+
+        return pc.sum(pc.equal(self.columns.column(TOKENS).flatten(), id)).as_py() or 0
+
+    def runs(self, marks: np.ndarray) -> Iterator[tuple[bool, RowBatch]]:
+        """The batch cut where `marks`, bool [documents], changes: each mark with its documents."""
+        import numpy as np
+
+        cuts = [0, *(np.flatnonzero(marks[1:] != marks[:-1]) + 1).tolist(), len(self)]
+        for start, stop in itertools.pairwise(cuts):
+            if start < stop:
+                yield bool(marks[start]), self.slice(start, stop)
+
+
+def row_batch(sources: Sequence[str], texts: Sequence[str], ids: Ids) -> RowBatch:
+    """
+    Args:
+        sources: of each text, what the column `source` says.
+        ids: of the texts, marks included; fewer than 2^31.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.concatenate([[0], np.cumsum(ids.lengths)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.values))
+    columns = pa.RecordBatch.from_arrays(
+        [
+            pa.array(sources, pa.string()),
+            pa.array(ids.lengths, pa.int64()),
+            pa.array(texts, pa.string()),
+            lists.cast(schema().field(TOKENS).type),
+        ],
+        schema=schema(),
+    )
+    characters = np.fromiter(map(len, texts), np.int64, len(texts))
+    return RowBatch(columns, ids.lengths, characters)

@@ -1,0 +1,351 @@
+"""Files in an object store: the shards are those of the same files on a disk, whatever the network
+does; a run that cannot read them ends with a message, and shows nothing.
+
+moto is the S3 server, behind a proxy that breaks its answers. It needs s3fs and moto, whose
+dateutil is older than the pinned one: `make stores` installs them aside, and runs this file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from faulty_proxy import Proxy, s3
+from remote_corpus import assert_same_shards, forget, lines, make_corpus, run, text
+
+from light_llm.errors import UserError
+from light_llm.files import remote, remotefile
+from light_llm.preprocess import PreprocessConfig, dryrun
+from light_llm.preprocess.files import find_files
+from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.sources import read_file
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden"}
+_buckets = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Proxy]:
+    with s3() as proxy:
+        yield proxy
+
+
+class Bucket:
+    def __init__(self, proxy: Proxy) -> None:
+        import boto3
+
+        self.proxy, self.name = proxy, f"bucket-{next(_buckets)}"
+        address = f"http://127.0.0.1:{proxy.upstream}"
+        named = {"aws_access_key_id": "key", "aws_secret_access_key": "hidden"}
+        self._client = boto3.client("s3", "us-east-1", endpoint_url=address, **named)
+        self._client.create_bucket(Bucket=self.name)
+
+    def put(self, name: str, content: bytes) -> None:
+        self._client.put_object(Bucket=self.name, Key=name, Body=content)
+
+    def url(self, path: str = "") -> str:
+        return f"s3://{self.name}/{path}"
+
+    def bodies(self) -> list[str]:
+        """Which objects were read, request by request."""
+        return [path.removeprefix(f"/{self.name}/") for path, _ in self.proxy.bodies(self.name)]
+
+
+@pytest.fixture
+def bucket(server: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
+    """An empty bucket, of which this process reads blocks of 4 KiB."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setitem(fsspec.config.conf, "s3", options(server))
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(remotefile, "BLOCK", 4096)
+    forget()
+    yield Bucket(server)
+    server.heal()
+    forget()
+
+
+def options(server: Proxy) -> dict[str, object]:
+    patience = {"read_timeout": 1, "connect_timeout": 2, "retries": {"max_attempts": 1}}
+    return {"endpoint_url": server.address, "config_kwargs": patience}
+
+
+@pytest.fixture
+def filled(bucket: Bucket, corpus: Path) -> Bucket:
+    for path in corpus.rglob("*"):
+        if path.is_file():
+            bucket.put(f"data/{path.relative_to(corpus)}", path.read_bytes())
+    bucket.put("data/", b"")  # as a console of a store marks a folder
+    bucket.put("data-of-others/x.txt", b"of others")
+    bucket.proxy.requests.clear()
+    return bucket
+
+
+@pytest.fixture(scope="module")
+def here(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the files give."""
+    return run(tmp_path_factory.mktemp("here") / "out", str(corpus))
+
+
+@pytest.mark.parametrize(
+    "path, options",
+    [
+        ("", {}),
+        ("a", {}),
+        ("*/*.jsonl*", {}),
+        ("**/*.gz", {}),
+        ("[la]*", {}),
+        ("rows.parquet", {}),
+        ("long.txt.zst", {}),
+        ("", {"include": ("*.jsonl*", "*.csv"), "exclude": ("a-b",)}),
+        ("", {"exclude": ("a/*.gz",), "shuffle_seed": 3}),
+        ("", {"tokenizer": "bpe", "vocab_size": 300, "min_length": 250}),
+    ],
+)
+def test_the_shards_are_those_of_the_same_files(filled, corpus, tmp_path, path, options):
+    theirs = run(tmp_path / "theirs", f"{corpus}/{path}", **options)
+    ours = run(tmp_path / "ours", filled.url(f"data/{path}"), **options)
+    assert_same_shards(ours, theirs, filled.url("data/"), corpus)
+
+
+@pytest.mark.parametrize(
+    "fault", ["500", "503", "cut", "reset", "slow", "stall"], ids=lambda kind: f"fault-{kind}"
+)
+def test_what_the_network_breaks_is_asked_for_again(filled, corpus, here, tmp_path, fault):
+    seconds = {"slow": 0.05, "stall": 30}.get(fault, 0.0)
+    for key in ("rows.parquet", "lines.jsonl", "long.txt", "list-type"):
+        filled.proxy.fail(fault, key, skip=1 if key != "long.txt" else 0, seconds=seconds)
+    ours = run(tmp_path / "ours", filled.url("data"))
+    assert [each.times for each in filled.proxy.faults][:3] == [0, 0, 0]
+    assert_same_shards(ours, here, filled.url("data/"), corpus)
+
+
+@pytest.fixture
+def many(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bucket, Path]:
+    """A bucket and a folder, with more documents than are read before the first shard."""
+    monkeypatch.setattr(remotefile, "BLOCK", 2**16)  # of a file each
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for file in range(FILES):
+        rows = (json.dumps({"text": f"file {file} document {n}"}) for n in range(1500))
+        (folder / f"{file:02}.jsonl").write_text("\n".join(rows))
+        bucket.put(f"{file:02}.jsonl", (folder / f"{file:02}.jsonl").read_bytes())
+    bucket.proxy.requests.clear()
+    return bucket, folder
+
+
+FILES = 12
+LAST = "11.jsonl"
+
+
+def stop_in_last(bucket: Bucket, tmp_path: Path) -> None:
+    """Let the last file be refused, once the tokenizer was trained on it."""
+    bucket.proxy.fail("403", LAST, times=999, skip=1)
+    with pytest.raises(UserError, match=rf"{LAST}: no access"):
+        run(tmp_path / "out", bucket.url())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".preprocess"]
+    bucket.proxy.heal()
+    bucket.proxy.requests.clear()
+
+
+def test_a_run_that_ended_goes_on_without_what_is_done(many, tmp_path):
+    bucket, folder = many
+    stop_in_last(bucket, tmp_path)
+    run(tmp_path / "out", bucket.url())
+    assert {LAST} <= set(bucket.bodies()) <= {"09.jsonl", "10.jsonl", LAST}
+    assert_same_shards(
+        tmp_path / "out", run(tmp_path / "theirs", str(folder)), bucket.url(), folder
+    )
+
+
+def test_a_process_that_was_ended_goes_on(many, tmp_path, start, monkeypatch, saved_bpe):
+    """SIGTERM while an answer does not come; then the same command."""
+    bucket, folder = many
+    flags = ("--tokenizer-path", saved_bpe, "--workers", 1, "--shard-size", 20_000)
+    flags += ("--val-fraction", 0.1, "--input", bucket.url(), "--output", tmp_path / "out")
+    environment(bucket, monkeypatch)
+    bucket.proxy.fail("stall", LAST, skip=1, seconds=60)
+    process = start(*flags)
+    until(lambda: bucket.proxy.faults[0].times == 0, process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=20)[1]
+    assert (process.returncode, time.monotonic() - began < 3) == (143, True), errors
+    assert not (tmp_path / "out/train").exists()
+    bucket.proxy.requests.clear()
+    process = start(*flags)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, errors
+    assert "continuing a run that was stopped" in errors
+    assert {LAST} <= set(bucket.bodies()) <= {"09.jsonl", "10.jsonl", LAST}
+    options = {"tokenizer_path": str(saved_bpe), "tokenizer": None}
+    theirs = run(tmp_path / "theirs", str(folder), **options)
+    assert_same_shards(tmp_path / "out", theirs, bucket.url(), folder)
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 40
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def environment(bucket: Bucket, patch: pytest.MonkeyPatch) -> None:
+    """Let commands find the server."""
+    found = options(bucket.proxy) | {"config_kwargs": {"read_timeout": 60}}
+    patch.setenv("FSSPEC_S3", json.dumps(found))
+
+
+def test_a_stopped_run_refuses_objects_that_changed_since(many, tmp_path):
+    bucket, _ = many
+    stop_in_last(bucket, tmp_path)
+    bucket.put("00.jsonl", lines(5000))
+    with pytest.raises(UserError, match="the input changed"):
+        run(tmp_path / "out", bucket.url())
+
+
+@pytest.mark.parametrize("name", ["long.txt", "a/lines.jsonl.gz", "rows.parquet"])
+def test_an_object_that_changes_while_it_is_read(filled, corpus, tmp_path, name):
+    content = (corpus / name).read_bytes()
+    changed = content[:-100] + bytes(100)  # of the same size
+    filled.proxy.fail("then", name, after=lambda: filled.put(f"data/{name}", changed))
+    with pytest.raises(UserError, match=rf"{name}: the object changed after the input was"):
+        run(tmp_path / "out", filled.url("data"))
+    assert not (tmp_path / "out/train").exists()
+
+
+def test_each_part_of_a_parquet_file_is_fetched_once_and_other_columns_are_not(
+    bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(remotefile, "BLOCK", 2**15)
+    number = 4000
+    blobs = [os.urandom(500) for _ in range(number)]
+    table = pa.table({"text": [text(n) for n in range(number)], "blob": blobs})
+    at = tmp_path / "wide.parquet"
+    pq.write_table(table, at, row_group_size=1000, compression="none", use_dictionary=False)
+    bucket.put("wide.parquet", at.read_bytes())
+    (file,), _ = find_files([bucket.url("wide.parquet")])
+    bucket.proxy.requests.clear()
+    documents = [each.text for each in read_file(file.path, RowText(("text",)))]
+    assert documents == table["text"].to_pylist()
+    asked = [part for _, part in bucket.proxy.bodies("wide")]
+    assert len(asked) == len(set(asked))
+    assert len(asked) * 2**15 < 1.2 * table["text"].nbytes
+
+
+def test_a_parquet_page_that_is_damaged_is_told(filled, corpus, tmp_path):
+    table = pa.table({"text": [text(n) for n in range(50)]})
+    pq.write_table(table, tmp_path / "x.parquet", write_page_checksum=True, compression="none")
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    at = data.index(b"alpha")
+    data[at : at + 5] = b"omega"
+    filled.put("damaged/x.parquet", bytes(data))
+    with pytest.raises(UserError, match=r"x\.parquet: .*(CRC|checksum)"):
+        run(tmp_path / "out", filled.url("damaged/"))
+
+
+def test_a_place_in_a_file_is_gone_to_without_what_lies_before(bucket):
+    bucket.put("x", os.urandom(100_000))
+    (file,), _ = find_files([bucket.url("x")])
+    bucket.proxy.requests.clear()
+    with remotefile.open_remote(file.path) as stream:
+        assert stream.seek(90_000) == stream.tell() == 90_000
+        assert len(stream.read()) == 10_000
+    starts = [int(part.removeprefix("bytes=").split("-")[0]) for _, part in bucket.proxy.bodies()]
+    assert sorted(starts) == [86_016, 90_112, 94_208, 98_304]
+
+
+def test_no_more_than_a_few_blocks_are_in_memory(bucket):
+    bucket.put("x", os.urandom(400_000))
+    (file,), _ = find_files([bucket.url("x")])
+    with remotefile.open_remote(file.path) as stream:
+        while stream.read(1000):
+            assert len(remotefile._blocks) <= remotefile.KEPT
+
+
+def test_the_estimate_is_that_of_the_same_files(filled, corpus, tmp_path):
+    told = []
+    for path in (corpus, filled.url("data")):
+        forget()
+        config = {"input": (str(path),), "output": tmp_path / "out", "tokenizer": "char"}
+        found = dryrun.estimate(PreprocessConfig(**config))  # type: ignore[arg-type]
+        numbers = (found.documents, found.characters, found.tokens, found.sampled, found.bytes)
+        told.append((numbers, [size for _, size in found.files]))
+    assert told[0] == told[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_taken_once_and_what_is_there_is_found_in_order(filled, corpus):
+    found, twice = find_files([filled.url("data"), filled.url("data/*.txt"), str(corpus)])
+    remote_names = [str(each.path) for each in found if "s3://" in str(each.path)]
+    names = [str(each.path) for each in found if "s3://" not in str(each.path)]
+    assert twice == 2
+    assert [name.replace(filled.url("data"), str(corpus)) for name in remote_names] == names
+
+
+@pytest.mark.parametrize(
+    "input, message",
+    [
+        ("s3://no-such-bucket/x", "s3://no-such-bucket/x: there is no such object; `aws s3 ls "),
+        ("{}gone.txt", "gone.txt: there is no such object"),
+        ("{}*.gone", "--input {}*.gone: there is no file in it"),
+        ("s3://*/x", "the name of a bucket must be written out"),
+        ("s3://key:hidden@bucket/x", "--input s3://…@bucket/x: must not hold a user name"),
+        ("https://127.0.0.1/x?X-Amz-Signature=hidden", "--input https://127.0.0.1/x?…: must not"),
+        ("ftp://host/x", "--input ftp://host/x: must begin with gs://"),
+        ("gs://bucket/x", "gs:// needs gcsfs, which is not installed: pip install 'light-llm"),
+        ("https://127.0.0.1/folder/", "is a folder, and a web server does not list its files"),
+        ("https://127.0.0.1/*.txt", "is a glob, and a web server does not list its files"),
+    ],
+)
+def test_an_input_that_is_not_there(filled, tmp_path, monkeypatch, input, message):
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    url = filled.url("data/")
+    with pytest.raises(UserError) as caught:
+        run(tmp_path / "out", input.format(url))
+    assert message.format(url) in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_refused_keys_are_one_message(filled, tmp_path, start, monkeypatch):
+    environment(filled, monkeypatch)
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    began = time.monotonic()
+    process = start("--input", filled.url("data"), "--output", tmp_path / "out")
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert time.monotonic() - began < 30
+    assert f"{filled.url('data')}: no access (NoCredentialsError" in errors
+    assert "AWS_ACCESS_KEY_ID" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_is_gone_is_told_after_a_few_tries(filled, tmp_path, monkeypatch):
+    gone = options(filled.proxy) | {"endpoint_url": "http://127.0.0.1:9"}
+    monkeypatch.setitem(fsspec.config.conf, "s3", gone)
+    with pytest.raises(UserError, match=r"could not be read, 4 times .*; check the connection"):
+        run(tmp_path / "out", filled.url("data"))
