@@ -26,6 +26,7 @@ from light_llm.preprocess.manifest import read_manifest
 from light_llm.preprocess.parts import finish, prepare
 from light_llm.preprocess.plan import divide, folder_of, read_plan
 from light_llm.preprocess.request import request_of
+from light_llm.tokenizer import train_char
 
 
 @pytest.fixture
@@ -103,19 +104,27 @@ def test_a_part_has_its_share_of_the_bytes_to_within_a_file(sizes: list[int], da
     assert max(sum(sizes[each]) for each in cut) <= sum(sizes) / parts + max(sizes)
 
 
-SLOW = "import time\ndef adapt(row):\n    time.sleep(0.004)\n    return row['text']\n"
+LONG = """import os, time
+def adapt(row):
+    time.sleep(0.01 if os.path.exists("slow") else 0)
+    return row["text"] * 100  # a few chunks of documents in a file
+"""
 
 
 def test_a_killed_part_is_continued_and_the_others_do_not_wait(
     kinds: Path, tmp_path: Path, start: Callable, files: Callable
 ):
-    (tmp_path / "slow.py").write_text(SLOW)
-    options = {"input": "in/*.[jp]*", "adapter_module": "slow.py", "shard_size": 8_000}
-    flags = ("--input", "in/*.[jp]*", "--adapter-module", "slow.py", "--shard-size", 8_000)
-    flags += ("--tokenizer", "char", "--val-fraction", 0.1, "--workers", 1, "--output", "out")
+    (tmp_path / "long.py").write_text(LONG)
+    train_char(["line row 0123456789"]).save(tmp_path / "char")
+    options: dict = {"input": "in/*.[jp]*", "adapter_module": "long.py", "shard_size": 400_000}
+    options |= {"tokenizer_path": "char"}
+    flags = ("--input", "in/*.[jp]*", "--adapter-module", "long.py", "--shard-size", 400_000)
+    flags += ("--tokenizer", "char", "--tokenizer-path", "char", "--val-fraction", 0.1)
+    flags += ("--workers", 1, "--output", "out")
     preprocess(asked("whole", 2, **options))
     prepare(request_of(asked("out", 2, **options)))
     shards = tmp_path / "out/.preprocess/parts/00000/new"
+    (tmp_path / "slow").touch()
     for number in (signal.SIGKILL, signal.SIGTERM):
         with start(*flags, "--parts", 2, "--part", 0) as process:
             _wait_for_shards(shards, 1 + len(list(shards.rglob("shard_?????.parquet"))))
@@ -128,7 +137,9 @@ def test_a_killed_part_is_continued_and_the_others_do_not_wait(
                     finish(request_of(asked("out", 2, **options)))
                 with pytest.raises(UserError, match=busy):
                     preprocess(asked("out", 3, overwrite=True))
+                (tmp_path / "slow").unlink()
                 make("out", 2, 1, **options)
+                (tmp_path / "slow").touch()
             process.send_signal(number)
             _, errors = process.communicate(timeout=30)
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
@@ -138,6 +149,7 @@ def test_a_killed_part_is_continued_and_the_others_do_not_wait(
     with pytest.raises(UserError, match=missing):
         finish(request_of(asked("out", 2, **options)))
     assert visible("out") == []
+    (tmp_path / "slow").unlink()
     with start(*flags, "--parts", 2, "--part", 0) as process:
         out, errors = process.communicate(timeout=60)
     assert "continuing part 0 after" in errors
