@@ -6,15 +6,20 @@ import gzip
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import fences
 from pydantic import ValidationError
+from stand_ins import program
+from tiny_runs import BIN, ROOT
 
 from light_llm.errors import UserError
 from light_llm.files.disk import locked
@@ -405,3 +410,48 @@ def test_a_prepared_run_says_what_each_part_reads(kinds: Path):
     sizes = {f"in/{path.name}": os.path.getsize(path) for path in kinds.iterdir()}
     assert dict(file for each in plan.parts for file in each) == sizes
     assert [name for each in plan.parts for name, _ in each] == sorted(sizes)
+
+
+SBATCH = """#!/bin/bash
+# As sbatch --parsable, at once: each task of --array in turn, after the job that it depends on.
+for arg in "$@"; do
+    case "$arg" in
+        --array=*) tasks=$(seq $(echo "${arg#*=}" | tr - ' ')) ;;
+        --dependency=afterok:*) test -f "done-${arg##*:}" || exit 1 ;;
+    esac
+    wrapped=$arg
+done
+echo $$
+for task in ${tasks:-none}; do
+    SLURM_ARRAY_TASK_ID=$task sh -c "$wrapped" >> log 2>&1 || exit 1
+done
+touch "done-$$"
+"""
+
+
+def test_the_lines_for_slurm_make_all_parts(kinds: Path, tmp_path: Path, files: Callable):
+    (text,) = (text for _, text in fences(ROOT / "docs/scale.md") if "--array=" in text)
+    assert "parts=64" in text
+    config = {"input": "in", "output": "out", "tokenizer": "char", "shard_size": 20_000}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/corpus.yaml").write_text(json.dumps(config | {"val_fraction": 0.1}))
+    program(tmp_path / "programs", "sbatch", SBATCH)
+    path = f"{tmp_path / 'programs'}:{BIN}:{os.environ['PATH']}"
+    script = text.replace("parts=64", "parts=3").replace("--workers 8", "--workers 1")
+    done = subprocess.run(["bash", "-euc", script], env=os.environ | {"PATH": path})
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+    preprocess(asked("whole"))
+    assert files(Path("out")) == files(Path("whole"))
+
+
+def test_the_job_for_kubernetes_is_one_part_for_each_index():
+    (text,) = (
+        text
+        for _, text in fences(ROOT / "docs/scale.md")
+        if "--parts 64" in text and "kind: Job" in text
+    )
+    spec = yaml.safe_load(text)["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    (line,) = container["args"]
+    assert f"--parts {spec['completions']} " in line
+    assert line.endswith('--part "$JOB_COMPLETION_INDEX"')
