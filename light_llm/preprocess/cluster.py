@@ -109,7 +109,8 @@ class _Ray:
         self.process = process
         self._log = log
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -124,19 +125,35 @@ class _Ray:
             self.process.stdin.flush()
 
     def answer(self, seconds: float) -> dict[str, Any] | None:
-        """The next line; None: there is none within `seconds`.
-
-        Raises:
-            UserError: Ray failed, or the program ended.
-        """
+        """The next line, with `failed` if Ray did, or the program ended; None: there is none within
+        `seconds`."""
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
             return None
-        found = json.loads(line) if line else {"failed": self._last_words()}
-        if "failed" in found:
-            raise UserError(f"--cluster: Ray failed: {found['failed']}; {CONTINUES}")
+        found: dict[str, Any] = json.loads(line) if line else {"failed": self._last_words()}
         return found
+
+    def end(self, seconds: float) -> None:
+        """End the program, and what is left of a cluster that it started.
+
+        Args:
+            seconds: what it has to do so itself.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(OSError):  # it did not read its input
+            self.process.stdin.close()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self._reader.join()  # it holds the pipe
+            self.process.stdout.close()
 
     def _last_words(self) -> str:
         """The last line that the program or Ray wrote."""
@@ -159,16 +176,18 @@ def _connected(cluster: str, address: str, workers: int) -> Iterator[_Ray]:
             env={"RAY_USAGE_STATS_ENABLED": "0"} | os.environ,
             process_group=0,  # Ctrl-C is for this process
         )
+        ray = _Ray(process, log)
         try:
-            ray = _Ray(process, log)
             with Progress("connecting to Ray"):
                 ray.ask([cluster, workers])
                 seconds = ANSWER_SECONDS if address else START_SECONDS
                 answer = ray.answer(seconds)
-            if answer is None:
+            if answer is None or "failed" in answer:
+                where = f" at {address}" if address else ""
+                reason = f"within {seconds:.0f} s" if answer is None else f"({answer['failed']})"
                 raise UserError(
-                    f"--cluster {cluster}: Ray{f' at {address}' if address else ''} does not "
-                    f"answer within {seconds:.0f} s; check it with `ray status` on its head node"
+                    f"--cluster {cluster}: Ray{where} does not answer {reason}; check it with "
+                    "`ray status` on its head node"
                 )
             if answer["connected"] < workers:
                 notice(
@@ -177,24 +196,9 @@ def _connected(cluster: str, address: str, workers: int) -> Iterator[_Ray]:
                 )
             yield ray
         except BaseException:
-            _end(process, END_SECONDS[1])
+            ray.end(END_SECONDS[1])
             raise
-        _end(process, END_SECONDS[0])
-
-
-def _end(process: subprocess.Popen[str], seconds: float) -> None:
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        with contextlib.suppress(OSError):  # it did not read its input
-            pipe.close()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # with what is left of a cluster of its own
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        ray.end(END_SECONDS[0])
 
 
 @dataclass
@@ -238,6 +242,8 @@ def _watch(ray: _Ray, sum_: _Sum, progress: Progress, parts: Sequence[int]) -> N
             looked = time.monotonic()
         if answer is None:
             continue
+        if "failed" in answer:
+            raise UserError(f"--cluster: Ray failed: {answer['failed']}; {CONTINUES}")
         if "bug" in answer:
             raise RuntimeError(f"in a worker of Ray:\n{answer['bug']}")
         if "lost" in answer:

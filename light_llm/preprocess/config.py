@@ -99,6 +99,11 @@ class PreprocessConfig(Config):
             without.add("parts")
         return self.model_dump(mode="json", exclude=without | set(_STEPS))
 
+    def steps(self) -> list[str]:
+        """The fields that ask for one step of a run in parts."""
+        given = {name: getattr(self, name) for name in _STEPS}
+        return [name for name, value in given.items() if value is not None and value is not False]
+
     @field_validator("input", "include", "exclude", "hf_configs", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -232,7 +237,7 @@ class PreprocessConfig(Config):
 
     @model_validator(mode="after")
     def _one_step(self) -> PreprocessConfig:
-        steps = [name for name in _STEPS if getattr(self, name) not in (None, False)]
+        steps = self.steps()
         if steps and self.parts is None:
             raise ValueError(
                 f"{steps[0]}={getattr(self, steps[0])!r} has no meaning without parts: the number "

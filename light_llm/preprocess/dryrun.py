@@ -86,9 +86,8 @@ def estimate(config: PreprocessConfig) -> Estimate:
             "--dry-run estimates from the sizes of files, and a streamed dataset has none; give "
             "--input, or leave --dry-run out"
         )
-    for step in ("prepare", "part", "finish", "cluster"):
-        if getattr(config, step) not in (None, False):
-            raise UserError(f"--dry-run estimates the whole input; leave out --{step}")
+    for step in config.steps():
+        raise UserError(f"--dry-run estimates the whole input; leave out --{step}")
     check_place(config.output)
     check_output(config.output, config.overwrite, ("",))
     (corpus,) = open_corpora(config, row_text(config)[0])

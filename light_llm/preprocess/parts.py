@@ -18,6 +18,7 @@ from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.making import make_part
 from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, shareable
 from light_llm.preprocess.notices import counted, notice, notice_skipped
+from light_llm.preprocess.opening import printable, size_of
 from light_llm.preprocess.output import check_free, check_output
 from light_llm.preprocess.part import no_documents
 from light_llm.preprocess.pipeline import (
@@ -34,7 +35,7 @@ from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.publication import publish_shards, staging
 from light_llm.preprocess.request import NAMES, Request, check_prepared, request_of
 from light_llm.preprocess.resume import check_tokenizer, journal_of
-from light_llm.preprocess.skipped import Skipped, size_of
+from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.stage import JOURNAL, LOADED, NEW, PARTS
 from light_llm.preprocess.summary import Summary
 from light_llm.tokenizer import load_tokenizer
@@ -81,7 +82,7 @@ def prepare(request: Request) -> Plan | None:
 
 def _files_of_parts(config: PreprocessConfig, corpus: FileCorpus) -> list[list[tuple[str, int]]]:
     assert config.parts is not None
-    files = [(str(file.path), size_of(file.path)) for file in corpus.files]
+    files = [(printable(file.path), size_of(file.path)) for file in corpus.files]
     if len(files) < config.parts:
         raise UserError(
             f"parts={config.parts} is more than the {counted(len(files), 'file')} of the input, "

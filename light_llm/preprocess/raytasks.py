@@ -1,8 +1,8 @@
 """The parts of a run as tasks of Ray: a program of its own, driven by `cluster`.
 
-It connects, and answers in lines of JSON on its stdout. Then it reads one line, with what to make.
-Ray prints where it likes and takes the signals of its process, so it has a process to itself; it
-ends with its parent, whose end closes its stdin.
+It reads a line with the address, connects, and reads another with what to make; it answers in lines
+of JSON. Ray prints where it likes, takes the signals of its process and may never answer, so it has
+a process to itself, which ends with its parent: with the end of its stdin.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ PATIENCE = 60.0
 STORE = 100 * 2**20
 """Bytes of the object store of a cluster that this starts: nothing is put there."""
 SECONDS_TO_CANCEL = 10.0
+SECONDS_TO_END = 10.0
 LONGEST = 500
 """Characters of an error of Ray's."""
 
@@ -54,13 +56,12 @@ def main() -> None:
         def answer(**line: Any) -> None:
             answers.write(json.dumps(line) + "\n")
 
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(lines,), daemon=True).start()
         try:
-            address, workers = json.loads(sys.stdin.readline())
+            address, workers = json.loads(lines.get())
             answer(connected=_connect(address, workers))
-            job = sys.stdin.readline()
-            if job:
-                threading.Thread(target=_end_with_the_parent, daemon=True).start()
-                _run(answer, workers, **json.loads(job))
+            _run(answer, workers, **json.loads(lines.get()))
         except Exception as error:
             answer(failed=one_line(error, LONGEST))
             raise  # its traceback goes to the log
@@ -82,11 +83,12 @@ def _connect(address: str, workers: int) -> float:
     return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
 
 
-def _end_with_the_parent() -> None:
-    if not sys.stdin.read(1):
-        os.kill(os.getpid(), signal.SIGTERM)  # Ray's handler ends the cluster that it started
-        time.sleep(SECONDS_TO_CANCEL)
-        os._exit(1)
+def _read(lines: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os.kill(os.getpid(), signal.SIGTERM)  # Ray's handler ends the cluster that it started
+    time.sleep(SECONDS_TO_END)
+    os._exit(1)
 
 
 def _run(answer: Any, workers: int, config: dict[str, Any], parts: list[int], folder: str) -> None:
