@@ -99,7 +99,7 @@ class Case:
 
 # Copies of kv heads, a count of heads that does not divide, rows of heads on their own.
 MESHES = [
-    ((8, 1, 1), Case(B=8, T=128, N=8, K=2, H=16)),
+    ((8, 1, 1), Case(B=8, T=128, N=8, K=2, H=16, documents=True)),
     ((1, 2, 4), Case(B=8, T=128, N=8, K=2, H=16, documents=True)),
     ((1, 1, 8), Case(B=1, T=128, N=12, K=4, H=16, alibi=True)),
     ((1, 1, 2), Case(B=1, T=128, N=6, K=3, H=16, span=Span(7, 0))),

@@ -14,6 +14,12 @@ from tiny_runs import REFERENCE
 settings.register_profile("untimed", deadline=None)  # a busy machine is not a mistake
 settings.load_profile("untimed")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Thousands of files are synced and deleted again, and a disk lets a test wait for each.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
+    found = os.statvfs(MEMORY)  # a container's may be small, or run no programs
+    if found.f_bavail * found.f_frsize > 4 << 30 and not found.f_flag & os.ST_NOEXEC:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 os.environ.pop("PYTHONUNBUFFERED", None)  # containers set it; then no output waits in a buffer
 # The same tiny steps are compiled in many tests and processes: once is enough.
 CACHE = Path(__file__).parents[1] / ".pytest_cache/jax"

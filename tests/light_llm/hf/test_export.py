@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import stat
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Process
 from hf_exports import FAMILIES, OWN, convert, exported, loaded, write_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -279,7 +281,8 @@ def test_a_signal_leaves_nothing_and_what_a_kill_left_is_taken_over(tmp_path):
     mark = stage / ".made-by-llm-convert"
     for sent, left in [(signal.SIGKILL, True), (signal.SIGTERM, False), (signal.SIGINT, False)]:
         begun = time.time_ns()
-        process = subprocess.Popen([BIN / "llm-convert", "hf", tag, out], stderr=subprocess.PIPE)
+        command = [BIN / "llm-convert", "hf", tag, out]
+        process = Process(command, env=dict(os.environ), stderr=subprocess.PIPE)
         while not (is_newer(mark, begun) and (stage / "model.safetensors").exists()):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
