@@ -189,6 +189,9 @@ def print_summary(summary: Summary) -> None:
     for name, sides in summary.parts.items():
         for split, side in zip(("train", "val"), sides, strict=True):
             rows.append((f"{name}/{split}".lstrip("/"), _describe(side)))
+    for each in summary.inputs:
+        came = f"{counted(each.documents, 'document')}, {counted(each.tokens, 'token')}"
+        rows.append((f"from {each.name}", f"{came} ({each.tokens / tokens:.1%})"))
     documents = counted(train.documents + val.documents, "document")
     rows += [
         ("together", f"{documents}, {counted(tokens, 'token')}"),

@@ -59,7 +59,7 @@ def on_cluster(config: PreprocessConfig) -> Summary:
     with _connected(config.cluster, address, workers) as ray:
         plan = prepare(request)
         if plan is None:
-            return summary_of_output(config, NAMES)
+            return summary_of_output(config, NAMES, [request.corpus])
         stage = config.output.absolute() / STAGE
         parts = [
             part

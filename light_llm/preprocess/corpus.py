@@ -264,8 +264,8 @@ class Position:
 class Chunk:
     start: Position
     documents: list[Document]
-    share: float | None = None
-    """How much of the input, 0 to 1, was read when its last document was, if that is known."""
+    read: int | None = None
+    """Bytes of the input that were read when its last document was, if that is known."""
 
 
 def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterator[Chunk]:
@@ -293,7 +293,7 @@ def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterato
         if taken:
             passed += len(taken)
             reading = corpus.reading if failure is None else None  # where that file is closed
-            yield Chunk(at, taken, None if reading is None else reading.share())
+            yield Chunk(at, taken, None if reading is None else reading.read())
         if failure is not None:
             raise failure
         if not taken:

@@ -6,7 +6,7 @@ import glob
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
@@ -23,6 +23,8 @@ class SourceFile:
     """Named by the user, not found in a folder or by a glob: it must be text."""
     leads_to: Path | None = None
     """Its target, if it is a link that leads out of the given folder."""
+    origin: int = 0
+    """The number of the input that it was found in."""
 
 
 def find_files(
@@ -48,7 +50,7 @@ def find_files(
     barred = {path.resolve() for path in without}
     seen: dict[InputFile, SourceFile] = {}
     duplicates = 0
-    for text in inputs:
+    for origin, text in enumerate(inputs):
         if text.startswith("file:///"):
             text = text.removeprefix("file://")
         path = Path(text).expanduser()
@@ -66,7 +68,7 @@ def find_files(
         for file in found:
             real = file.path.resolve() if isinstance(file.path, Path) else file.path
             duplicates += real in seen
-            seen.setdefault(real, file)
+            seen.setdefault(real, replace(file, origin=origin))
     return list(seen.values()), duplicates
 
 

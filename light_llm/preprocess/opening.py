@@ -75,10 +75,9 @@ class Reading:
     mark: Mark | None = None
     """Behind the latest document of the present one, where it can be read from there."""
 
-    def share(self) -> float | None:
-        """0 to 1, if there is anything to read."""
-        done = self.finished + self.place()
-        return min(1.0, done / self.total) if self.total else None
+    def read(self) -> int:
+        """Bytes that were read."""
+        return min(self.total, self.finished + self.place())
 
     def end(self, size: int) -> None:
         """The present file, of `size` bytes, is done."""

@@ -109,7 +109,8 @@ def write_part(
                     done += sides.add(rows.slice(done, len(rows)), held[done:])
                 commit()
                 progress.advance(documents=len(rows), tokens=int(rows.tokens.sum()))
-                progress.share = chunk.share
+                if corpus.reading is not None and chunk.read is not None:
+                    progress.show_read(chunk.read, corpus.reading.total)
                 if isinstance(tokenizer, CharTokenizer):
                     unknown += rows.count(0)
             last = sides.close()

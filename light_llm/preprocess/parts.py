@@ -105,11 +105,11 @@ def finish(request: Request) -> Summary:
         if completed is not None and completed | {"tokenizer": None} == request.asked | {
             "tokenizer": None
         }:
-            return summary_of_output(config, NAMES)
+            return summary_of_output(config, NAMES, [request.corpus])
         plan = read_plan(stage.path)
         if plan is None and _is_published(request):
             notice(f"{config.output} holds the shards of these parts already")
-            return summary_of_output(config, NAMES)
+            return summary_of_output(config, NAMES, [request.corpus])
         plan = check_prepared(config, plan)
         request.check(plan)
         check_output(config.output, config.overwrite, NAMES)
@@ -130,7 +130,15 @@ def finish(request: Request) -> Summary:
             engines = sorted({engine for journal in journals for engine in journal.engines})
             tokenizer = load_tokenizer(tokenizer_folder, fetch=False)
             summary = complete(
-                config, NAMES, tokenizer, plan.asked, plan.tokenizer, shards, engines, stage
+                config,
+                NAMES,
+                tokenizer,
+                plan.asked,
+                plan.tokenizer,
+                shards,
+                engines,
+                stage,
+                [corpus],
             )
             publish_shards(
                 stage.path, config.output, NAMES, plan.asked, config.overwrite, stage.check
@@ -187,7 +195,7 @@ def in_parts(config: PreprocessConfig) -> Summary:
     if not config.finish:
         plan = prepare(request)
         if plan is None:
-            return summary_of_output(config, NAMES)
+            return summary_of_output(config, NAMES, [request.corpus])
         for part in range(len(plan.parts)):
             notice(f"part {part} of {config.parts}")
             make_part(request, part)

@@ -85,7 +85,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
         }
         if completed is not None:
             if completed == asked:
-                return summary_of_output(config, names)
+                return summary_of_output(config, names, corpora)
             check_output(config.output, config.overwrite, names)
         kept_plan(config, stage.path, asked)
         journal = journal_of(config, stage.path, asked, stage.check)
@@ -99,7 +99,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
         with Progress("putting the shards in place"):
             assert journal.tokenizer is not None
             written = journal.shards, journal.engines
-            summary = complete(config, names, tokenizer, asked, journal.tokenizer, *written, stage)
+            summary = complete(
+                config, names, tokenizer, asked, journal.tokenizer, *written, stage, corpora
+            )
             publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
     return summary
 
@@ -220,18 +222,21 @@ def complete(
     shards: Sequence[Shard],
     engines: Sequence[str],
     stage: Stage,
+    corpora: Sequence[Corpus],
 ) -> Summary:
     """Add what is written when all shards are there: the manifest and the user's copy of the
     tokenizer."""
     new = stage.path / NEW
     write_manifest(new, asked["options"], asked["sources"], tokenizer, fingerprint, shards, engines)
-    summary = summarize(config.output, names, shards, tokenizer.vocab_size, new)
+    summary = summarize(config.output, names, shards, tokenizer.vocab_size, new, corpora)
     if config.save_tokenizer is not None:
         copy_tokenizer(new / TOKENIZER, config.save_tokenizer)
     return summary
 
 
-def summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summary:
+def summary_of_output(
+    config: PreprocessConfig, names: Sequence[str], corpora: Sequence[Corpus]
+) -> Summary:
     """The summary of a run whose publication was just completed; saves the tokenizer's copy."""
     manifest = read_manifest(config.output / MANIFEST)
     try:
@@ -245,7 +250,7 @@ def summary_of_output(config: PreprocessConfig, names: Sequence[str]) -> Summary
         check_free(config.save_tokenizer, config.overwrite, saved)
         copy_tokenizer(saved, config.save_tokenizer)
     size = manifest["tokenizer"]["vocab_size"]
-    return summarize(config.output, names, shards, size, config.output)
+    return summarize(config.output, names, shards, size, config.output, corpora)
 
 
 def set_threads(workers: int | None) -> None:

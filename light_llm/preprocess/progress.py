@@ -30,13 +30,16 @@ WIDE = 100
 class Progress:
     """The progress of one phase, a context manager: what was counted, how fast, how long to go.
 
-    `share` is how much of the input that was, 0 to 1, where it is known.
+    `share` is how much of the input that was, 0 to 1, where it is known, and `read` and `total` are
+    its bytes, likewise.
     """
 
     def __init__(self, phase: str):
         self.phase = printable(phase)
         self.documents = self.tokens = self.characters = 0
         self.share: float | None = None
+        self.read: int | None = None
+        self.total = 0
         self._start = time.monotonic()
         self._first: tuple[float, float] | None = None
         self._said = False
@@ -68,6 +71,11 @@ class Progress:
         self.documents += documents
         self.tokens += tokens
         self.characters += characters
+
+    def show_read(self, read: int, total: int) -> None:
+        """Of the input, `read` of `total` bytes are done."""
+        self.read, self.total = read, total
+        self.share = read / total if total else None
 
     def _keep_showing(self) -> None:
         least, most = SECONDS_BETWEEN_LINES
@@ -102,12 +110,17 @@ class Progress:
             else:  # it has to fit
                 parts += [f"{short(number)} {name}s", f"{short(rate)} {name}s/s"]
         if share is not None:
+            if self.read is not None and self._has_room():
+                parts.append(f"{self.read / 1e6:,.1f} of {self.total / 1e6:,.1f} MB")
             parts.append(f"{share:.0%}")
             left = self._left(share)
             parts += [] if left is None else [f"{duration(left)} left"]
         if done or not parts:
             parts.append(duration(self._seconds()))
         return ", ".join(parts)
+
+    def _has_room(self) -> bool:
+        return self._bar is None or self._bar.console.width >= WIDE
 
     def _left(self, share: float) -> float | None:
         """Seconds, by the speed since the first share that was seen: a run may begin midway."""

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from light_llm.preprocess.corpus import Corpus, FileCorpus
 from light_llm.preprocess.entropy import unigram_entropy
+from light_llm.preprocess.inputs import Input, of_inputs
 from light_llm.preprocess.journal import under
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.shards import Shard
@@ -30,6 +32,8 @@ class Summary:
     unigram_entropy: float
     """Nats per token, of val, or of train if there is no val."""
     tokenizer: Path
+    inputs: tuple[Input, ...] = ()
+    """What came from each input, if there are several."""
 
     @property
     def train(self) -> Side:
@@ -46,11 +50,13 @@ def summarize(
     shards: Sequence[Shard],
     vocab_size: int,
     folder: Path,
+    corpora: Sequence[Corpus],
 ) -> Summary:
     """The summary of `shards`, which are below `folder` and will be, or are, in `output`.
 
     Args:
         names: the corpora's subfolders; "" for the output itself.
+        corpora: what they were made of.
     """
     parts = {}
     files: dict[str, list[Path]] = {"train": [], "val": []}
@@ -60,7 +66,14 @@ def summarize(
         files["train"] += [folder / shard.file for shard in train]
         files["val"] += [folder / shard.file for shard in val]
     entropy = unigram_entropy(files["val"] or files["train"])
-    return Summary(parts, vocab_size, entropy, output / TOKENIZER)
+    paths = [folder / shard.file for shard in shards]
+    inputs = [
+        each
+        for corpus in corpora
+        if isinstance(corpus, FileCorpus) and len(corpus.inputs) > 1
+        for each in of_inputs(corpus.inputs, corpus.files, paths)
+    ]
+    return Summary(parts, vocab_size, entropy, output / TOKENIZER, tuple(inputs))
 
 
 def _side(shards: list[Shard]) -> Side:

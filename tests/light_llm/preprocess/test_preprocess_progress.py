@@ -13,6 +13,7 @@ from terminal import on_terminal
 
 from light_llm.preprocess.corpus import FileCorpus, Position, chunks
 from light_llm.preprocess.files import find_files
+from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.rows import RowText
 
 SLOW = """import time
@@ -68,10 +69,22 @@ def test_the_share_of_the_input_grows_to_1(tmp_path: Path, write_parquet: Callab
     write_parquet(tmp_path / "c.parquet", ["some text"] * 3000)
     corpus = FileCorpus(find_files([str(tmp_path)])[0], RowText(("text",)))
     parts = [*chunks(corpus, shuffle_seed, Position())]
-    shares = [part.share for part in parts]
-    assert shares == sorted(shares)
-    assert 0 < shares[0] < 1 or shuffle_seed is not None  # the buffer holds all of it
-    assert shares[-1] == 1
+    read = [part.read for part in parts]
+    whole = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert read == sorted(read)
+    assert 0 < read[0] < whole or shuffle_seed is not None  # the buffer holds all of it
+    assert read[-1] == whole
     if shuffle_seed is None:
         again = [*chunks(corpus, None, parts[2].start)]
-        assert [part.share for part in again] == shares[2:]
+        assert [part.read for part in again] == read[2:]
+
+
+def test_a_line_tells_bytes_and_share(capsys: pytest.CaptureFixture):
+    with Progress("tokenizing") as progress:
+        progress.advance(documents=3, tokens=5000)
+        progress.show_read(1_000_000, 4_000_000)
+        time.sleep(1.1)
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"tokenizing: 3 documents, 5,000 tokens, [\d,]+ tokens/s, 1\.0 of 4\.0 MB, 25%", first
+    )
