@@ -34,8 +34,9 @@ from light_llm.preprocess.summary import Summary
 from light_llm.preprocess.watch import Seen, read_seen
 
 PROGRAM = "from light_llm.preprocess.raytasks import main; main()"
-ANSWER_SECONDS = 40.0
-"""What a cluster has to answer. Ray's own limit is 30 s, and its import takes a few."""
+ANSWER_SECONDS = 60.0
+"""What a cluster has to answer. Ray's clients give up after 30 s; one that answers may then begin a
+process for this session, which takes its time."""
 START_SECONDS = 180.0
 """What a cluster on this machine has to start."""
 PROBE_SECONDS = 10.0

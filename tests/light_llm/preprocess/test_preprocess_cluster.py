@@ -54,6 +54,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     train_char(["abc 0123456789"]).save(tmp_path / "char")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # else Ray writes one to the home folder
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as short:
         monkeypatch.setenv("RAY_TMPDIR", short)
         yield
