@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.preprocess.disputed import holds_disputed
-from light_llm.preprocess.ids import Ids, of_rows
+from light_llm.preprocess.ids import Ids, of_rows, with_others
 from light_llm.tokenizer import SubwordTokenizer
 
 if TYPE_CHECKING:
@@ -68,20 +68,17 @@ class FastTokenizer:
         """The ids of each text, as of `SubwordTokenizer.encode_batch`, on all cores."""
         if self._engine is None:
             self._renew()
-        together = [len(text) <= LONGEST_OF_MANY and self.takes(text) for text in texts]
+        many = [len(text) <= LONGEST_OF_MANY and self.takes(text) for text in texts]
         try:
             with given.foreign(str):
-                found = self._together([*itertools.compress(texts, together)])
+                found = self._together([*itertools.compress(texts, many)])
         except UserError:  # it fails on one of them
-            together, found = [False] * len(texts), of_rows(())
-        if add_special_tokens or not all(together):
-            rows = iter(found.rows())
-            found = of_rows(
-                self._in_template(next(rows), add_special_tokens)
-                if one_of_many
-                else self._encode(text, add_special_tokens)
-                for text, one_of_many in zip(texts, together, strict=True)
-            )
+            many, found = [False] * len(texts), of_rows(())
+        if add_special_tokens:
+            found = of_rows(self._in_template(row, True) for row in found.rows())
+        others = [number for number, one_of_many in enumerate(many) if not one_of_many]
+        rows = [self._encode(texts[number], add_special_tokens) for number in others]
+        found = with_others(found, others, rows)
         self._count(sum(map(len, texts)))
         return found
 

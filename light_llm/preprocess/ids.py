@@ -37,6 +37,29 @@ def of_rows(rows: Iterable[Sequence[int] | np.ndarray]) -> Ids:
     return Ids(np.concatenate(arrays) if arrays else np.empty(0, np.int32), lengths)
 
 
+def with_others(ids: Ids, places: Sequence[int], rows: Sequence[np.ndarray]) -> Ids:
+    """The texts of `ids` with others between them.
+
+    Args:
+        places: of the others in the result, ascending.
+        rows: their ids.
+    """
+    import numpy as np
+
+    if not places:
+        return ids
+    ends = np.concatenate([[0], np.cumsum(ids.lengths)])
+    parts, start = [], 0
+    for number, (place, row) in enumerate(zip(places, rows, strict=True)):
+        stop = place - number
+        parts += [
+            Ids(ids.values[ends[start] : ends[stop]], ids.lengths[start:stop]),
+            of_rows([row]),
+        ]
+        start = stop
+    return joined([*parts, Ids(ids.values[ends[start] :], ids.lengths[start:])])
+
+
 def joined(parts: Sequence[Ids]) -> Ids:
     import numpy as np
 

@@ -78,6 +78,7 @@ def write_part(
     if head:
         encoder = _encoder(tokenizer, choice, part.engines, head)
         journal.use(corpus.name, engine_of(encoder))
+    given = itertools.chain(map(head.pop, [0] * len(head)), stream)  # keeps none of them
     encoding = _encoding(config, encoder, new / TOKENIZER, 1 if small else workers)
     closing: deque[tuple[Future[list[Shard]], Position]] = deque()
 
@@ -102,7 +103,7 @@ def write_part(
 
         threads = 1 if small or isinstance(encoder, FastTokenizer) else workers
         try:
-            for chunk, rows, held in in_threads(rows_of, itertools.chain(head, stream), threads):
+            for chunk, rows, held in in_threads(rows_of, given, threads):
                 done = sides.add(rows, held)
                 while done < len(rows):
                     closing.append((sides.close(), chunk.start.behind(done)))

@@ -78,7 +78,11 @@ def _connect(address: str, workers: int) -> float:
         ray.init(**quiet)
     else:
         cpus = max(cores(), workers)
-        here = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE}
+        here: dict[str, Any] = {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": STORE,
+        }
         ray.init("local", **here, **quiet)
     return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
 
