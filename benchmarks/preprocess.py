@@ -1,7 +1,7 @@
 """How fast llm-preprocess writes tokens, against `datasets.map` with the same tokenizer, text and
 number of processes. Usage:
 
-python benchmarks/preprocess.py [--megabytes 60] [--runs 3] [--workers N]
+python benchmarks/preprocess.py [--megabytes 200] [--runs 3] [--workers N]
 python benchmarks/preprocess.py --memory [--megabytes 1000]
 
 The text is the Python sources of this environment, mixed line by line. `datasets.map` starts from
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
-    megabytes = args.megabytes or (1000 if args.memory else 60)
+    megabytes = args.megabytes or (1000 if args.memory else 200)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python", end=" ")
     print(platform.python_version(), *(f"{n} {version(n)}" for n in ("tokenizers", "datasets")))

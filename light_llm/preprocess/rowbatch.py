@@ -44,14 +44,23 @@ class RowBatch:
 
         return pc.sum(pc.equal(self.columns.column(TOKENS).flatten(), id)).as_py() or 0
 
-    def runs(self, marks: np.ndarray) -> Iterator[tuple[bool, RowBatch]]:
-        """The batch cut where `marks`, bool [documents], changes: each mark with its documents."""
-        import numpy as np
+    def where(self, marks: np.ndarray) -> Iterator[RowBatch]:
+        """The documents that `marks`, bool [documents], has, in order.
 
+        A few of them are copied: they may wait long for their row group, and a slice would keep
+        the whole batch in memory. Most of them are slices, which costs nothing.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        if 2 * marks.sum() <= len(self):
+            few = self.columns.filter(pa.array(marks))
+            yield RowBatch(few, self.tokens[marks], self.characters[marks])
+            return
         cuts = [0, *(np.flatnonzero(marks[1:] != marks[:-1]) + 1).tolist(), len(self)]
         for start, stop in itertools.pairwise(cuts):
-            if start < stop:
-                yield bool(marks[start]), self.slice(start, stop)
+            if marks[start]:
+                yield self.slice(start, stop)
 
 
 def row_batch(sources: Sequence[str], texts: Sequence[str], ids: Ids) -> RowBatch:

@@ -74,8 +74,9 @@ class Sides:
         return room
 
     def _write(self, rows: RowBatch, held: np.ndarray) -> None:
-        for side, run in rows.runs(held):
-            self._writers[side].add(run)
+        for side, writer in enumerate(self._writers):
+            for some in rows.where(held == side):
+                writer.add(some)
 
     def _do(self, work: Callable[[], Any]) -> Future[Any]:
         future = self._thread.submit(self._run, work)
