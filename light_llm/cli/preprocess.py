@@ -192,6 +192,7 @@ def print_summary(summary: Summary) -> None:
     documents = counted(train.documents + val.documents, "document")
     rows += [
         ("together", f"{documents}, {counted(tokens, 'token')}"),
+        *_duplicates(summary),
         ("tokenizer", f"{summary.tokenizer}, vocab_size {summary.vocab_size}"),
         ("characters per token", f"{characters / tokens:.2f}"),
     ]
@@ -199,6 +200,21 @@ def print_summary(summary: Summary) -> None:
         say(f"{name}: {value}")
     measured = "held-out text" if val.documents else "training text"
     say(f"unigram entropy of the {measured}: {summary.unigram_entropy:.3f} nats/token")
+
+
+def _duplicates(summary: Summary) -> Iterator[tuple[str, str]]:
+    from light_llm.preprocess.notices import counted
+
+    if summary.duplicates == 0:
+        yield "duplicates", "none"
+    elif summary.duplicates is not None:
+        share = summary.duplicates / (summary.train.documents + summary.val.documents)
+        have = "has" if summary.duplicates == 1 else "have"
+        yield (
+            "duplicates",
+            f"{counted(summary.duplicates, 'document')} ({share:.1%}) {have} the text of an "
+            "earlier one; --dedupe exact drops them",
+        )
 
 
 def print_estimate(found: Estimate) -> None:

@@ -13,7 +13,7 @@ from light_llm.files.disk import flush, remove, sync
 from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
-from light_llm.preprocess.gathering import gather, journals_of
+from light_llm.preprocess.gathering import gather, hash_files_of, journals_of
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.making import make_part
 from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, shareable
@@ -123,14 +123,14 @@ def finish(request: Request) -> Summary:
             raise UserError(no_documents(config, corpus))
         check_skipped(config, corpus, skipped)
         _check_sides(config, journals)
+        hashes = hash_files_of(stage.path, journals)
         shards = gather(stage, journals)
         notice_skipped([skipped], config.min_length)
         with Progress("putting the shards in place"):
             engines = sorted({engine for journal in journals for engine in journal.engines})
             tokenizer = load_tokenizer(tokenizer_folder, fetch=False)
-            summary = complete(
-                config, NAMES, tokenizer, plan.asked, plan.tokenizer, shards, engines, stage
-            )
+            made = plan.tokenizer, shards, hashes, engines
+            summary = complete(config, NAMES, tokenizer, plan.asked, *made, stage)
             publish_shards(
                 stage.path, config.output, NAMES, plan.asked, config.overwrite, stage.check
             )

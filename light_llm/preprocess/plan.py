@@ -13,9 +13,8 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import checksum, given
 from light_llm.files.disk import Held, locked, write_atomically
-from light_llm.preprocess.journal import Damaged
 from light_llm.preprocess.skipped import check_number
-from light_llm.preprocess.stage import LOCK, PARTS, PLAN
+from light_llm.preprocess.stage import LOCK, PARTS, PLAN, Damaged
 
 FORMAT = 1
 

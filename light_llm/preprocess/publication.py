@@ -1,8 +1,9 @@
 """The stage of a run, a hidden folder in its output, and how it is published from there at once.
 
 output/.preprocess/ holds `lock`, a mark that this program made it, `journal.jsonl`, `new/` (to be
-published) and, during publication, `moves.json` and `old/` (what is replaced). A run that finds it
-continues from there. A run in parts has `plan.json` in place of the journal, and `parts/`.
+published), `hashes/` (of the texts there), `copies/` (what --dedupe drops) and, during publication,
+`moves.json` and `old/` (what is replaced). A run that finds it continues from there. A run in parts
+has `plan.json` in place of the journal, and `parts/`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from light_llm.preprocess.output import STAGE, check_ours, check_output, placed,
 from light_llm.preprocess.plan import running_parts
 from light_llm.preprocess.shards import sha256
 from light_llm.preprocess.stage import (
+    COPIES,
+    HASHES,
     JOURNAL,
     LOCK,
     MARK,
@@ -189,7 +192,7 @@ def complete_moves(
                 f"were moved into place cannot be completed; {stage} holds what is left of it. "
                 "Begin again with --overwrite"
             )
-        for name in (PLAN, NEW, OLD, PARTS):
+        for name in (PLAN, NEW, OLD, PARTS, HASHES, COPIES):
             remove(stage / name)
         (stage / JOURNAL).unlink(missing_ok=True)
         (stage / MOVES).unlink()

@@ -30,6 +30,8 @@ class Summary:
     unigram_entropy: float
     """Nats per token, of val, or of train if there is no val."""
     tokenizer: Path
+    duplicates: int | None = None
+    """Documents whose text an earlier one has. None: the version that wrote them did not count."""
 
     @property
     def train(self) -> Side:
@@ -46,11 +48,13 @@ def summarize(
     shards: Sequence[Shard],
     vocab_size: int,
     folder: Path,
+    duplicates: int | None,
 ) -> Summary:
     """The summary of `shards`, which are below `folder` and will be, or are, in `output`.
 
     Args:
         names: the corpora's subfolders; "" for the output itself.
+        duplicates: documents whose text an earlier one has.
     """
     parts = {}
     files: dict[str, list[Path]] = {"train": [], "val": []}
@@ -60,7 +64,7 @@ def summarize(
         files["train"] += [folder / shard.file for shard in train]
         files["val"] += [folder / shard.file for shard in val]
     entropy = unigram_entropy(files["val"] or files["train"])
-    return Summary(parts, vocab_size, entropy, output / TOKENIZER)
+    return Summary(parts, vocab_size, entropy, output / TOKENIZER, duplicates)
 
 
 def _side(shards: list[Shard]) -> Side:
