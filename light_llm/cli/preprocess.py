@@ -49,6 +49,7 @@ FLAGS = {
     "allow_skipped": ("", "Go on where most bytes of the input are in files that are not text."),
     "text_column": ("NAME", "The column that holds the text."),
     "adapter_module": ("MODULE", "Python file or module whose adapt(row) gives a row's text."),
+    "dedupe": ("exact", "Drop documents whose text an earlier one has."),
     "min_length": ("CHARS", "Skip shorter documents."),
     "tokenizer": ("bpe|char|hf", "The kind to train; hf is loaded from --tokenizer-path."),
     "tokenizer_path": ("PATH", "Load a tokenizer, train none: a path or Hugging Face name."),

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from light_llm.errors import UserError
 from light_llm.files.remotefile import InputFile
+from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
     Reading,
@@ -99,6 +100,8 @@ class FileCorpus:
     min_length: int = 0
     inputs: tuple[str, ...] = ()
     name: str = ""
+    copies: Copies | None = None
+    """What is dropped, since an earlier document has the same text."""
     skipped: Skipped = field(default_factory=Skipped, init=False)
     reading: Reading | None = field(default=None, init=False)
     _at: tuple[int, int] = field(default=(0, 0), init=False)
@@ -120,11 +123,28 @@ class FileCorpus:
     ) -> Iterator[Document]:
         for number in range(first, len(self.files)):
             passed = given if number == first else 0
-            for index, document in enumerate(self.read(self.files[number], reading), start=1):
-                if index > passed and self.skipped.takes(document.text, self.min_length):
-                    self._at = (number, index)
-                    yield document
+            for index, document in self.usable(self.files[number], reading, passed):
+                self._at = (number, index)
+                yield document
             reading.end(sizes[number])
+
+    def usable(
+        self, file: SourceFile, reading: Reading | None = None, passed: int = 0
+    ) -> Iterator[tuple[int, Document]]:
+        """The documents of a file that are taken, each with its number among all of the file, from
+        1; without the first `passed` of all. The others are counted as skipped.
+
+        Raises:
+            UserError: as `read`.
+        """
+        copies = None if self.copies is None else self.copies.of(file.path)
+        for number, document in enumerate(self.read(file, reading), start=1):
+            if number <= passed or not self.skipped.takes(document.text, self.min_length):
+                continue
+            if copies is not None and copies.has(number, *document):
+                self.skipped.duplicate += 1
+                continue
+            yield number, document
 
     def here(self) -> Any:
         return {"at": list(self._at), "skipped": dataclasses.asdict(self.skipped)}
@@ -140,12 +160,11 @@ class FileCorpus:
             allowed = characters * (1 if whole <= characters else passed / whole)
             if taken >= allowed:
                 continue
-            for document in self.read(file):
-                if self.skipped.takes(document.text, self.min_length):
-                    yield document
-                    taken += len(document.text)
-                    if taken >= allowed:
-                        break
+            for _, document in self.usable(file):
+                yield document
+                taken += len(document.text)
+                if taken >= allowed:
+                    break
 
     def reordered(self, draw: random.Random) -> FileCorpus:
         return dataclasses.replace(self, files=draw.sample(self.files, len(self.files)))

@@ -19,6 +19,7 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
+from light_llm.preprocess.copies import Found
 from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.skipped import Skipped
@@ -66,6 +67,8 @@ class Journal:
         """What the run was asked for; None: the journal is empty."""
         self.tokenizer: str | None = None
         """Its fingerprint, once it is saved."""
+        self.copies: Found | None = None
+        """What --dedupe drops, once it is listed."""
         self.parts: dict[str, Part] = {}
         for number, line in enumerate(_whole_lines(path), start=1):
             try:
@@ -97,6 +100,10 @@ class Journal:
 
     def ask(self, asked: dict[str, Any]) -> None:
         self._write({"asked": asked})
+
+    def find(self, copies: Found) -> None:
+        """The list of what is dropped is on disk."""
+        self._write({"copies": asdict(copies)})
 
     def save_tokenizer(self, fingerprint: str) -> None:
         self._write({"tokenizer": fingerprint})
@@ -154,6 +161,8 @@ class Journal:
             if not isinstance(line["asked"], dict):
                 raise ValueError("what was asked is not an object")
             self.asked = _first(self.asked, line["asked"])
+        elif "copies" in line:
+            self.copies = _first(self.copies, Found.parse(line["copies"]))
         elif "tokenizer" in line:
             self.tokenizer = _first(self.tokenizer, line["tokenizer"])
         else:

@@ -13,6 +13,7 @@ from light_llm.files.disk import flush, remove, sync
 from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
+from light_llm.preprocess.dedupe import without_copies
 from light_llm.preprocess.gathering import gather, hash_files_of, journals_of
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.making import make_part
@@ -61,13 +62,16 @@ def prepare(request: Request) -> Plan | None:
             plan = Plan(asked, "", _files_of_parts(config, corpus))
             remove(stage.path / PARTS)
             journal = journal_of(config, stage.path, asked, stage.check)
-            tokenizer = choose_tokenizer(config, stage, asked, journal, [corpus])
+            if journal.asked is None:
+                journal.ask(asked)
+            corpora = without_copies(config, stage, journal, [corpus])
+            tokenizer = choose_tokenizer(config, stage, asked, journal, corpora)
             if config.tokenizer_path is not None:
                 with Progress("comparing the tokenizer with transformers"):
                     saved = stage.path / NEW / TOKENIZER
-                    check_agreement(tokenizer, saved, [corpus], config.add_special_tokens)
+                    check_agreement(tokenizer, saved, corpora, config.add_special_tokens)
             assert journal.tokenizer is not None
-            plan = dataclasses.replace(plan, tokenizer=journal.tokenizer)
+            plan = dataclasses.replace(plan, tokenizer=journal.tokenizer, copies=journal.copies)
             stage.check()
             for part in range(len(plan.parts)):
                 folder_of(stage.path, part).mkdir(parents=True)

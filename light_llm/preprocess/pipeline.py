@@ -14,6 +14,7 @@ from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Corpus, FileCorpus
+from light_llm.preprocess.dedupe import without_copies
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.huggingface import open_hub
 from light_llm.preprocess.journal import Journal
@@ -90,6 +91,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
             check_output(config.output, config.overwrite, names)
         kept_plan(config, stage.path, asked)
         journal = journal_of(config, stage.path, asked, stage.check)
+        if journal.asked is None:
+            journal.ask(asked)
+        corpora = without_copies(config, stage, journal, corpora)
         tokenizer = choose_tokenizer(config, stage, asked, journal, corpora)
         if config.tokenizer_path is not None and not journal.shards:
             with Progress("comparing the tokenizer with transformers"):
@@ -162,8 +166,6 @@ def choose_tokenizer(
 ) -> Tokenizer:
     """The tokenizer in the journal, or a new one, saved where it will be published from."""
     loaded, folder = stage.path / LOADED, stage.path / NEW / TOKENIZER
-    if journal.asked is None:
-        journal.ask(asked)
     if config.save_tokenizer is not None:
         known = loaded if journal.tokenizer is None else folder
         check_free(config.save_tokenizer, config.overwrite, known)

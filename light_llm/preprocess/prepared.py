@@ -8,6 +8,7 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files.disk import remove
 from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import counted, notice
 from light_llm.preprocess.plan import Plan, folder_of, read_plan
@@ -33,6 +34,8 @@ def kept_plan(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> P
             return None
         if plan.asked == asked:
             check_tokenizer(stage / NEW / TOKENIZER, plan.tokenizer)
+            if plan.copies is not None:
+                Copies(stage / COPIES, plan.copies).check()
             return plan
         made = sum(read_seen(folder_of(stage, part)).share == 1 for part in range(len(plan.parts)))
         there = (

@@ -78,7 +78,7 @@ class Stage:
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Stage]:
     """output/.preprocess, locked. At the end it is deleted, unless the body leaves a journal that
-    names shards; so are parent folders that were made and stayed empty.
+    names shards or a list of duplicates; so are parent folders that were made and stayed empty.
 
     Raises:
         UserError: another run holds it, llm-preprocess did not make it, or the disk fails.
@@ -126,7 +126,10 @@ def _worth_keeping(stage: Path) -> bool:
     if (stage / MOVES).exists() or (stage / PLAN).exists():
         return True
     journal = stage / JOURNAL
-    return journal.exists() and b'"sha256"' in given.read_bytes(journal, given.LARGE)
+    if not journal.exists():
+        return False
+    lines = given.read_bytes(journal, given.LARGE)
+    return b'"sha256"' in lines or b'"copies"' in lines
 
 
 def publish_shards(

@@ -10,6 +10,7 @@ from light_llm.errors import UserError
 from light_llm.files.disk import remove
 from light_llm.files.parquet import opened
 from light_llm.preprocess.config import PreprocessConfig
+from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
 from light_llm.preprocess.notices import counted, notice
@@ -45,6 +46,8 @@ def journal_of(
             check_kept(journal.shards, stage / NEW)
             check_hashes(journal.hash_files, AGAIN)
             hash_older(journal, stage / NEW)
+            if journal.copies is not None:
+                Copies(stage / COPIES, journal.copies).check()
             if journal.tokenizer is not None:
                 check_tokenizer(stage / NEW / TOKENIZER, journal.tokenizer)
             return journal
