@@ -227,9 +227,9 @@ class PreprocessConfig(Config):
                 )
         if self.dedupe is not None and self.hf_dataset is not None:
             raise ValueError(
-                f"dedupe={self.dedupe!r} reads the files of input twice, and a dataset is streamed "
-                f"once; download its files (hf download --repo-type dataset {self.hf_dataset}), and "
-                "give them as input, or give --input hf://datasets/NAME"
+                f"dedupe={self.dedupe!r} reads its input twice, and a dataset is streamed; "
+                f"download its files (hf download --repo-type dataset {self.hf_dataset}), and give "
+                "them as input, or give --input hf://datasets/NAME"
             )
         if self.hf_config is not None and self.hf_configs:
             raise ValueError("hf_config and hf_configs are both set; leave out one of the two")

@@ -9,6 +9,7 @@ order.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -146,8 +147,8 @@ def _append(folder: Path, records: np.ndarray, to: np.ndarray) -> None:
 
     order = np.argsort(to, kind="stable")
     records, to = records[order], to[order]
-    starts = [0, *(np.flatnonzero(to[1:] != to[:-1]) + 1).tolist()] if len(to) else []
-    for start, end in zip(starts, [*starts[1:], len(to)], strict=True):
+    cuts = [0, *(np.flatnonzero(to[1:] != to[:-1]) + 1).tolist(), len(to)]
+    for start, end in itertools.pairwise(cuts):
         with (folder / f"{int(to[start]):020d}").open("ab") as file:
             file.write(records[start:end].tobytes())
 
@@ -176,7 +177,8 @@ def _copies_in(path: Path) -> Iterator[np.ndarray]:
             places = np.empty(int(again.sum()), PLACED)
             for name in ("ordinal", "high"):
                 places[name] = together[name][again]
-            yield places
+            if len(places):
+                yield places
             first = together[~again]
 
 
