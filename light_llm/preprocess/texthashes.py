@@ -151,7 +151,8 @@ class _Reader:
                 taken = found if end is None else found[: np.searchsorted(found, np.uint64(end))]
                 self._crc32 = zlib.crc32(taken.tobytes(), self._crc32)
                 self._at += BYTES * len(taken)
-                pieces.append(taken)
+                if len(taken):
+                    pieces.append(taken)
                 if len(taken) < len(found):
                     break
         return pieces
