@@ -49,6 +49,7 @@ FLAGS = {
     "allow_skipped": ("", "Go on where most bytes of the input are in files that are not text."),
     "text_column": ("NAME", "The column that holds the text."),
     "adapter_module": ("MODULE", "Python file or module whose adapt(row) gives a row's text."),
+    "dedupe": ("exact", "Drop documents whose text an earlier one has."),
     "min_length": ("CHARS", "Skip shorter documents."),
     "tokenizer": ("bpe|char|hf", "The kind to train; hf is loaded from --tokenizer-path."),
     "tokenizer_path": ("PATH", "Load a tokenizer, train none: a path or Hugging Face name."),
@@ -195,6 +196,7 @@ def print_summary(summary: Summary) -> None:
     documents = counted(train.documents + val.documents, "document")
     rows += [
         ("together", f"{documents}, {counted(tokens, 'token')}"),
+        *_duplicates(summary),
         ("tokenizer", f"{summary.tokenizer}, vocab_size {summary.vocab_size}"),
         ("characters per token", f"{characters / tokens:.2f}"),
     ]
@@ -202,6 +204,21 @@ def print_summary(summary: Summary) -> None:
         say(f"{name}: {value}")
     measured = "held-out text" if val.documents else "training text"
     say(f"unigram entropy of the {measured}: {summary.unigram_entropy:.3f} nats/token")
+
+
+def _duplicates(summary: Summary) -> Iterator[tuple[str, str]]:
+    from light_llm.preprocess.notices import counted
+
+    if summary.duplicates == 0:
+        yield "duplicates", "none"
+    elif summary.duplicates is not None:
+        share = summary.duplicates / (summary.train.documents + summary.val.documents)
+        have = "has" if summary.duplicates == 1 else "have"
+        yield (
+            "duplicates",
+            f"{counted(summary.duplicates, 'document')} ({share:.1%}) {have} the text of an "
+            "earlier one; --dedupe exact drops them",
+        )
 
 
 def print_estimate(found: Estimate) -> None:

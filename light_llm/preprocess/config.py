@@ -54,6 +54,8 @@ class PreprocessConfig(Config):
     text_column: str | None = None
     """None: the known column of the dataset, else the first of text, content and body."""
     adapter_module: str | None = None
+    dedupe: Literal["exact"] | None = None
+    """Drop documents whose text an earlier one has. The input is read once more for it."""
     min_length: int = 1
     """Documents with fewer characters are skipped. So are documents of white space, always."""
 
@@ -97,6 +99,8 @@ class PreprocessConfig(Config):
         without = {"output", "save_tokenizer", "workers", "engine", "overwrite", "allow_skipped"}
         if self.parts is None:  # as in the manifests from before it
             without.add("parts")
+        if self.dedupe is None:  # likewise
+            without.add("dedupe")
         return self.model_dump(mode="json", exclude=without | set(_STEPS))
 
     def steps(self) -> list[str]:
@@ -226,6 +230,12 @@ class PreprocessConfig(Config):
                 raise ValueError(
                     f"{field}={getattr(self, field)!r} has no meaning without {needed}"
                 )
+        if self.dedupe is not None and self.hf_dataset is not None:
+            raise ValueError(
+                f"dedupe={self.dedupe!r} reads its input twice, and a dataset is streamed; "
+                f"download its files (hf download --repo-type dataset {self.hf_dataset}), and give "
+                "them as input, or give --input hf://datasets/NAME"
+            )
         if self.hf_config is not None and self.hf_configs:
             raise ValueError("hf_config and hf_configs are both set; leave out one of the two")
         if self.adapter_module is not None and self.text_column is not None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from light_llm.errors import UserError
 from light_llm.files.remotefile import AHEAD, InputFile, expect
+from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import (
     Mark,
@@ -122,6 +123,8 @@ class FileCorpus:
     min_length: int = 0
     inputs: tuple[str, ...] = ()
     name: str = ""
+    copies: Copies | None = None
+    """What is dropped, since an earlier document has the same text."""
     skipped: Skipped = field(default_factory=Skipped, init=False)
     reading: Reading | None = field(default=None, init=False)
     _at: _Place = field(default_factory=_Place, init=False)
@@ -142,12 +145,34 @@ class FileCorpus:
         for number in range(start.file, len(self.files)):
             passed, mark = (start.passed, start.mark) if number == start.file else (0, None)
             expect([file.path for file in self.files[number : number + 1 + AHEAD]])
-            documents = self.read(self.files[number], reading, passed, mark)
-            for index, document in enumerate(documents, start=passed + 1):
-                if self.skipped.takes(document.text, self.min_length):
-                    self._at = _Place(number, index, reading.mark)
-                    yield document
+            for index, document in self.usable(self.files[number], reading, passed, mark):
+                self._at = _Place(number, index, reading.mark)
+                yield document
             reading.end(sizes[number])
+
+    def usable(
+        self,
+        file: SourceFile,
+        reading: Reading | None = None,
+        passed: int = 0,
+        mark: Mark | None = None,
+    ) -> Iterator[tuple[int, Document]]:
+        """The documents of a file that are taken, each with its number among all of the file, from
+        1; without the first `passed` of all, behind which `mark` is. The others are counted as
+        skipped.
+
+        Raises:
+            UserError: as `read`.
+        """
+        copies = None if self.copies is None else self.copies.of(file.path)
+        documents = self.read(file, reading, passed, mark)
+        for number, document in enumerate(documents, start=passed + 1):
+            if not self.skipped.takes(document.text, self.min_length):
+                continue
+            if copies is not None and copies.has(number, *document):
+                self.skipped.duplicate += 1
+                continue
+            yield number, document
 
     def here(self) -> Any:
         return {"at": self._at.as_json(), "skipped": dataclasses.asdict(self.skipped)}
@@ -163,12 +188,11 @@ class FileCorpus:
             allowed = characters * (1 if whole <= characters else passed / whole)
             if taken >= allowed:
                 continue
-            for document in self.read(file):
-                if self.skipped.takes(document.text, self.min_length):
-                    yield document
-                    taken += len(document.text)
-                    if taken >= allowed:
-                        break
+            for _, document in self.usable(file):
+                yield document
+                taken += len(document.text)
+                if taken >= allowed:
+                    break
 
     def reordered(self, draw: random.Random) -> FileCorpus:
         return dataclasses.replace(self, files=draw.sample(self.files, len(self.files)))

@@ -17,6 +17,7 @@ from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import encode
 from light_llm.preprocess.files import SourceFile
+from light_llm.preprocess.notices import notice
 from light_llm.preprocess.opening import Reading, is_compressed, size_of
 from light_llm.preprocess.output import check_output, check_place
 from light_llm.preprocess.part import cores
@@ -90,6 +91,8 @@ def estimate(config: PreprocessConfig) -> Estimate:
         raise UserError(f"--dry-run estimates the whole input; leave out --{step}")
     check_place(config.output)
     check_output(config.output, config.overwrite, ("",))
+    if config.dedupe is not None:
+        notice("--dedupe drops duplicates, which a sample does not show: the estimate has them")
     (corpus,) = open_corpora(config, row_text(config)[0])
     assert isinstance(corpus, FileCorpus)
     files = [(file.path, size_of(file.path)) for file in corpus.files]

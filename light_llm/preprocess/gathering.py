@@ -15,9 +15,10 @@ from light_llm.preprocess.notices import counted
 from light_llm.preprocess.plan import Plan, folder_of
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.publication import Stage
-from light_llm.preprocess.resume import changes, check_kept, drop_all_but
+from light_llm.preprocess.resume import changes, check_kept, drop_all_but, hash_older
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.stage import JOURNAL, NEW
+from light_llm.preprocess.texthashes import HashFile, check_hashes
 from light_llm.preprocess.watch import read_seen
 
 NAMED = 20
@@ -56,6 +57,26 @@ def journals_of(config: PreprocessConfig, stage: Path, plan: Plan) -> list[Journ
     return journals
 
 
+def hash_files_of(stage: Path, journals: Sequence[Journal]) -> list[tuple[HashFile, str]]:
+    """The hashes of the texts of all parts, each file with the remedy if it is damaged.
+
+    Raises:
+        Damaged: one is gone or damaged.
+    """
+    for part, journal in enumerate(journals):
+        hash_older(journal, folder_of(stage, part) / NEW)
+    found = [
+        (file, _again(part)) for part, journal in enumerate(journals) for file in journal.hash_files
+    ]
+    for file, remedy in found:
+        check_hashes([file], remedy)
+    return found
+
+
+def _again(part: int) -> str:
+    return f"make the part again with --part {part} --overwrite"
+
+
 def gather(stage: Stage, journals: Sequence[Journal]) -> list[Shard]:
     """Move the shards of all parts to stage/new, numbered in the order of the parts; returns them.
 
@@ -68,11 +89,10 @@ def gather(stage: Stage, journals: Sequence[Journal]) -> list[Shard]:
     new = stage.path / NEW
     with Progress("checking the shards"):
         for part, source, shard, moved in moves:
-            remedy = f"make the part again with --part {part} --overwrite"
             if (source / shard.file).exists():
-                check_kept([shard], source, remedy)
+                check_kept([shard], source, _again(part))
             else:  # moved by a --finish that was stopped
-                check_kept([moved], new, remedy)
+                check_kept([moved], new, _again(part))
     stage.check()
     drop_all_but((moved.file for *_, moved in moves), new)
     for _, source, shard, moved in moves:

@@ -19,10 +19,13 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
+from light_llm.preprocess.copies import Found
 from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.split import Split
+from light_llm.preprocess.stage import HASHES, Damaged
+from light_llm.preprocess.texthashes import HashFile
 
 
 @dataclass
@@ -34,6 +37,10 @@ class Part:
     shards: list[Shard] = field(default_factory=list)
     done: bool = False
     skipped: dict[str, Any] = field(default_factory=dict)
+    hashes: list[HashFile] = field(default_factory=list)
+    """Of the texts in the shards, a file for each commit."""
+    unhashed: list[Shard] = field(default_factory=list)
+    """Shards that an earlier version committed, which kept no hashes."""
     engines: list[str] = field(default_factory=list)
     """The libraries that encoded it, with their versions. The shards do not depend on them."""
 
@@ -41,10 +48,6 @@ class Part:
 def under(folder: str, shards: Iterable[Shard]) -> list[Shard]:
     """The shards in `folder`."""
     return [shard for shard in shards if shard.file.rpartition("/")[0] == folder]
-
-
-class Damaged(UserError):
-    """What a stopped run left differs from its journal."""
 
 
 class Journal:
@@ -64,6 +67,8 @@ class Journal:
         """What the run was asked for; None: the journal is empty."""
         self.tokenizer: str | None = None
         """Its fingerprint, once it is saved."""
+        self.copies: Found | None = None
+        """What --dedupe drops, once it is listed."""
         self.parts: dict[str, Part] = {}
         for number, line in enumerate(_whole_lines(path), start=1):
             try:
@@ -85,8 +90,20 @@ class Journal:
     def shards(self) -> list[Shard]:
         return [shard for part in self.parts.values() for shard in part.shards]
 
+    @property
+    def hash_files(self) -> list[HashFile]:
+        return [file for part in self.parts.values() for file in part.hashes]
+
+    def next_hashes(self, name: str) -> Path:
+        """Where the hashes of the texts of a part's next commit belong."""
+        return self.path.parent / HASHES / name / f"{len(self.part(name).hashes):05d}"
+
     def ask(self, asked: dict[str, Any]) -> None:
         self._write({"asked": asked})
+
+    def find(self, copies: Found) -> None:
+        """The list of what is dropped is on disk."""
+        self._write({"copies": asdict(copies)})
 
     def save_tokenizer(self, fingerprint: str) -> None:
         self._write({"tokenizer": fingerprint})
@@ -99,15 +116,33 @@ class Journal:
     def begin(self, name: str, split: Split) -> None:
         self._write({"part": name, "split": asdict(split)})
 
-    def commit(self, name: str, shards: list[Shard], position: Position) -> None:
-        """`shards` are on disk; the documents from `position` on are in no shard."""
-        rows = [asdict(shard) for shard in shards]
-        self._write({"part": name, "shards": rows, "position": asdict(position)})
+    def commit(
+        self,
+        name: str,
+        shards: list[Shard],
+        position: Position,
+        hashes: HashFile | None = None,
+    ) -> None:
+        """`shards` and `hashes` are on disk; the documents from `position` on are in no shard.
 
-    def finish(self, name: str, shards: list[Shard], skipped: dict[str, Any]) -> None:
+        Args:
+            hashes: of the texts in `shards`; None: there are no shards.
+        """
+        self._write({"part": name, **_kept(shards, hashes), "position": asdict(position)})
+
+    def hash_rest(self, name: str, hashes: HashFile) -> None:
+        """`hashes`, of the texts in the unhashed shards, are on disk."""
+        self._write({"part": name, "hashes": hashes.row()})
+
+    def finish(
+        self,
+        name: str,
+        shards: list[Shard],
+        skipped: dict[str, Any],
+        hashes: HashFile | None = None,
+    ) -> None:
         """As `commit`, for the last shards."""
-        rows = [asdict(shard) for shard in shards]
-        self._write({"part": name, "shards": rows, "done": True, "skipped": skipped})
+        self._write({"part": name, **_kept(shards, hashes), "done": True, "skipped": skipped})
 
     def _write(self, line: dict[str, Any]) -> None:
         self.check()
@@ -126,6 +161,8 @@ class Journal:
             if not isinstance(line["asked"], dict):
                 raise ValueError("what was asked is not an object")
             self.asked = _first(self.asked, line["asked"])
+        elif "copies" in line:
+            self.copies = _first(self.copies, Found.parse(line["copies"]))
         elif "tokenizer" in line:
             self.tokenizer = _first(self.tokenizer, line["tokenizer"])
         else:
@@ -141,12 +178,22 @@ class Journal:
             sides = {f"{name}/{side}".lstrip("/") for side in ("train", "val")}
             if any(shard.file.rpartition("/")[0] not in sides for shard in shards):
                 raise ValueError(f"a shard is not in the part {name!r}")
+            if "hashes" in line:
+                part.hashes.append(HashFile.parse(self.next_hashes(name), line["hashes"]))
+                part.unhashed = part.unhashed if shards else []
+            else:
+                part.unhashed += shards
             part.shards += shards
             if len({shard.file for shard in part.shards}) < len(part.shards):
                 raise ValueError("a shard that is there already")
             part.done = part.done or "done" in line
             if "skipped" in line:
                 part.skipped = asdict(Skipped.parse(line["skipped"]))
+
+
+def _kept(shards: list[Shard], hashes: HashFile | None) -> dict[str, Any]:
+    rows: dict[str, Any] = {"shards": [asdict(shard) for shard in shards]}
+    return rows if hashes is None else rows | {"hashes": hashes.row()}
 
 
 def _first(known: Any, value: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from light_llm.errors import UserError
 from light_llm.files.disk import Held, Lock, locked, remove
 from light_llm.preprocess.choice import Choice
+from light_llm.preprocess.dedupe import deduped
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import are, counted, notice
@@ -122,7 +123,8 @@ def _make(request: Request, plan: Plan, part: int, folders: _Folders) -> Made:
         # by its hash alone, so that a text's side does not depend on its part
         journal.begin(corpus.name, Split(config.val_fraction))
     drop_uncommitted(journal, new)
-    files = dataclasses.replace(corpus, files=corpus.files[plan.files_of(part)])
+    whole = deduped(corpus, folders.stage, plan.copies)
+    files = dataclasses.replace(whole, files=corpus.files[plan.files_of(part)])
     seeded = config.model_copy(update={"shuffle_seed": _seed(config.shuffle_seed, part)})
     choice = Choice(tokenizer, config.engine, config.add_special_tokens)
     watch = functools.partial(watching, folder, Seen.of(journal.shards))

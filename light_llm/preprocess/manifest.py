@@ -82,12 +82,14 @@ def write_manifest(
     fingerprint: str,
     shards: Iterable[Shard],
     engines: Sequence[str],
+    duplicates: int,
 ) -> None:
     """Write folder/manifest.json; docs/preprocess.md explains its keys.
 
     Args:
         fingerprint: of the tokenizer, as `tokenizer_fingerprint` gives it.
         engines: the libraries that encoded, with their versions.
+        duplicates: documents whose text an earlier one has.
     """
     rows = [asdict(shard) for shard in shards]
     manifest = {
@@ -105,6 +107,7 @@ def write_manifest(
         "engines": list(engines),
         "documents": sum(row["documents"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
+        "duplicates": duplicates,
         "shards": rows,
     }
     manifest["crc32"] = _checksum(manifest)

@@ -39,6 +39,7 @@ def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:
     examples = [path for part in several for path in part.examples]
     empty = sum(part.empty for part in several)
     short = sum(part.short for part in several)
+    duplicate = sum(part.duplicate for part in several)
     if binary:
         more = ", …" if binary > len(examples) else ""
         some = ", ".join(examples)
@@ -52,3 +53,5 @@ def notice_skipped(parts: Iterable[Skipped], min_length: int) -> None:
     if short:
         length = counted(min_length, "character")
         notice(f"{are(short, 'document')} shorter than {length} and skipped")
+    if duplicate:
+        notice(f"{are(duplicate, 'duplicate')} dropped: an earlier document has the same text")

@@ -27,7 +27,8 @@ from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.rowbatch import RowBatch, row_batch
 from light_llm.preprocess.shards import Shard, ShardWriter
 from light_llm.preprocess.sides import Sides
-from light_llm.preprocess.split import Split, split_of_all
+from light_llm.preprocess.split import Split, split_of_all, text_hashes
+from light_llm.preprocess.texthashes import HashFile, write_hashes
 from light_llm.tokenizer import CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -80,34 +81,41 @@ def write_part(
         journal.use(corpus.name, engine_of(encoder))
     given = itertools.chain(map(head.pop, [0] * len(head)), stream)  # keeps none of them
     encoding = _encoding(config, encoder, new / TOKENIZER, 1 if small else workers)
-    closing: deque[tuple[Future[list[Shard]], Position]] = deque()
+    closing: deque[tuple[Future[list[Shard]], list[np.ndarray], Position]] = deque()
+    hashes: list[np.ndarray] = []  # of the texts in the open shards
 
     def commit(*, wait: bool = False) -> None:
         while closing and (wait or closing[0][0].done()):
-            shards, position = closing.popleft()
-            journal.commit(corpus.name, shards.result(), position)
+            shards, hashed, position = closing.popleft()
+            there = shards.result()
+            kept = _hash_file(journal, corpus.name, hashed)
+            journal.commit(corpus.name, there, position, kept)
 
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
     sides_of = Sides(train, val, size)
     with Progress(label) as progress, watch(progress), encoding as encode_texts, sides_of as sides:
 
-        def rows_of(chunk: Chunk) -> tuple[Chunk, RowBatch, np.ndarray]:
+        def rows_of(chunk: Chunk) -> tuple[Chunk, RowBatch, np.ndarray, np.ndarray]:
             texts = [document.text for document in chunk.documents]
             try:
                 ids = encode_texts(texts)
             except Untokenizable as error:
                 raise _untokenizable(chunk, *error.args) from error
             rows = row_batch([document.source for document in chunk.documents], texts, ids)
-            return chunk, rows, split.held_out(texts)
+            places = text_hashes(texts)
+            return chunk, rows, places, split.held_out(places)
 
         threads = 1 if small or isinstance(encoder, FastTokenizer) else workers
         try:
-            for chunk, rows, held in in_threads(rows_of, given, threads):
+            for chunk, rows, places, held in in_threads(rows_of, given, threads):
                 done = sides.add(rows, held)
+                hashes.append(places[:done])
                 while done < len(rows):
-                    closing.append((sides.close(), chunk.start.behind(done)))
-                    done += sides.add(rows.slice(done, len(rows)), held[done:])
+                    closing.append((sides.close(), hashes, chunk.start.behind(done)))
+                    more = sides.add(rows.slice(done, len(rows)), held[done:])
+                    hashes = [places[done : done + more]]
+                    done += more
                 commit()
                 progress.advance(documents=len(rows), tokens=int(rows.tokens.sum()))
                 if corpus.reading is not None and chunk.read is not None:
@@ -120,7 +128,16 @@ def write_part(
         shards = last.result()
     if unknown:
         notice(f"{are(unknown, 'character')} unknown to the tokenizer and became id 0")
-    journal.finish(corpus.name, shards, dataclasses.asdict(corpus.skipped))
+    kept = _hash_file(journal, corpus.name, hashes)
+    journal.finish(corpus.name, shards, dataclasses.asdict(corpus.skipped), kept)
+
+
+def _hash_file(journal: Journal, name: str, hashes: list[np.ndarray]) -> HashFile | None:
+    """The hashes of the texts of the next commit, on the disk; None: it has no shards."""
+    if not sum(map(len, hashes)):
+        return None
+    journal.check()
+    return write_hashes(journal.next_hashes(name), hashes)
 
 
 def cores() -> int:

@@ -13,7 +13,8 @@ from light_llm.files.disk import flush, remove, sync
 from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
-from light_llm.preprocess.gathering import gather, journals_of
+from light_llm.preprocess.dedupe import without_copies
+from light_llm.preprocess.gathering import gather, hash_files_of, journals_of
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.making import make_part
 from light_llm.preprocess.manifest import MANIFEST, TOKENIZER, read_manifest, shareable
@@ -62,13 +63,16 @@ def prepare(request: Request) -> Plan | None:
             plan = Plan(asked, "", _files_of_parts(config, corpus))
             remove(stage.path / PARTS)
             journal = journal_of(config, stage.path, asked, stage.check)
-            tokenizer = choose_tokenizer(config, stage, asked, journal, [corpus])
+            if journal.asked is None:
+                journal.ask(asked)
+            corpora = without_copies(config, stage, journal, [corpus])
+            tokenizer = choose_tokenizer(config, stage, asked, journal, corpora)
             if config.tokenizer_path is not None:
                 with Progress("comparing the tokenizer with transformers"):
                     saved = stage.path / NEW / TOKENIZER
-                    check_agreement(tokenizer, saved, [corpus], config.add_special_tokens)
+                    check_agreement(tokenizer, saved, corpora, config.add_special_tokens)
             assert journal.tokenizer is not None
-            plan = dataclasses.replace(plan, tokenizer=journal.tokenizer)
+            plan = dataclasses.replace(plan, tokenizer=journal.tokenizer, copies=journal.copies)
             stage.check()
             for part in range(len(plan.parts)):
                 folder_of(stage.path, part).mkdir(parents=True)
@@ -124,22 +128,14 @@ def finish(request: Request) -> Summary:
             raise UserError(no_documents(config, corpus))
         check_skipped(config, corpus, skipped)
         _check_sides(config, journals)
+        hashes = hash_files_of(stage.path, journals)
         shards = gather(stage, journals)
         notice_skipped([skipped], config.min_length)
         with Progress("putting the shards in place"):
             engines = sorted({engine for journal in journals for engine in journal.engines})
             tokenizer = load_tokenizer(tokenizer_folder, fetch=False)
-            summary = complete(
-                config,
-                NAMES,
-                tokenizer,
-                plan.asked,
-                plan.tokenizer,
-                shards,
-                engines,
-                stage,
-                [corpus],
-            )
+            made = plan.tokenizer, shards, hashes, engines
+            summary = complete(config, NAMES, tokenizer, plan.asked, *made, stage, [corpus])
             publish_shards(
                 stage.path, config.output, NAMES, plan.asked, config.overwrite, stage.check
             )

@@ -14,6 +14,7 @@ from light_llm.preprocess.agreement import check_agreement
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import Corpus, FileCorpus
+from light_llm.preprocess.dedupe import without_copies
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.huggingface import open_hub
 from light_llm.preprocess.journal import Journal
@@ -38,13 +39,14 @@ from light_llm.preprocess.part import write_part
 from light_llm.preprocess.prepared import kept_plan
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.publication import Stage, complete_moves, publish_shards, staging
-from light_llm.preprocess.resume import drop_uncommitted, journal_of
+from light_llm.preprocess.resume import AGAIN, drop_uncommitted, journal_of
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.sources import has_rows
 from light_llm.preprocess.stage import LOADED, NEW
 from light_llm.preprocess.summary import Summary, summarize
+from light_llm.preprocess.texthashes import HashFile, count_distinct
 from light_llm.preprocess.train import load_named, train_tokenizer
 from light_llm.tokenizer import Tokenizer, load_tokenizer
 
@@ -89,6 +91,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
             check_output(config.output, config.overwrite, names)
         kept_plan(config, stage.path, asked)
         journal = journal_of(config, stage.path, asked, stage.check)
+        if journal.asked is None:
+            journal.ask(asked)
+        corpora = without_copies(config, stage, journal, corpora)
         tokenizer = choose_tokenizer(config, stage, asked, journal, corpora)
         if config.tokenizer_path is not None and not journal.shards:
             with Progress("comparing the tokenizer with transformers"):
@@ -98,10 +103,9 @@ def preprocess(config: PreprocessConfig) -> Summary:
         stage.check()
         with Progress("putting the shards in place"):
             assert journal.tokenizer is not None
-            written = journal.shards, journal.engines
-            summary = complete(
-                config, names, tokenizer, asked, journal.tokenizer, *written, stage, corpora
-            )
+            hashes = [(file, AGAIN) for file in journal.hash_files]
+            written = journal.tokenizer, journal.shards, hashes, journal.engines
+            summary = complete(config, names, tokenizer, asked, *written, stage, corpora)
             publish_shards(stage.path, config.output, names, asked, config.overwrite, stage.check)
     return summary
 
@@ -162,8 +166,6 @@ def choose_tokenizer(
 ) -> Tokenizer:
     """The tokenizer in the journal, or a new one, saved where it will be published from."""
     loaded, folder = stage.path / LOADED, stage.path / NEW / TOKENIZER
-    if journal.asked is None:
-        journal.ask(asked)
     if config.save_tokenizer is not None:
         known = loaded if journal.tokenizer is None else folder
         check_free(config.save_tokenizer, config.overwrite, known)
@@ -220,15 +222,27 @@ def complete(
     asked: dict[str, Any],
     fingerprint: str,
     shards: Sequence[Shard],
+    hashes: Sequence[tuple[HashFile, str]],
     engines: Sequence[str],
     stage: Stage,
     corpora: Sequence[Corpus],
 ) -> Summary:
     """Add what is written when all shards are there: the manifest and the user's copy of the
-    tokenizer."""
+    tokenizer.
+
+    Args:
+        hashes: of the texts in the shards, with what the message of their damage advises.
+
+    Raises:
+        Damaged: they are not what the run wrote.
+    """
     new = stage.path / NEW
-    write_manifest(new, asked["options"], asked["sources"], tokenizer, fingerprint, shards, engines)
-    summary = summarize(config.output, names, shards, tokenizer.vocab_size, new, corpora)
+    duplicates = sum(shard.documents for shard in shards) - count_distinct(hashes)
+    made = tokenizer, fingerprint, shards, engines, duplicates
+    write_manifest(new, asked["options"], asked["sources"], *made)
+    summary = summarize(
+        config.output, names, shards, tokenizer.vocab_size, new, duplicates, corpora
+    )
     if config.save_tokenizer is not None:
         copy_tokenizer(new / TOKENIZER, config.save_tokenizer)
     return summary
@@ -250,7 +264,9 @@ def summary_of_output(
         check_free(config.save_tokenizer, config.overwrite, saved)
         copy_tokenizer(saved, config.save_tokenizer)
     size = manifest["tokenizer"]["vocab_size"]
-    return summarize(config.output, names, shards, size, config.output, corpora)
+    found = manifest.get("duplicates")  # a manifest of an earlier version has none
+    duplicates = found if type(found) is int else None
+    return summarize(config.output, names, shards, size, config.output, duplicates, corpora)
 
 
 def set_threads(workers: int | None) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files import checksum, given
 from light_llm.files.disk import Held, locked, write_atomically
-from light_llm.preprocess.journal import Damaged
+from light_llm.preprocess.copies import Found
 from light_llm.preprocess.skipped import check_number
-from light_llm.preprocess.stage import LOCK, PARTS, PLAN
+from light_llm.preprocess.stage import LOCK, PARTS, PLAN, Damaged
 
 FORMAT = 1
 
@@ -29,6 +29,8 @@ class Plan:
     """The fingerprint of the tokenizer of all parts, in new/tokenizer."""
     parts: list[list[tuple[str, int]]]
     """The files of each part, in the order of the input, with their bytes."""
+    copies: Found | None = None
+    """What --dedupe drops."""
 
     def files_of(self, part: int) -> slice:
         """Where the files of a part are in those of the input."""
@@ -106,7 +108,9 @@ def read_plan(stage: Path) -> Plan | None:
                 f"it has format {content['format']!r}, and this version reads {FORMAT}"
             )
         parts = [[(str(name), check_number(size)) for name, size in p] for p in content["parts"]]
-        return Plan(dict(content["asked"]), str(content["tokenizer"]), parts)
+        copies = content.get("copies")  # a plan of an earlier version has none
+        found = None if copies is None else Found.parse(copies)
+        return Plan(dict(content["asked"]), str(content["tokenizer"]), parts, found)
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(
             f"{path}: is not a plan that --prepare wrote ({error!r}); prepare again with "

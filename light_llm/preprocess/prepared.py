@@ -8,12 +8,12 @@ from typing import Any
 from light_llm.errors import UserError
 from light_llm.files.disk import remove
 from light_llm.preprocess.config import PreprocessConfig
-from light_llm.preprocess.journal import Damaged
+from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.manifest import TOKENIZER
 from light_llm.preprocess.notices import counted, notice
 from light_llm.preprocess.plan import Plan, folder_of, read_plan
 from light_llm.preprocess.resume import changes, check_tokenizer
-from light_llm.preprocess.stage import JOURNAL, NEW, PARTS, PLAN
+from light_llm.preprocess.stage import COPIES, JOURNAL, NEW, PARTS, PLAN, Damaged
 from light_llm.preprocess.watch import read_seen
 
 
@@ -34,6 +34,8 @@ def kept_plan(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> P
             return None
         if plan.asked == asked:
             check_tokenizer(stage / NEW / TOKENIZER, plan.tokenizer)
+            if plan.copies is not None:
+                Copies(stage / COPIES, plan.copies).check()
             return plan
         made = sum(read_seen(folder_of(stage, part)).share == 1 for part in range(len(plan.parts)))
         there = (
@@ -52,6 +54,6 @@ def kept_plan(config: PreprocessConfig, stage: Path, asked: dict[str, Any]) -> P
     notice(f"what was prepared for a run in parts is discarded ({there})")
     (stage / PLAN).unlink()  # first: without it nothing else counts
     (stage / JOURNAL).unlink(missing_ok=True)
-    for name in (PARTS, NEW):
+    for name in (PARTS, NEW, COPIES):
         remove(stage / name)
     return None

@@ -1,8 +1,9 @@
 """The stage of a run, a hidden folder in its output, and how it is published from there at once.
 
 output/.preprocess/ holds `lock`, a mark that this program made it, `journal.jsonl`, `new/` (to be
-published) and, during publication, `moves.json` and `old/` (what is replaced). A run that finds it
-continues from there. A run in parts has `plan.json` in place of the journal, and `parts/`.
+published), `hashes/` (of the texts there), `copies/` (what --dedupe drops) and, during publication,
+`moves.json` and `old/` (what is replaced). A run that finds it continues from there. A run in parts
+has `plan.json` in place of the journal, and `parts/`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from light_llm.preprocess.output import STAGE, check_ours, check_output, placed,
 from light_llm.preprocess.plan import running_parts
 from light_llm.preprocess.shards import sha256
 from light_llm.preprocess.stage import (
+    COPIES,
+    HASHES,
     JOURNAL,
     LOCK,
     MARK,
@@ -75,7 +78,7 @@ class Stage:
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Stage]:
     """output/.preprocess, locked. At the end it is deleted, unless the body leaves a journal that
-    names shards; so are parent folders that were made and stayed empty.
+    names shards or a list of duplicates; so are parent folders that were made and stayed empty.
 
     Raises:
         UserError: another run holds it, llm-preprocess did not make it, or the disk fails.
@@ -123,7 +126,10 @@ def _worth_keeping(stage: Path) -> bool:
     if (stage / MOVES).exists() or (stage / PLAN).exists():
         return True
     journal = stage / JOURNAL
-    return journal.exists() and b'"sha256"' in given.read_bytes(journal, given.LARGE)
+    if not journal.exists():
+        return False
+    lines = given.read_bytes(journal, given.LARGE)
+    return b'"sha256"' in lines or b'"copies"' in lines
 
 
 def publish_shards(
@@ -189,7 +195,7 @@ def complete_moves(
                 f"were moved into place cannot be completed; {stage} holds what is left of it. "
                 "Begin again with --overwrite"
             )
-        for name in (PLAN, NEW, OLD, PARTS):
+        for name in (PLAN, NEW, OLD, PARTS, HASHES, COPIES):
             remove(stage / name)
         (stage / JOURNAL).unlink(missing_ok=True)
         (stage / MOVES).unlink()

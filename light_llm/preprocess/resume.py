@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
 from light_llm.files.disk import remove
+from light_llm.files.parquet import opened
 from light_llm.preprocess.config import PreprocessConfig
-from light_llm.preprocess.journal import Damaged, Journal
+from light_llm.preprocess.copies import Copies
+from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.manifest import TOKENIZER, tokenizer_fingerprint
 from light_llm.preprocess.notices import counted, notice
-from light_llm.preprocess.shards import Shard, counts, sha256
-from light_llm.preprocess.stage import JOURNAL, NEW
+from light_llm.preprocess.opening import LONGEST_LINE
+from light_llm.preprocess.schema import TEXT
+from light_llm.preprocess.shards import ROW_GROUP_DOCUMENTS, Shard, counts, sha256
+from light_llm.preprocess.split import text_hashes
+from light_llm.preprocess.stage import COPIES, HASHES, JOURNAL, NEW, Damaged
+from light_llm.preprocess.texthashes import check_hashes, drop_other_hashes, write_hashes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 AGAIN = "begin again with --overwrite"
 
@@ -35,6 +44,10 @@ def journal_of(
         there = counted(len(journal.shards), "shard")
         if journal.asked == asked:
             check_kept(journal.shards, stage / NEW)
+            check_hashes(journal.hash_files, AGAIN)
+            hash_older(journal, stage / NEW)
+            if journal.copies is not None:
+                Copies(stage / COPIES, journal.copies).check()
             if journal.tokenizer is not None:
                 check_tokenizer(stage / NEW / TOKENIZER, journal.tokenizer)
             return journal
@@ -48,7 +61,8 @@ def journal_of(
     if discarded:
         notice(f"what a stopped run left is discarded ({discarded})")
     path.unlink(missing_ok=True)
-    remove(stage / NEW)
+    for name in (NEW, HASHES, COPIES):
+        remove(stage / name)
     return Journal(path, check)
 
 
@@ -82,6 +96,24 @@ def check_kept(shards: Iterable[Shard], new: Path, remedy: str = AGAIN) -> None:
                 f"{path}: holds {held[0]:,} documents and {held[1]:,} tokens, and the stopped "
                 f"run wrote {shard.documents:,} and {shard.tokens:,}; {remedy}"
             )
+
+
+def hash_older(journal: Journal, new: Path) -> None:
+    """Keep the hashes of the texts in shards of an earlier version, which kept none.
+
+    Raises:
+        UserError: a shard cannot be read.
+    """
+    for name, part in list(journal.parts.items()):
+        if part.unhashed:
+            hashes = [found for shard in part.unhashed for found in _hashes_in(new / shard.file)]
+            journal.hash_rest(name, write_hashes(journal.next_hashes(name), hashes))
+
+
+def _hashes_in(shard: Path) -> Iterator[np.ndarray]:
+    with opened(shard, TEXT) as file:
+        for batch in file.batches(TEXT, ROW_GROUP_DOCUMENTS, LONGEST_LINE):
+            yield text_hashes(batch.column(0).to_pylist())
 
 
 def check_tokenizer(folder: Path, fingerprint: str) -> None:
@@ -127,8 +159,10 @@ def changes(previous: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 
 
 def drop_uncommitted(journal: Journal, new: Path) -> None:
-    """Delete the shards below `new` that the journal does not name: they are incomplete."""
+    """Delete the shards below `new` that the journal does not name, and the hashes of their texts:
+    they are incomplete."""
     drop_all_but((shard.file for shard in journal.shards), new)
+    drop_other_hashes(journal.hash_files, journal.path.parent / HASHES)
 
 
 def drop_all_but(files: Iterable[str], new: Path) -> None:

@@ -25,6 +25,8 @@ class Skipped:
 
     empty: int = 0
     short: int = 0
+    duplicate: int = 0
+    """Whose text an earlier document has, where --dedupe drops these."""
     binary: int = 0
     bytes: int = 0
     """Of the files that are not text."""
@@ -41,7 +43,7 @@ class Skipped:
             ValueError: it is not a count of skipped documents.
         """
         skipped = cls(**row)
-        counts = (skipped.empty, skipped.short, skipped.binary, skipped.bytes)
+        counts = (skipped.empty, skipped.short, skipped.duplicate, skipped.binary, skipped.bytes)
         for number in (*counts, *skipped.kinds.values()):
             check_number(number)
         some = skipped.examples
@@ -56,6 +58,7 @@ class Skipped:
         for each in several:
             whole.empty += each.empty
             whole.short += each.short
+            whole.duplicate += each.duplicate
             whole.binary += each.binary
             whole.bytes += each.bytes
             for kind, number in each.kinds.items():

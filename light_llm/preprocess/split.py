@@ -40,14 +40,17 @@ class Split:
             raise ValueError("the hashes of a split must be numbers of 64 bits")
         return split
 
-    def held_out(self, texts: Sequence[str]) -> np.ndarray:
-        """bool [texts], whether each is held out."""
+    def held_out(self, places: np.ndarray) -> np.ndarray:
+        """bool [texts], whether each is held out.
+
+        Args:
+            places: uint64 [texts], as `text_hashes` gives them.
+        """
         import numpy as np
 
         limit = int(self.fraction * 2**64)
         if limit == 0 or self.lowest == self.highest:
-            return np.zeros(len(texts), bool)
-        places = text_hashes(texts)
+            return np.zeros(len(places), bool)
         if self.lowest >= limit:
             return places == np.uint64(self.lowest)
         held = places < np.uint64(limit)

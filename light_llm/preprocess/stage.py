@@ -24,16 +24,26 @@ NEW, OLD = "new", "old"
 PLAN, PARTS = "plan.json", "parts"
 """What --prepare leaves for the parts of a run, and a folder of each: its own lock, journal and
 `new`."""
+HASHES = "hashes"
+"""The hashes of the texts in the shards that the journal names."""
+COPIES = "copies"
+"""Which documents --dedupe drops."""
 PROGRESS = "progress.json"
 LOADED = "loaded"
 """The tokenizer of tokenizer_path."""
 MARK = "made-by-llm-preprocess"
 MARK_TEXT = b"llm-preprocess made this folder, and deletes it with all that is in it.\n"
 
+_UNMARKED = (PARTS, HASHES, COPIES)
+"""Folders that are younger than the mark."""
 # "moves.tmp": what versions before the mark wrote moves.json by
 _WRITTEN = (JOURNAL, MOVES, MARK, PLAN)
 _FILES = (*_WRITTEN, "moves.tmp", *(f".{name}.tmp" for name in _WRITTEN))
-_FOLDERS = (NEW, OLD, LOADED, PARTS)
+_FOLDERS = (NEW, OLD, LOADED, *_UNMARKED)
+
+
+class Damaged(UserError):
+    """What a stopped run left differs from its journal."""
 
 
 def check_stage(stage: Path) -> None:
@@ -99,7 +109,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _is_ours(path: Path) -> bool:
     """Whether a run from before the mark wrote a file with this path, relative to its stage."""
-    if path.parts[0] == PARTS:
+    if path.parts[0] in _UNMARKED:
         return False
     if path.parts[0] == LOADED:
         return len(path.parts) == 2 and path.name in TOKENIZER_NAMES

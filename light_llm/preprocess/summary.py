@@ -34,6 +34,8 @@ class Summary:
     tokenizer: Path
     inputs: tuple[Input, ...] = ()
     """What came from each input, if there are several."""
+    duplicates: int | None = None
+    """Documents whose text an earlier one has. None: the version that wrote them did not count."""
 
     @property
     def train(self) -> Side:
@@ -50,12 +52,14 @@ def summarize(
     shards: Sequence[Shard],
     vocab_size: int,
     folder: Path,
+    duplicates: int | None,
     corpora: Sequence[Corpus],
 ) -> Summary:
     """The summary of `shards`, which are below `folder` and will be, or are, in `output`.
 
     Args:
         names: the corpora's subfolders; "" for the output itself.
+        duplicates: documents whose text an earlier one has.
         corpora: what they were made of.
     """
     parts = {}
@@ -73,7 +77,7 @@ def summarize(
         if isinstance(corpus, FileCorpus) and len(corpus.inputs) > 1
         for each in of_inputs(corpus.inputs, corpus.files, paths)
     ]
-    return Summary(parts, vocab_size, entropy, output / TOKENIZER, tuple(inputs))
+    return Summary(parts, vocab_size, entropy, output / TOKENIZER, tuple(inputs), duplicates)
 
 
 def _side(shards: list[Shard]) -> Side:

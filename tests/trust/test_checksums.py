@@ -82,7 +82,7 @@ def output(tmp_path: Path) -> Path:
     (tmp_path / "train/shard_00000.parquet").write_bytes(b"")
     shard = Shard("train/shard_00000.parquet", 1, 2, 3, 4, "00")
     known = tokenizer_fingerprint(tmp_path / "tokenizer")
-    write_manifest(tmp_path, {}, {}, tokenizer, known, [shard], [])
+    write_manifest(tmp_path, {}, {}, tokenizer, known, [shard], [], 0)
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_the_shards_are_those_of_the_same_files(corpus, tmp_path, ranges):
     copies = tmp_path / "copies"
     larger = [name for name in NAMES if (corpus / name).stat().st_size > remotefile.BLOCK]
     assert len(list(copies.iterdir()) if copies.exists() else []) == (0 if ranges else len(larger))
+
+
+def test_duplicates_are_dropped_as_from_a_disk(corpus, tmp_path):
+    shutil.copy(corpus / "a/lines.jsonl", corpus / "again.jsonl")
+    names = ("a/lines.jsonl", "again.jsonl", "rows.parquet")
+    theirs = run(tmp_path / "theirs", *(f"{corpus}/{name}" for name in names), dedupe="exact")
+    once = run(tmp_path / "once", *(f"{corpus}/{name}" for name in names[::2]))
+    assert_same_shards(theirs, once, f"{corpus}/", corpus)
+    with web(corpus, ranges=True) as server:
+        urls = (f"{server.address}/{name}" for name in names)
+        ours = run(tmp_path / "ours", *urls, dedupe="exact")
+        assert_same_shards(ours, theirs, f"{server.address}/", corpus)
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "reset", "slow", "stall"])
