@@ -112,7 +112,7 @@ def main() -> None:
         print(f"the loader's index of {summary.train.files} shards: {seconds:.3f} s")
         began = time.perf_counter()
         command = [Path(sys.executable).with_name("llm-data"), "stats", output / "train"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
         print(f"llm-data stats: {time.perf_counter() - began:.2f} s")
 
 

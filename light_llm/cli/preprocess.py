@@ -61,7 +61,7 @@ FLAGS = {
     "val_fraction": ("X", "Share of the texts to hold out."),
     "shuffle_seed": ("N", "Shuffle the documents with this seed."),
     "shard_size": ("TOKENS", "Most tokens in a shard."),
-    "workers": ("N", "Number of processes that tokenize."),
+    "workers": ("N", "Number of processes that tokenize, where the library tokenizers does."),
     "engine": (
         "auto|tokenizers",
         "The library that encodes: gigatoken where its ids are the same, or always tokenizers.",
@@ -228,7 +228,7 @@ def print_estimate(found: Estimate) -> None:
     for path, size in found.files:
         say(f"{size / 1e6:12,.1f} MB  {path}")
     trained = ", with a tokenizer trained on the sample" if found.trains else ""
-    processes = "1 process" if found.workers == 1 else f"{found.workers} processes"
+    cores = counted(found.cores, "core")
     rows = [
         ("input", f"{counted(len(found.files), 'file')}, {found.bytes / 1e6:,.1f} MB"),
         ("documents", f"about {short(found.documents)}"),
@@ -238,7 +238,7 @@ def print_estimate(found: Estimate) -> None:
         ("shards", f"about {found.shard_bytes / 1e6:,.1f} MB"),
         (
             "time",
-            f"about {duration(found.seconds)} with {processes} on this machine"
+            f"about {duration(found.seconds)} on {cores} of this machine"
             + (", and the training of the tokenizer" if found.trains else ""),
         ),
     ]

@@ -243,7 +243,8 @@ def check_claims(
         rows += group.rows
         for leaf in wanted:
             chunk = group.chunks[leaf]
-            if not 0 <= group.rows <= chunk.num_values <= MANY:
+            inside = 0 <= chunk.start <= chunk.start + chunk.length <= size
+            if not inside or not 0 <= group.rows <= chunk.num_values <= MANY:
                 _check_chunk(chunk, group.rows, size, f"{path}: row group {number}")
     if rows != num_rows:
         raise UserError(

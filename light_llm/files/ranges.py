@@ -145,8 +145,9 @@ def _of_the_web(fs: Any, path: RemotePath, start: int, stop: int) -> bytes | Non
             told = answer.headers
             whole = answer.status != 206
             size = told.get("Content-Length") if whole else _total(told.get("Content-Range", ""))
-            state = _state(told)
-            if (size is not None and int(size) != path.size) or state != path.state:
+            key, _, known = path.state.partition("=")
+            other = bool(key) and told.get(key) is not None and told[key] != known
+            if (size is not None and int(size) != path.size) or other:
                 raise changed(path)
             if whole and (start, stop) != (0, path.size):
                 return None

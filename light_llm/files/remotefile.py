@@ -66,6 +66,11 @@ class Held:
         remote.seek(start)
         while (at := remote.tell()) < start + length:
             data = remote.read(min(BLOCK, start + length - at))
+            if not data:
+                raise Unread(
+                    f"{remote.path}: is said to have {length:,} bytes from byte {start:,} on, and "
+                    f"ends at {remote.path.size:,}; write it again"
+                )
             try:
                 if remote.held is None:
                     remote.held = tempfile.TemporaryFile()  # noqa: SIM115 (of this object's life)

@@ -77,7 +77,8 @@ class PreprocessConfig(Config):
     shard_size: int = 50_000_000
     """Tokens; only a longer document makes a longer shard."""
     workers: int | None = None
-    """Number of processes that tokenize. None: one per core. The shards do not depend on it."""
+    """Number of processes that tokenize, where the library tokenizers does. None: one per core. The
+    shards do not depend on it."""
     engine: Literal["auto", "tokenizers"] = "auto"
     """The library that encodes: gigatoken where its ids are the same, or always tokenizers. The
     shards do not depend on it."""

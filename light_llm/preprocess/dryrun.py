@@ -16,6 +16,7 @@ from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import encode
+from light_llm.preprocess.engine import FastTokenizer
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.notices import notice
 from light_llm.preprocess.opening import Reading, is_compressed, size_of
@@ -66,7 +67,7 @@ class Estimate:
     shard_bytes: float
     seconds: float
     """Without the training of the tokenizer."""
-    workers: int
+    cores: int
     trains: bool
     """Whether the run would train the tokenizer; here it was trained on the sample."""
 
@@ -108,8 +109,9 @@ def estimate(config: PreprocessConfig) -> Estimate:
         raise UserError(f"the sample has no documents: {sample.describe()}")
     documents, characters = reader.of_all(files)
     trial = _Trial(config, reader.documents)
-    each = reader.seconds / reader.characters + trial.writing, trial.encoding
-    workers = config.workers or cores()
+    reading, number = reader.seconds / reader.characters, cores()
+    encoders = 1 if trial.fast else config.workers or number
+    together = (reading + trial.encoding + trial.writing) / number
     return Estimate(
         files,
         len(sample.files),
@@ -117,8 +119,8 @@ def estimate(config: PreprocessConfig) -> Estimate:
         characters,
         characters * trial.tokens,
         characters * trial.bytes,
-        characters * max(each[0], sum(each) / workers),
-        workers,
+        characters * max(reading, trial.encoding / encoders, trial.writing, together),
+        number,
         config.tokenizer_path is None,
     )
 
@@ -198,6 +200,7 @@ class _Trial:
         characters = sum(map(len, texts))
         tokenizer = _tokenizer(config, texts)
         encoder = Choice(tokenizer, config.engine, config.add_special_tokens).fastest(texts)
+        self.fast = isinstance(encoder, FastTokenizer)
         with tempfile.TemporaryDirectory() as folder, Progress("tokenizing the sample"):
 
             def write(part: str, number: int) -> None:

@@ -13,8 +13,10 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -37,19 +39,30 @@ class Untokenizable(Exception):
     """A text that the tokenizer fails on. Arguments: its index, and the tokenizer's message."""
 
 
-def encode(texts: Sequence[str], tokenizer: Encodes, add_special_tokens: bool = False) -> Ids:
+def encode(
+    texts: Sequence[str],
+    tokenizer: Encodes,
+    add_special_tokens: bool = False,
+    stop: threading.Event | None = None,
+) -> Ids:
     """The ids of each text: BOS first and EOS last, where the tokenizer has them.
 
     If one token is both (GPT-2's), it ends documents. A mark is not added where it already is, from
     the tokenizer's template (`add_special_tokens`) or from the text.
 
+    Args:
+        stop: once it is set, nobody wants the ids.
+
     Raises:
+        CancelledError: `stop` is set.
         Untokenizable: the tokenizer fails on one of them.
     """
     eos = tokenizer.eos_id
     bos = None if tokenizer.bos_id == eos else tokenizer.bos_id
     encoded: list[Ids] = []
     for batch in [texts] if isinstance(tokenizer, FastTokenizer) else batches(texts):
+        if stop is not None and stop.is_set():
+            raise CancelledError
         try:
             if isinstance(tokenizer, FastTokenizer):
                 encoded.append(tokenizer.encode_all(batch, add_special_tokens))
@@ -140,6 +153,8 @@ class Encoders:
         """
         import numpy as np
 
+        if not self._idle:
+            raise UserError("a tokenizing process ended before; start again with fewer --workers")
         worker = self._idle.popleft()
         assert worker.stdin is not None
         assert worker.stdout is not None

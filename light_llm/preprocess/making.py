@@ -105,13 +105,13 @@ def _make(request: Request, plan: Plan, part: int, folders: _Folders) -> Made:
     if not config.overwrite:
         journal = Journal(folder / JOURNAL)
         if journal.asked == asked and journal.part(corpus.name).done:
-            return _made(journal, before=True)
+            return _made_before(folder, journal)
     journal = journal_of(config, folder, asked, folders.check)
     if journal.asked is None:
         journal.ask(asked)
     own = journal.part(corpus.name)
     if own.done:
-        return _made(journal, before=True)
+        return _made_before(folder, journal)
     if journal.shards:
         notice(f"continuing part {part} after {counted(len(journal.shards), 'shard')}")
     saved = new / TOKENIZER  # here its own processes load it from
@@ -138,6 +138,11 @@ def _make(request: Request, plan: Plan, part: int, folders: _Folders) -> Made:
     write_seen(folder, dataclasses.replace(Seen.of(journal.shards), share=1.0))
     remove(saved)
     return _made(journal, before=False)
+
+
+def _made_before(folder: Path, journal: Journal) -> Made:
+    write_seen(folder, dataclasses.replace(Seen.of(journal.shards), share=1.0))
+    return _made(journal, before=True)
 
 
 def _made(journal: Journal, before: bool) -> Made:

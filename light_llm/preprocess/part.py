@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -79,18 +80,10 @@ def write_part(
     if head:
         encoder = _encoder(tokenizer, choice, part.engines, head)
         journal.use(corpus.name, engine_of(encoder))
+    encoding = _encoding(config, encoder, new / TOKENIZER, 1 if small or not head else workers)
     given = itertools.chain(map(head.pop, [0] * len(head)), stream)  # keeps none of them
-    encoding = _encoding(config, encoder, new / TOKENIZER, 1 if small else workers)
-    closing: deque[tuple[Future[list[Shard]], list[np.ndarray], Position]] = deque()
+    commits = _Commits(journal, corpus.name)
     hashes: list[np.ndarray] = []  # of the texts in the open shards
-
-    def commit(*, wait: bool = False) -> None:
-        while closing and (wait or closing[0][0].done()):
-            shards, hashed, position = closing.popleft()
-            there = shards.result()
-            kept = _hash_file(journal, corpus.name, hashed)
-            journal.commit(corpus.name, there, position, kept)
-
     unknown = 0
     label = f"tokenizing {corpus.name}".strip()
     sides_of = Sides(train, val, size)
@@ -112,24 +105,56 @@ def write_part(
                 done = sides.add(rows, held)
                 hashes.append(places[:done])
                 while done < len(rows):
-                    closing.append((sides.close(), hashes, chunk.start.behind(done)))
+                    commits.add(sides.close(), hashes, chunk.start.behind(done))
                     more = sides.add(rows.slice(done, len(rows)), held[done:])
                     hashes = [places[done : done + more]]
                     done += more
-                commit()
+                commits.settle()
                 progress.advance(documents=len(rows), tokens=int(rows.tokens.sum()))
                 if corpus.reading is not None and chunk.read is not None:
                     progress.show_read(chunk.read, corpus.reading.total)
                 if isinstance(tokenizer, CharTokenizer):
                     unknown += rows.count(0)
             last = sides.close()
-        finally:
-            commit(wait=True)  # of a run that is stopped, too
+            commits.settle(wait=True)
+        except Exception:
+            commits.settle(wait=True)  # what comes before the error is kept
+            raise
+        except BaseException:  # a signal, which cannot wait for the disk
+            sides.stop()
+            commits.settle()
+            raise
         shards = last.result()
     if unknown:
         notice(f"{are(unknown, 'character')} unknown to the tokenizer and became id 0")
     kept = _hash_file(journal, corpus.name, hashes)
     journal.finish(corpus.name, shards, dataclasses.asdict(corpus.skipped), kept)
+
+
+class _Commits:
+    """Shards that are being completed, each with its line for the journal, in order."""
+
+    def __init__(self, journal: Journal, name: str):
+        self._journal, self._name = journal, name
+        self._waiting: deque[tuple[Future[list[Shard]], list[np.ndarray], Position]] = deque()
+        self._broken = False
+
+    def add(self, shards: Future[list[Shard]], hashes: list[np.ndarray], end: Position) -> None:
+        self._waiting.append((shards, hashes, end))
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Commit those that are complete, or all. Behind one that failed midway comes none: its
+        documents would be lost."""
+        while self._waiting and not self._broken and (wait or self._waiting[0][0].done()):
+            future, hashes, end = self._waiting[0]
+            if not wait and future.exception() is not None:
+                return  # who waits for it is told
+            shards = future.result()
+            self._broken = True
+            kept = _hash_file(self._journal, self._name, hashes)
+            self._journal.commit(self._name, shards, end, kept)
+            self._waiting.popleft()
+            self._broken = False
 
 
 def _hash_file(journal: Journal, name: str, hashes: list[np.ndarray]) -> HashFile | None:
@@ -179,7 +204,11 @@ def _encoding(
     """The function that turns texts into ids: in this process, or in `workers` others."""
     special = config.add_special_tokens
     if workers == 1 or isinstance(encoder, FastTokenizer):
-        yield lambda texts: encode(texts, encoder, special)
+        stop = threading.Event()
+        try:
+            yield lambda texts: encode(texts, encoder, special, stop)
+        finally:
+            stop.set()  # a thread that is in the midst of a chunk ends soon
         return
     with Encoders(folder, workers, special) as encoders:
         yield encoders.encode

@@ -128,8 +128,8 @@ def _worth_keeping(stage: Path) -> bool:
     journal = stage / JOURNAL
     if not journal.exists():
         return False
-    lines = given.read_bytes(journal, given.LARGE)
-    return b'"sha256"' in lines or b'"copies"' in lines
+    lines = given.read_bytes(journal, given.LARGE).splitlines()
+    return any(b'"sha256"' in line or line.startswith(b'{"copies"') for line in lines)
 
 
 def publish_shards(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from light_llm.preprocess.rowbatch import RowBatch
@@ -40,7 +40,19 @@ class Sides:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        failure: BaseException | None = None
+        while True:
+            try:
+                self._thread.shutdown(cancel_futures=True)
+                break
+            except BaseException as error:  # a second signal: the thread must end first, since who
+                failure = error  # has the lock next may write to the same files
+        if failure is not None:
+            raise failure
+
+    def stop(self) -> None:
+        """Let the thread do nothing behind what it does now."""
+        self._failure = self._failure or CancelledError()
 
     def add(self, rows: RowBatch, held: np.ndarray) -> int:
         """Write the first of the documents, as many as the open shards take; how many these are.

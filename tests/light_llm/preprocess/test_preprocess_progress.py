@@ -37,9 +37,7 @@ def test_a_file_gets_a_line_after_a_second_and_one_at_the_end_of_a_phase(
     slow: Path, start: Callable
 ):
     with start(*FLAGS, "--output", "out") as process:
-        began = time.monotonic()
         first = next(line for line in process.stderr if line.startswith("reading: "))
-        assert time.monotonic() - began < 20  # of which it is started for some
         assert process.poll() is None
         assert re.search(r"^reading: (0:00:01|\d+ documents, [\d,]+ characters, )", first)
         out, rest = process.communicate(timeout=60)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +88,9 @@ def test_a_run_that_is_stopped_before_its_first_shard_leaves_nothing(
 ):
     before = files(tmp_path)
     process = start("--input", big.name, "--output", "deep/out", "--vocab-size", 300)
+    deadline = time.monotonic() + 60
     while not (tmp_path / "deep/out/.preprocess/new/train").exists():
+        assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
@@ -134,6 +139,47 @@ def test_a_late_bad_document_keeps_what_is_done(
 
 class Killed(BaseException):
     """Abrupt, like an unhandled signal."""
+
+
+def failing(write: Callable, at: int, behind: bool, error: Any) -> Callable:
+    """`Journal._write`, whose line number `at` fails, before it is written or behind it."""
+    lines = itertools.count()
+
+    def write_or_fail(journal: Journal, line: dict) -> None:
+        fails = next(lines) == at
+        if behind or not fails:
+            write(journal, line)
+        if fails:
+            raise error
+
+    return write_or_fail
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_commit_that_fails_leaves_no_gap_behind_it(
+    big: Path, tmp_path: Path, files: Callable, monkeypatch: pytest.MonkeyPatch, error: object
+):
+    """Whichever of its commits it is, before or behind the line, with others waiting for theirs."""
+    monkeypatch.setattr(part, "SMALL_CHUNKS", 1)  # several shards in a chunk
+    fixed = {"input": (str(big),), "tokenizer": "char", "shard_size": 100_000, "val_fraction": 0.1}
+
+    def go(output: str) -> None:
+        preprocess(PreprocessConfig.model_validate(fixed | {"output": tmp_path / output}))
+
+    write, calls = Journal._write, []
+    monkeypatch.setattr(Journal, "_write", lambda *args: (calls.append(args[1]), write(*args)))
+    go("whole")
+    commits = [number for number, line in enumerate(calls) if line.get("shards")]
+    assert len(commits) > 5
+    for at in commits[:3]:
+        for behind in (False, True):
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "_write", failing(write, at, behind, error))
+                with pytest.raises((KeyboardInterrupt, UserError)):
+                    go("out")
+            go("out")
+            assert files(tmp_path / "out") == files(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("point", ["tokenizer copied", "moves decided", "some moved"])

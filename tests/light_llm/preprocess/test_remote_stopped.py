@@ -91,8 +91,8 @@ def test_a_process_that_was_ended_goes_on(many, tmp_path, start, monkeypatch, sa
     until(stalled_behind_shards, process)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=20)[1]
-    assert (process.returncode, time.monotonic() - began < 3) == (143, True), errors
+    errors = process.communicate(timeout=40)[1]
+    assert (process.returncode, time.monotonic() - began < 20) == (143, True), errors
     assert not (tmp_path / "out/train").exists()
     bucket.proxy.requests.clear()
     process = start(*flags)
