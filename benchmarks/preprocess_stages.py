@@ -26,14 +26,14 @@ from typing import Any
 from preprocess import VOCAB_SIZE, documents, write_text
 
 from light_jax.data import TokenStream
-from light_llm.preprocess import PreprocessConfig, part, pipeline, preprocess, shards, sides, split
+from light_llm.preprocess import PreprocessConfig, part, pipeline, preprocess, shards, sides
 from light_llm.tokenizer import train_bpe
 
 STAGES = (
     (pipeline, "check_agreement", "start: tokenizer compared with transformers"),
     (part, "_encoder", "start: gigatoken compared with tokenizers"),
     (part, "encode", "encode"),
-    (split.Split, "held_out", "hash of each text"),
+    (part, "text_hashes", "hash of each text"),
     (part, "row_batch", "columns"),
     (sides.Sides, "_write", "parquet, zstd"),
     (shards.ShardWriter, "close", "flush, SHA-256"),
