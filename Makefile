@@ -88,7 +88,7 @@ $(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml
 
 # Input from an object store: a real server of S3, whose answers are broken on the way.
 stores: $(INSTALLED) $(STORES)/.installed
-	PYTHONPATH=$(STORES) $(BIN)/pytest tests/light_llm/preprocess/test_remote_*.py
+	PYTHONPATH=$(CURDIR)/$(STORES) $(BIN)/pytest tests/light_llm/preprocess/test_remote_*.py
 
 $(STORES)/.installed: requirements-stores.txt
 	rm -rf $(STORES)

@@ -82,7 +82,7 @@ class Sides:
             filled = self._tokens[side] + np.cumsum(rows.tokens[ours])
             first = 0 if self._documents[side] else 1  # an empty shard takes any
             beyond = ours[first:][filled[first:] > self._shard_size]
-            room = min(room, *beyond[:1].tolist(), len(rows))
+            room = min([room, *beyond[:1].tolist()])
         return room
 
     def _write(self, rows: RowBatch, held: np.ndarray) -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faulty_proxy import Proxy, s3
 from remote_corpus import assert_same_shards, forget, make_corpus, run, text
-from s3_buckets import KEYS, Bucket, environment, options, used
+from s3_buckets import KEYS, Bucket, environment, options
 
 from light_llm.errors import UserError
 from light_llm.files import remotefile
@@ -34,18 +32,6 @@ pytest.importorskip("moto")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Proxy]:
-    with s3() as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with used(server, monkeypatch) as found:
-        yield found
 
 
 @pytest.fixture

@@ -9,31 +9,18 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faulty_proxy import Proxy, s3
 from remote_corpus import assert_same_shards, lines, run
-from s3_buckets import Bucket, environment, used
+from s3_buckets import Bucket, environment
 
 from light_llm.errors import UserError
 from light_llm.files import remotefile
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Proxy]:
-    with s3() as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with used(server, monkeypatch) as found:
-        yield found
 
 
 @pytest.fixture
