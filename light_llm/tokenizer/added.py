@@ -12,6 +12,8 @@ from light_llm.tokenizer.notes import note
 if TYPE_CHECKING:
     import tokenizers
 
+IDS = 2**32
+"""So many ids a tokenizer.json can have."""
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -36,9 +38,11 @@ def of_decoder(decoder: Any, source: Path) -> Iterator[Added]:
         raise UserError(f"{where} is {decoder!r}; it must map ids to tokens")
     for id, token in decoder.items():
         text = token.get("content") if isinstance(token, dict) else None
-        if not (id.isascii() and id.isdecimal() and len(id) < 11) or not isinstance(text, str):
+        is_id = id.isascii() and id.isdecimal() and len(id) < 11 and int(id) < IDS
+        if not is_id or not isinstance(text, str):
             raise UserError(
-                f"{where} has {id!r}: {token!r}; it must map an id to a token with its `content`"
+                f"{where} has {id!r}: {token!r}; it must map an id, below 2^32, to a token with "
+                "its `content`"
             )
         yield Added(int(id), text, flags_of(token), True)
 
@@ -55,11 +59,13 @@ def of_list(listed: dict[str, Any], special: Collection[str], source: Path) -> I
     """The tokens of added_tokens.json, the file `source`.
 
     Raises:
-        UserError: an id is not a number.
+        UserError: an id is not a number of 32 bits from 0 on.
     """
     for text, id in listed.items():
-        if type(id) is not int:
-            raise UserError(f"{source}: the id of {text!r} is {id!r}; it must be a number")
+        if type(id) is not int or not 0 <= id < IDS:
+            raise UserError(
+                f"{source}: the id of {text!r} is {id!r}; it must be a number from 0 to 2^32 - 1"
+            )
         is_special = text in special
         yield Added(id, text, {"normalized": not is_special, "special": is_special}, False)
 

@@ -151,7 +151,8 @@ def test_a_run_that_another_engine_continues_gives_the_same_bytes(
     assert run(*flags, "--output", "whole", "--engine", "tokenizers").returncode == 0
     process: subprocess.Popen[str] = start(*flags, "--output", "out")
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out/.preprocess").rglob("shard_?????.parquet"))) < 4:
+    journal = tmp_path / "out/.preprocess/journal.jsonl"
+    while not (journal.exists() and b'"position"' in journal.read_bytes()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -219,10 +219,16 @@ DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "two": ({"added_tokens": {"<x>": 400, "<y>": 400}}, "gives '<y>' the id 400"),
     "no id": ({"added_tokens": {"<x>": "400"}}, "the id of '<x>' is '400'; it must be a number"),
+    "below 0": ({"added_tokens": {"<x>": -1}}, "the id of '<x>' is -1; it must be a number from 0"),
+    "beyond": ({"added_tokens": {"<x>": 2**32}}, "the id of '<x>' is 4294967296; it must be"),
     "no map": ({"added_tokens": ["<x>"]}, "added_tokens.json: is not a JSON object"),
     "no content": ({"config": {"added_tokens_decoder": {"0": "x"}}}, "with its `content`"),
     "no decoder": ({"config": {"added_tokens_decoder": 3}}, "it must map ids to tokens"),
     "negative": ({"config": {"added_tokens_decoder": {"-1": {"content": "x"}}}}, "has '-1'"),
+    "large": (
+        {"config": {"added_tokens_decoder": {str(2**32): {"content": "x"}}}},
+        "has '4294967296'",
+    ),
     "extra": ({"config": {"extra_special_tokens": 3}}, "must be a list of tokens"),
     "pad": ({"special_tokens_map": {"pad_token": 3}}, "pad_token is 3; it must be a token's text"),
 }
