@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from several import ended, several, training
 from stand_ins import DEPLOY, program
 from tiny_runs import BIN, assert_same_weights, metrics, write_config
 
@@ -90,26 +91,25 @@ class Slurm:
 
 
 def test_a_job_on_slurm_that_is_signalled_is_requeued_and_goes_on_exactly(tmp_path):
-    changes = {"num_steps": 60, "val_data": ..., "save_every": 1000, "eval_every": 1000}
+    changes = {"num_steps": 40, "val_data": ..., "save_every": 1000, "eval_every": 1000}
     slurm = Slurm(tmp_path / "job")
     config = write_config(slurm.folder / "c.yaml", **changes)
     assert slurm.end(slurm.start(config), signal.SIGTERM) == 143
     assert slurm.requeued == slurm.requeue
     stopped = metrics(slurm.folder / "out")[-1]["step"]
-    assert 0 < stopped < 60
+    assert 0 < stopped < 40
     again = slurm.start(config)
     assert again.communicate(timeout=300) is not None
     assert again.returncode == 0
     assert slurm.requeued == slurm.requeue  # it was not put into the queue once more
-    whole = Slurm(tmp_path / "whole")
-    config = write_config(whole.folder / "c.yaml", **changes)
-    assert whole.start(config).wait(timeout=300) == 0
-    assert whole.requeued == ""
-    assert_same_weights(
-        slurm.folder / "out/final.safetensors", whole.folder / "out/final.safetensors"
-    )
-    lines = [metrics(at.folder / "out", timeless=True) for at in (slurm, whole)]
-    assert lines[0] == lines[1]
+    whole = tmp_path / "whole"
+    with several(training(write_config(whole / "c.yaml", **changes)), whole) as runs:
+        codes, errors = ended(runs, within=300)
+    assert codes == [0, 0], errors
+    outs = [folder / "out" for folder in (slurm.folder, whole)]
+    assert_same_weights(*(out / "final.safetensors" for out in outs))
+    first, second = (metrics(out, timeless=True) for out in outs)
+    assert first == second
 
 
 @pytest.mark.parametrize("code, state", [(143, "CANCELLED"), (2, "RUNNING"), (0, "RUNNING")])
