@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, copies, dedupe, making, part, preprocess
 from light_llm.preprocess.corpus import FileCorpus
-from light_llm.preprocess.dedupe import deduped, find_copies
+from light_llm.preprocess.dedupe import _copies_in, deduped, find_copies
 from light_llm.preprocess.files import SourceFile, find_files
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.making import make_part
@@ -162,6 +164,54 @@ def test_any_input_keeps_the_first_of_each_text(
         rest = corpus.documents(corpus.here() if place else None)
         assert [document.source for document in rest] == list(first.values())[place:]
         assert corpus.skipped.duplicate == listed.documents
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=80), st.integers(1, 9))
+def test_any_hashes_give_the_same_copies_however_many_fit_in_memory(
+    tmp_path_factory: pytest.TempPathFactory, hashes: list[tuple[int, int]], at_once: int
+):
+    """Hashes that are far apart, and such as differ in their last bits alone."""
+    folder = tmp_path_factory.mktemp("ranges")
+    records = np.zeros(len(hashes), dedupe.HASHED)
+    records["high"] = [high << 54 for high, _ in hashes]
+    records["low"] = [low for _, low in hashes]
+    records["ordinal"] = np.arange(len(hashes))
+    records.tofile(folder / "hashes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedupe, "AT_ONCE", at_once)
+        found = list(_copies_in(folder / "hashes", folder / "ranges"))
+    copies = [number for number, each in enumerate(hashes) if each in hashes[:number]]
+    assert sorted(int(number) for places in found for number in places["ordinal"]) == copies
+    assert [path.name for path in folder.iterdir()] == ["hashes"]
+
+
+def test_a_hash_is_read_twice_at_most_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dedupe, "AT_ONCE", 2**12)
+    records = np.zeros(2**17, dedupe.HASHED)
+    records["high"] = np.random.default_rng(0).integers(2**56, size=len(records))
+    records.tofile(tmp_path / "hashes")
+    before = _bytes_read()
+    assert not list(_copies_in(tmp_path / "hashes", tmp_path / "ranges"))
+    assert 2 * records.nbytes <= _bytes_read() - before < 2.5 * records.nbytes
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, start: Callable):
+    """A limit to the bytes of a file stands for the disk."""
+    (tmp_path / "a.jsonl").write_bytes(lines(texts_of(*range(40_000))))
+    flags = ("--input", "a.jsonl", "--dedupe", "exact", "--tokenizer", "char", "--output", "out")
+    with start(*flags) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (3000, 3000))
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert errors.splitlines()[-1].endswith("out/.preprocess/copies: File too large")
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_run_that_is_killed_anywhere_is_continued_to_the_same_bytes(
