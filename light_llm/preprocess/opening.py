@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,8 +87,13 @@ class Reading:
 
 
 def printable(path: InputFile) -> str:
-    """The path as valid UTF-8 text, for any bytes in the file system."""
-    return os.fsencode(str(path)).decode("utf-8", "replace")
+    """The path as valid UTF-8 text, for any bytes in the file system.
+
+    A byte that is not UTF-8 is its number, as \\xe9. What stands for one in a name already has its
+    backslash so, \\x5c, so that no two paths are the same text.
+    """
+    name = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(str(path)))
+    return name.decode("utf-8", "backslashreplace")
 
 
 def size_of(path: InputFile) -> int:
