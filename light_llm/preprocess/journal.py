@@ -20,11 +20,11 @@ from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
 from light_llm.preprocess.copies import Found
-from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.split import Split
 from light_llm.preprocess.stage import HASHES, Damaged
+from light_llm.preprocess.stream import Position
 from light_llm.preprocess.texthashes import HashFile
 
 

@@ -46,7 +46,7 @@ def copied(tmp_path: Path) -> Path:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks, many passes."""
     monkeypatch.setattr(part, "SMALL_CHUNKS", 1)
-    monkeypatch.setattr("light_llm.preprocess.corpus.CHUNK_DOCUMENTS", 100)
+    monkeypatch.setattr("light_llm.preprocess.stream.CHUNK_DOCUMENTS", 100)
     monkeypatch.setattr(texthashes, "AT_ONCE", 64)
     monkeypatch.setattr(texthashes, "MORE", 2)
 

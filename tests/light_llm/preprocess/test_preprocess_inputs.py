@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 from light_llm.errors import UserError
 from light_llm.preprocess import tables
-from light_llm.preprocess.corpus import FileCorpus, Position, chunks
+from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.opening import printable
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
 from light_llm.preprocess.sources import read_text
+from light_llm.preprocess.stream import Position, chunks
 
 TEXTS = ["one", "zwei\r\nzeilen\n", "三 👩‍👩‍👧", " four "]
 LINES = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS)).encode()

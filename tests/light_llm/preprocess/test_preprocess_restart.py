@@ -23,13 +23,14 @@ from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, part, preprocess
 from light_llm.preprocess.ahead import in_threads
-from light_llm.preprocess.corpus import FileCorpus, Position
+from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.encode import Encoders, encode
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.listing import check_vocabulary
 from light_llm.preprocess.manifest import tokenizer_fingerprint
 from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.stream import Position
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer
 
 
