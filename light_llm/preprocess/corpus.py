@@ -19,16 +19,8 @@ from light_llm.errors import UserError
 from light_llm.files.remotefile import AHEAD, InputFile, expect
 from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.files import SourceFile
-from light_llm.preprocess.opening import (
-    Mark,
-    Reading,
-    is_compressed,
-    kind_of_binary,
-    printable,
-    remedy,
-    size_of,
-    state_of,
-)
+from light_llm.preprocess.kinds import kind_of_binary, remedy
+from light_llm.preprocess.opening import Mark, Reading, is_compressed, printable, size_of, state_of
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.skipped import Skipped, check_number
 from light_llm.preprocess.sources import Document, NotText, read_file
