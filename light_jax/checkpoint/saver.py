@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from light_jax.checkpoint import place, protocol, store, writing
 from light_jax.checkpoint.hf_export import Exports
 from light_jax.checkpoint.host_state import is_mine
-from light_jax.checkpoint.ownership import MARK, STEP_TAG
+from light_jax.checkpoint.ownership import STEP_TAG
 from light_jax.checkpoint.room import Room
 from light_jax.checkpoint.state import import_orbax
 from light_jax.checkpoint.tokenizer import keep_tokenizer
@@ -29,8 +28,7 @@ from light_jax.parallel.hosts import (
     together,
 )
 from light_jax.state import HostState, Tag, TrainState
-from light_llm.checkpoint import layout, parts, reading
-from light_llm.checkpoint.digests import digest
+from light_llm.checkpoint import layout, reading
 from light_llm.errors import UserError, one_line, with_earlier
 from light_llm.files import disk, given
 from light_llm.printing import tell
@@ -241,7 +239,7 @@ class Saver:
             digests: of the files whose digests are known already.
         """
         self.check()
-        write_config(staging, tags[0], self.cfg, record, digests)
+        writing.write_config(staging, tags[0], self.cfg, record, digests)
         for tag in tags[1:]:
             protocol.link(self.directory, tags[0], tag, record.run)
         for tag in tags:
@@ -270,35 +268,6 @@ class Saver:
         """Whether the resumed step's `final` tag is there."""
         finals = [tag for tag in store.own_tags(self.directory) if tag.prefix.name == "final"]
         return self.resumed is not None and any(tag.step == self.resumed.step for tag in finals)
-
-
-def write_config(
-    staging: Path,
-    tag: str,
-    cfg: TrainingConfig,
-    record: reading.Record,
-    digests: Digests = MappingProxyType({}),
-) -> None:
-    """Write the last member of a staged tag: the config, with the digests of the other files.
-
-    An index has none: it names the files of one tag, and tags of the same step share this config.
-
-    Args:
-        record: without its `files`.
-        digests: of the files whose digests are known already.
-    """
-    with ThreadPoolExecutor(1) as background:
-        flushed = background.submit(disk.flush, staging)  # the disk is busy while this reads memory
-        members = {
-            str(path.relative_to(staging)).removeprefix(tag): digests.get(path) or digest(path)
-            for path in sorted(staging.rglob("*"))
-            if path.is_file() and path.name != MARK and not parts.is_index(path)
-        }
-        flushed.result()
-    record = record.model_copy(update={"files": members})
-    config = cfg.model_dump(mode="json") | {"checkpoint": record.model_dump(mode="json")}
-    with disk.create(staging / f"{tag}{layout.CONFIG}") as file:
-        file.write((json.dumps(reading.seal(config), indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -1,20 +1,27 @@
-"""The two ways of a save: from a copy beside training, or from the state itself while it waits."""
+"""What a save writes: weights and state, from a copy beside training or from the state itself while
+it waits; and the config, which lists them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
+from light_jax.checkpoint.ownership import MARK
 from light_jax.checkpoint.state import save_state, start_saving
 from light_jax.checkpoint.weights import gather_weights, save_weights, write_weights
 from light_jax.config import TrainingConfig
 from light_jax.parallel.hosts import is_main, together
 from light_jax.state import HostState, Params, TrainState
+from light_llm.checkpoint import reading
 from light_llm.checkpoint.digests import digest
-from light_llm.checkpoint.layout import STATE
-from light_llm.checkpoint.parts import AVERAGE
+from light_llm.checkpoint.layout import CONFIG, STATE
+from light_llm.checkpoint.parts import AVERAGE, is_index
 from light_llm.checkpoint.reading import Member
+from light_llm.files import disk
 
 Digests = Mapping[Path, Member]
 """Of the files with weights; none but on process 0."""
@@ -88,3 +95,32 @@ def in_place(
     ]
     together(lambda: save_state(staging / f"{tag}{STATE}", state, host))
     return lambda: {path: digest(path) for path in paths}
+
+
+def write_config(
+    staging: Path,
+    tag: str,
+    cfg: TrainingConfig,
+    record: reading.Record,
+    digests: Digests = MappingProxyType({}),
+) -> None:
+    """Write the last member of a staged tag: the config, with the digests of the other files.
+
+    An index has none: it names the files of one tag, and tags of the same step share this config.
+
+    Args:
+        record: without its `files`.
+        digests: of the files whose digests are known already.
+    """
+    with ThreadPoolExecutor(1) as background:
+        flushed = background.submit(disk.flush, staging)  # the disk is busy while this reads memory
+        members = {
+            str(path.relative_to(staging)).removeprefix(tag): digests.get(path) or digest(path)
+            for path in sorted(staging.rglob("*"))
+            if path.is_file() and path.name != MARK and not is_index(path)
+        }
+        flushed.result()
+    record = record.model_copy(update={"files": members})
+    config = cfg.model_dump(mode="json") | {"checkpoint": record.model_dump(mode="json")}
+    with disk.create(staging / f"{tag}{CONFIG}") as file:
+        file.write((json.dumps(reading.seal(config), indent=2) + "\n").encode())

@@ -20,9 +20,10 @@ from flax import nnx
 from light_jax.checkpoint import protocol, store
 from light_jax.checkpoint.host_state import load_host_state
 from light_jax.checkpoint.ownership import STEP_TAG
-from light_jax.checkpoint.saver import disk_faults, write_config
+from light_jax.checkpoint.saver import disk_faults
 from light_jax.checkpoint.state import load_arrays, not_for_orbax, save_state, with_arrays
 from light_jax.checkpoint.weights import load_weights, save_weights
+from light_jax.checkpoint.writing import write_config
 from light_jax.config import TrainingConfig, load_config
 from light_jax.data import TokenStream
 from light_jax.sources import is_mixture, paths_of

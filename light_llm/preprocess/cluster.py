@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,12 +25,12 @@ from light_llm.preprocess.notices import notice
 from light_llm.preprocess.output import STAGE
 from light_llm.preprocess.parts import finish, prepare
 from light_llm.preprocess.pipeline import summary_of_output
-from light_llm.preprocess.plan import Plan, folder_of
+from light_llm.preprocess.plan import folder_of
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.request import NAMES, request_of
 from light_llm.preprocess.stage import JOURNAL
 from light_llm.preprocess.summary import Summary
-from light_llm.preprocess.watch import Seen, read_seen
+from light_llm.preprocess.watch import Together
 
 PROGRAM = "from light_llm.preprocess.raytasks import main; main()"
 ANSWER_SECONDS = 60.0
@@ -72,7 +71,7 @@ def on_cluster(config: PreprocessConfig) -> Summary:
             folder = os.getcwd()
             ray.ask({"config": own.model_dump(mode="json"), "parts": parts, "folder": folder})
             with Progress(f"making {config.parts} parts") as progress:
-                _watch(ray, _Sum(stage, plan), progress, parts)
+                _watch(ray, Together(stage, plan, parts), progress, parts)
     return finish(request)
 
 
@@ -202,36 +201,18 @@ def _connected(cluster: str, address: str, workers: int) -> Iterator[_Ray]:
         ray.end(END_SECONDS[0])
 
 
-@dataclass
-class _Sum:
-    """How far all parts are together."""
-
-    stage: Path
-    plan: Plan
-
-    def now(self) -> Seen:
-        seen = [read_seen(folder_of(self.stage, part)) for part in range(len(self.plan.parts))]
-        sizes = [self.plan.bytes_of(part) for part in range(len(seen))]
-        made = sum(each.share * size for each, size in zip(seen, sizes, strict=True))
-        return Seen(
-            sum(each.documents for each in seen),
-            sum(each.tokens for each in seen),
-            made / (sum(sizes) or 1),
-        )
-
-
-def _watch(ray: _Ray, sum_: _Sum, progress: Progress, parts: Sequence[int]) -> None:
+def _watch(ray: _Ray, together: Together, progress: Progress, parts: Sequence[int]) -> None:
     """Show the progress of all parts, until these are made.
 
     Raises:
         UserError: one cannot be made.
     """
     waiting = set(parts)
-    before = sum_.now()
+    before = together.now()
     looked = time.monotonic()
 
-    def look() -> None:
-        now = sum_.now()
+    def show() -> None:
+        now = together.now()
         progress.documents = now.documents - before.documents
         progress.tokens = now.tokens - before.tokens
         progress.share = now.share
@@ -239,7 +220,8 @@ def _watch(ray: _Ray, sum_: _Sum, progress: Progress, parts: Sequence[int]) -> N
     while waiting:
         answer = ray.answer(seconds=1.0)
         if time.monotonic() - looked > 1:
-            look()
+            together.look()
+            show()
             looked = time.monotonic()
         if answer is None:
             continue
@@ -255,4 +237,5 @@ def _watch(ray: _Ray, sum_: _Sum, progress: Progress, parts: Sequence[int]) -> N
         if "refused" in answer:
             raise UserError(answer["refused"])
         waiting.discard(answer["part"])
-    look()
+        together.end(answer["part"])
+    show()

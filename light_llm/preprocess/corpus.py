@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -20,24 +19,12 @@ from light_llm.errors import UserError
 from light_llm.files.remotefile import AHEAD, InputFile, expect
 from light_llm.preprocess.copies import Copies
 from light_llm.preprocess.files import SourceFile
-from light_llm.preprocess.opening import (
-    Mark,
-    Reading,
-    is_compressed,
-    kind_of_binary,
-    printable,
-    remedy,
-    size_of,
-    state_of,
-)
+from light_llm.preprocess.kinds import kind_of_binary, remedy
+from light_llm.preprocess.opening import Mark, Reading, is_compressed, printable, size_of, state_of
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.skipped import Skipped, check_number
 from light_llm.preprocess.sources import Document, NotText, read_file
 
-CHUNK_DOCUMENTS = 2048
-CHUNK_CHARACTERS = 2_000_000
-SHUFFLE_DOCUMENTS = 10_000
-SHUFFLE_CHARACTERS = 64_000_000
 COMPRESSED = 4  # characters per byte of a compressed file, about
 
 
@@ -260,85 +247,3 @@ def _weight(path: InputFile) -> int:
     """About how many characters a file has."""
     packed = is_compressed(path) or path.name.lower().endswith(".parquet")
     return size_of(path) * (COMPRESSED if packed else 1)
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in the stream of documents that are tokenized: `skip` documents after `place`."""
-
-    place: Any = None
-    skip: int = 0
-
-    @classmethod
-    def parse(cls, row: Any) -> Position:
-        """From the JSON of a journal, which anybody may have written; `place` is not checked.
-
-        Raises:
-            ValueError: it is not a position.
-        """
-        position = cls(**row)
-        check_number(position.skip)
-        return position
-
-    def behind(self, documents: int) -> Position:
-        return Position(self.place, self.skip + documents)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    start: Position
-    documents: list[Document]
-    read: int | None = None
-    """Bytes of the input that were read when its last document was, if that is known."""
-
-
-def chunks(corpus: Corpus, shuffle_seed: int | None, start: Position) -> Iterator[Chunk]:
-    """The documents from `start`, in pieces large enough to send to another process.
-
-    A shuffled order depends on all documents before, so there `start` is reached by reading them.
-    """
-    if shuffle_seed is None:
-        documents = corpus.documents(start.place)
-    else:
-        documents = shuffled(corpus, shuffle_seed)
-    passed = sum(1 for _ in itertools.islice(documents, start.skip))
-    while True:
-        at = Position(corpus.here()) if shuffle_seed is None else Position(skip=passed)
-        taken: list[Document] = []
-        characters, failure = 0, None
-        try:
-            for document in documents:
-                taken.append(document)
-                characters += len(document.text)
-                if len(taken) >= CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
-                    break
-        except UserError as error:
-            failure = error  # what comes before it is kept
-        if taken:
-            passed += len(taken)
-            reading = corpus.reading if failure is None else None  # where that file is closed
-            yield Chunk(at, taken, None if reading is None else reading.read())
-        if failure is not None:
-            raise failure
-        if not taken:
-            return
-
-
-def shuffled(corpus: Corpus, seed: int) -> Iterator[Document]:
-    """The documents in a random order, in bounded memory: files, then documents in a buffer."""
-    draw = random.Random(seed)
-    buffer: list[Document] = []
-    characters = 0
-    mixed = corpus.reordered(draw)
-    documents = mixed.documents()
-    corpus.skipped, corpus.reading = mixed.skipped, mixed.reading
-    for document in documents:
-        buffer.append(document)
-        characters += len(document.text)
-        while len(buffer) > SHUFFLE_DOCUMENTS or characters > SHUFFLE_CHARACTERS:
-            place = draw.randrange(len(buffer))
-            buffer[place], buffer[-1] = buffer[-1], buffer[place]
-            characters -= len(buffer[-1].text)
-            yield buffer.pop()
-    draw.shuffle(buffer)
-    yield from buffer

@@ -1,9 +1,9 @@
 """--dedupe exact: a reading of the input that finds the documents whose text an earlier one has.
 
 All is done in bounded memory, whatever the input is. The hash of each document goes to one of many
-files, by its first bits. Each of these is then read by itself: all copies of a text are in one.
-What is found goes to files again, by its place in the input, and from these to the list in its
-order.
+files, by its first bits, and those of a file that is too large to be compared at once to further
+ones, by the next bits. Each of these is then read by itself: all copies of a text are in one. What
+is found goes to files again, by its place in the input, and from these to the list in its order.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def find_copies(corpus: FileCorpus, folder: Path, allow_skipped: bool) -> Found:
         if not allow_skipped:
             reader.check_skipped(reader.skipped)
         for path in sorted(hashes.iterdir()):
-            for some in _copies_in(path):
+            for some in _copies_in(path, folder / "ranges"):
                 _append(places, some, some["ordinal"] // AT_ONCE)
             path.unlink()
         found = _write_list(folder, places, ends)
@@ -153,33 +153,47 @@ def _append(folder: Path, records: np.ndarray, to: np.ndarray) -> None:
             file.write(records[start:end].tobytes())
 
 
-def _copies_in(path: Path) -> Iterator[np.ndarray]:
+def _copies_in(path: Path, ranges: Path) -> Iterator[np.ndarray]:
     """The places of all but the first document of each text, of the hashes in a file.
 
-    A range of hashes at a time, so that there are `AT_ONCE` distinct ones in memory at most, about,
-    and as many more, however often a text occurs.
+    A file with many is cut into ranges of hashes first, which are files in the folder `ranges`
+    meanwhile. So there are `AT_ONCE` distinct ones in memory at most, about, and as many more,
+    however often a text occurs; and a hash is read twice at most, however many there are.
     """
     import numpy as np
 
-    passes = -(-path.stat().st_size // (AT_ONCE * np.dtype(HASHED).itemsize))
-    for number in range(passes):
-        first = np.empty(0, HASHED)
-        for block in _blocks(path):
-            if passes > 1:
-                rest = block["high"] << np.uint64(BITS)  # the other bits are the file's
-                start, end = (2**64 * each // passes for each in (number, number + 1))
-                block = block[(rest >= np.uint64(start)) & (rest <= np.uint64(end - 1))]
-            together = np.concatenate([first, block])
-            together = together[np.lexsort((together["low"], together["high"]))]  # stable
-            again = np.zeros(len(together), bool)
-            again[1:] = together["high"][1:] == together["high"][:-1]
-            again[1:] &= together["low"][1:] == together["low"][:-1]
-            places = np.empty(int(again.sum()), PLACED)
-            for name in ("ordinal", "high"):
-                places[name] = together[name][again]
-            if len(places):
-                yield places
-            first = together[~again]
+    number = -(-path.stat().st_size // (AT_ONCE * np.dtype(HASHED).itemsize))
+    if number < 2:
+        yield from _repeated(path)
+        return
+    ranges.mkdir()
+    starts = np.array([2**64 * each // number for each in range(1, number)], np.uint64)
+    for block in _blocks(path):
+        rest = block["high"] << np.uint64(BITS)  # the other bits are the file's
+        _append(ranges, block, np.searchsorted(starts, rest, side="right"))
+    for each in sorted(ranges.iterdir()):
+        yield from _repeated(each)
+        each.unlink()
+    ranges.rmdir()
+
+
+def _repeated(path: Path) -> Iterator[np.ndarray]:
+    """The places of all but the first document of each text, of the hashes in a small range."""
+    import numpy as np
+
+    first = np.empty(0, HASHED)
+    for block in _blocks(path):
+        together = np.concatenate([first, block])
+        together = together[np.lexsort((together["low"], together["high"]))]  # stable
+        again = np.zeros(len(together), bool)
+        again[1:] = together["high"][1:] == together["high"][:-1]
+        again[1:] &= together["low"][1:] == together["low"][:-1]
+        places = np.empty(int(again.sum()), PLACED)
+        for name in ("ordinal", "high"):
+            places[name] = together[name][again]
+        if len(places):
+            yield places
+        first = together[~again]
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray]:

@@ -20,11 +20,11 @@ from light_llm.errors import UserError
 from light_llm.files import given
 from light_llm.files.disk import sync, write_atomically
 from light_llm.preprocess.copies import Found
-from light_llm.preprocess.corpus import Position
 from light_llm.preprocess.shards import Shard
 from light_llm.preprocess.skipped import Skipped
 from light_llm.preprocess.split import Split
 from light_llm.preprocess.stage import HASHES, Damaged
+from light_llm.preprocess.stream import Position
 from light_llm.preprocess.texthashes import HashFile
 
 
@@ -130,9 +130,9 @@ class Journal:
         """
         self._write({"part": name, **_kept(shards, hashes), "position": asdict(position)})
 
-    def hash_rest(self, name: str, hashes: HashFile) -> None:
-        """`hashes`, of the texts in the unhashed shards, are on disk."""
-        self._write({"part": name, "hashes": hashes.row()})
+    def hash_one(self, name: str, shard: Shard, hashes: HashFile) -> None:
+        """`hashes`, of the texts in an unhashed shard, are on disk."""
+        self._write({"part": name, "hashed": shard.file, "hashes": hashes.row()})
 
     def finish(
         self,
@@ -180,7 +180,8 @@ class Journal:
                 raise ValueError(f"a shard is not in the part {name!r}")
             if "hashes" in line:
                 part.hashes.append(HashFile.parse(self.next_hashes(name), line["hashes"]))
-                part.unhashed = part.unhashed if shards else []
+                hashed = line.get("hashed")
+                part.unhashed = [shard for shard in part.unhashed if shard.file != hashed]
             else:
                 part.unhashed += shards
             part.shards += shards

@@ -1,4 +1,4 @@
-"""The bytes of an input file, decompressed as they are read, and what they are if not text."""
+"""The bytes of an input file, decompressed as they are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,37 +23,9 @@ from light_llm.files.remotefile import InputFile, open_remote
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 XZ_MEMORY = 256 * 2**20
 """Bytes that an .xz may claim for its dictionary: `xz -9` takes 65 MiB."""
+_NARROWER = "zstd -dc --long=31 OLD | zstd"
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
-
-ARROW, UTF_16, NOT_UTF_8 = "Arrow", "UTF-16", "text that is not UTF-8"
-_KINDS = (
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-    (b"PK\x03\x04", "zip"),
-    (b"7z\xbc\xaf\x27\x1c", "7z"),
-    (b"Rar!", "rar"),
-    (b"PAR1", "parquet"),
-    (b"ARROW1", ARROW),
-    (b"\xff\xff\xff\xff", ARROW),  # a stream, as `datasets` saves
-    (b"%PDF", "PDF"),
-    (b"\x89PNG", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"SQLite format 3\0", "SQLite"),
-    (b"\xff\xfe", UTF_16),
-    (b"\xfe\xff", UTF_16),
-)
-_REMEDIES = {
-    ARROW: "name the folder of a dataset that `datasets` saved with --hf-dataset",
-    UTF_16: "convert it with `iconv -f utf-16 -t utf-8`",
-    NOT_UTF_8: "convert it, with `iconv -f latin1 -t utf-8` if it is Latin-1",
-}
-_NARROWER = "zstd -dc --long=31 OLD | zstd"
-_CONTROLS = bytes({*range(32)} - {*b"\t\n\f\r\x1b"})
-"""Bytes that text in no encoding of single bytes has."""
 
 
 class Mark(NamedTuple):
@@ -86,8 +59,13 @@ class Reading:
 
 
 def printable(path: InputFile) -> str:
-    """The path as valid UTF-8 text, for any bytes in the file system."""
-    return os.fsencode(str(path)).decode("utf-8", "replace")
+    """The path as valid UTF-8 text, for any bytes in the file system.
+
+    A byte that is not UTF-8 is its number, as \\xe9. What stands for one in a name already has its
+    backslash so, \\x5c, so that no two paths are the same text.
+    """
+    name = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(str(path)))
+    return name.decode("utf-8", "backslashreplace")
 
 
 def size_of(path: InputFile) -> int:
@@ -124,7 +102,7 @@ def uncompressed(path: InputFile) -> str:
     return name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ""))
 
 
-def _opened(path: InputFile) -> BufferedReader:
+def open_raw(path: InputFile) -> BufferedReader:
     """The bytes of the file as they are, to be read and sought."""
     return open_remote(path) if isinstance(path, RemotePath) else given.open_regular(path)
 
@@ -137,7 +115,7 @@ def open_bytes(path: InputFile, reading: Reading | None = None) -> IO[bytes]:
         Unread: here or while it is read, a remote file that cannot be had, or changed.
     """
     name = path.name.lower()
-    raw = _opened(path)
+    raw = open_raw(path)
     if is_compressed(path) and not size_of(path):
         raw.close()
         raise UserError(
@@ -272,39 +250,6 @@ def check_is_here(path: InputFile) -> None:
         UserError: the file is a pointer of Git LFS, as `git clone` leaves it.
     """
     if size_of(path) < 1024:
-        with _opened(path) as file:
+        with open_raw(path) as file:
             if file.read(len(given.LFS)) == given.LFS:
                 raise UserError(f"{printable(path)}: is {given.POINTER}")
-
-
-def kind_of_binary(path: InputFile, encoded: bool = False) -> str:
-    """What a file is that is not UTF-8 text: by its first bytes, else by its ending.
-
-    Args:
-        encoded: it holds bytes that no UTF-8 text has, so it may be text in another encoding.
-    """
-    heads = []
-    with unreadable(), _opened(path) as file:
-        heads.append(file.read(512))
-    if is_compressed(path):
-        with unreadable(), decompressing(path), open_bytes(path) as file:
-            heads.insert(0, file.read(512))
-    for head in heads:
-        if head[257:262] == b"ustar":
-            return "tar"
-        for magic, kind in _KINDS:
-            if head.startswith(magic):
-                return kind
-    if encoded and heads and _may_be_text(heads[0]):
-        return NOT_UTF_8
-    return path.suffix.lower()[:16] or "other"
-
-
-def _may_be_text(head: bytes) -> bool:
-    """Whether bytes have several words, and no controls that text of single bytes lacks."""
-    return len(head.split()) > 1 and head.translate(None, _CONTROLS) == head
-
-
-def remedy(kind: str) -> str:
-    """How a file that `kind_of_binary` calls so can be read all the same; "" if in no way."""
-    return _REMEDIES.get(kind, "")

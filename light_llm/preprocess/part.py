@@ -17,7 +17,7 @@ from light_llm.errors import UserError
 from light_llm.preprocess.ahead import in_threads
 from light_llm.preprocess.choice import Choice
 from light_llm.preprocess.config import PreprocessConfig
-from light_llm.preprocess.corpus import Chunk, Corpus, Position, chunks
+from light_llm.preprocess.corpus import Corpus
 from light_llm.preprocess.encode import Encoders, Encodes, Untokenizable, encode
 from light_llm.preprocess.engine import FAST, FastTokenizer, engine_of
 from light_llm.preprocess.ids import Ids
@@ -29,6 +29,7 @@ from light_llm.preprocess.rowbatch import RowBatch, row_batch
 from light_llm.preprocess.shards import Shard, ShardWriter
 from light_llm.preprocess.sides import Sides
 from light_llm.preprocess.split import Split, split_of_all, text_hashes
+from light_llm.preprocess.stream import Chunk, Position, chunks
 from light_llm.preprocess.texthashes import HashFile, write_hashes
 from light_llm.tokenizer import CharTokenizer, Tokenizer
 

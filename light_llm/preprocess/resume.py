@@ -99,15 +99,16 @@ def check_kept(shards: Iterable[Shard], new: Path, remedy: str = AGAIN) -> None:
 
 
 def hash_older(journal: Journal, new: Path) -> None:
-    """Keep the hashes of the texts in shards of an earlier version, which kept none.
+    """Keep the hashes of the texts in shards of an earlier version, which kept none: those of one
+    shard at a time, so that there are no more in memory than while a shard is made.
 
     Raises:
         UserError: a shard cannot be read.
     """
     for name, part in list(journal.parts.items()):
-        if part.unhashed:
-            hashes = [found for shard in part.unhashed for found in _hashes_in(new / shard.file)]
-            journal.hash_rest(name, write_hashes(journal.next_hashes(name), hashes))
+        for shard in list(part.unhashed):
+            hashes = write_hashes(journal.next_hashes(name), list(_hashes_in(new / shard.file)))
+            journal.hash_one(name, shard, hashes)
 
 
 def _hashes_in(shard: Path) -> Iterator[np.ndarray]:

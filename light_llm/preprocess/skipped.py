@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from light_llm.files.remotefile import InputFile
-from light_llm.preprocess.opening import printable, remedy, size_of
+from light_llm.preprocess.kinds import remedy
+from light_llm.preprocess.opening import printable, size_of
 
 EXAMPLES = 3
 KINDS = 5

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from light_llm.errors import UserError
 from light_llm.files.parquet import opened
 from light_llm.files.remotefile import InputFile
+from light_llm.preprocess.kinds import kind_of_binary, remedy
 from light_llm.preprocess.opening import (
     LONGEST_LINE,
     Reading,
     decompressing,
-    kind_of_binary,
     open_bytes,
     printable,
-    remedy,
     size_of,
 )
 from light_llm.preprocess.rows import A_STRING, RowText, bounded

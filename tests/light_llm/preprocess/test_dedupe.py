@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,14 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, copies, dedupe, making, part, preprocess
 from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.dedupe import deduped, find_copies
-from light_llm.preprocess.files import SourceFile, find_files
+from light_llm.preprocess.files import find_files
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.making import make_part
 from light_llm.preprocess.manifest import MANIFEST
@@ -124,44 +122,17 @@ def test_without_copies_the_shards_are_those_of_a_run_without_it(tmp_path: Path,
         assert files(tmp_path / "out" / name) == files(tmp_path / "plain" / name)
 
 
-@settings(max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 12), max_size=12), min_size=1, max_size=6), st.data())
-def test_any_input_keeps_the_first_of_each_text(
-    tmp_path_factory: pytest.TempPathFactory, numbers: list[list[int]], data: st.DataObject
-):
-    """0 stands for an empty text. Files are read in any order, and from any place on."""
-    folder = tmp_path_factory.mktemp("any")
-    found = []
-    for file, inside in enumerate(numbers):
-        path = folder / f"{file}.jsonl"
-        path.write_bytes(lines([str(number) if number else "" for number in inside]))
-        found.append(SourceFile(path, named=True))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("BITS", 1), ("BATCH", 3), ("AT_ONCE", data.draw(st.integers(1, 9)))):
-            patch.setattr(dedupe, name, value)
-        patch.setattr(copies, "BLOCK", 2)
-        whole = FileCorpus(found, RowText(("text",)))
-        listed = find_copies(whole, folder / "copies", allow_skipped=True)
-        first: dict[int, str] = {}
-        for file, inside in enumerate(numbers):
-            for line, number in enumerate(inside, start=1):
-                if number:
-                    first.setdefault(number, f"{folder}/{file}.jsonl:{line}")
-        documents = sum(map(bool, itertools.chain(*numbers)))
-        assert listed.documents == documents - len(first)
-        copies.Copies(folder / "copies", listed).check()
-        corpus = deduped(whole, folder, listed)
-        assert [document.source for document in corpus] == list(first.values())
-        assert corpus.skipped.duplicate == listed.documents
-        mixed_up = corpus.reordered(data.draw(st.randoms()))
-        assert {document.source for document in mixed_up} == set(first.values())
-        place = data.draw(st.integers(0, max(0, len(first) - 1)))
-        reading = corpus.documents()
-        for _ in range(place):
-            next(reading)
-        rest = corpus.documents(corpus.here() if place else None)
-        assert [document.source for document in rest] == list(first.values())[place:]
-        assert corpus.skipped.duplicate == listed.documents
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, start: Callable):
+    """A limit to the bytes of a file stands for the disk."""
+    (tmp_path / "a.jsonl").write_bytes(lines(texts_of(*range(40_000))))
+    flags = ("--input", "a.jsonl", "--dedupe", "exact", "--tokenizer", "char", "--output", "out")
+    with start(*flags) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (3000, 3000))
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert errors.splitlines()[-1].endswith("out/.preprocess/copies: File too large")
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_run_that_is_killed_anywhere_is_continued_to_the_same_bytes(

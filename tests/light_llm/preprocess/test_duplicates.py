@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from light_llm.preprocess.making import make_part
 from light_llm.preprocess.manifest import MANIFEST
 from light_llm.preprocess.parts import finish, prepare
 from light_llm.preprocess.request import request_of
+from light_llm.preprocess.resume import hash_older
 from light_llm.preprocess.texthashes import count_distinct, write_hashes
 
 
@@ -44,7 +46,7 @@ def copied(tmp_path: Path) -> Path:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks, many passes."""
     monkeypatch.setattr(part, "SMALL_CHUNKS", 1)
-    monkeypatch.setattr("light_llm.preprocess.corpus.CHUNK_DOCUMENTS", 100)
+    monkeypatch.setattr("light_llm.preprocess.stream.CHUNK_DOCUMENTS", 100)
     monkeypatch.setattr(texthashes, "AT_ONCE", 64)
     monkeypatch.setattr(texthashes, "MORE", 2)
 
@@ -128,6 +130,58 @@ def test_damaged_hashes_are_told_and_nothing_is_shown(
         preprocess(config(copied, tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".preprocess"]
     preprocess(config(copied, tmp_path / "out", overwrite=True))
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.fixture
+def older(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a run of a version that kept no hashes left, with several shards."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", die)
+        with pytest.raises(Killed):
+            preprocess(config(copied, tmp_path / "out"))
+    path = tmp_path / "out/.preprocess/journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line.pop("hashes", None)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(path.parent / "hashes")
+    return path
+
+
+def test_shards_of_an_earlier_version_are_hashed_one_by_one(older: Path):
+    """Also where that is stopped: so no more are in memory than while a shard is made."""
+    shards = Journal(older).parts[""].unhashed
+    assert len(shards) == len(Journal(older).shards) > 5
+    real, written = Journal.hash_one, []
+
+    def die(self: Journal, *args: object) -> None:
+        if len(written) == 3:
+            raise Killed
+        written.append(args)
+        real(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "hash_one", die)
+        with pytest.raises(Killed):
+            hash_older(Journal(older), older.parent / "new")
+    assert Journal(older).parts[""].unhashed == shards[3:]
+    hash_older(Journal(older), older.parent / "new")
+    journal = Journal(older)
+    assert not journal.parts[""].unhashed
+    documents = [shard.documents for shard in shards]
+    assert all(file.hashes <= n for file, n in zip(journal.hash_files, documents, strict=True))
+
+
+def test_a_run_of_an_earlier_version_counts_what_it_would_have_counted(
+    copied: Path, older: Path, tmp_path: Path, files: Callable
+):
+    preprocess(config(copied, tmp_path / "whole"))
+    assert preprocess(config(copied, tmp_path / "out")).duplicates == 1000
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 

@@ -18,6 +18,9 @@ import pytest
 
 from light_llm.preprocess import PreprocessConfig, preprocess
 from light_llm.preprocess.journal import Journal
+from light_llm.preprocess.plan import Plan, folder_of
+from light_llm.preprocess.stage import PROGRESS
+from light_llm.preprocess.watch import IN_TURN, Seen, Together, write_seen
 from light_llm.tokenizer import train_char
 
 needs_ray = pytest.mark.skipif(
@@ -161,6 +164,43 @@ def test_an_address_that_does_not_answer_is_one_message(
     assert (process.returncode, out) == (2, "")
     assert message in errors.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_of_many_parts_few_are_read_in_a_look_and_none_is_forgotten(tmp_path: Path):
+    """Those that run each time, the others in turn, those that are made no more."""
+    many = 10_000
+    for part in range(many):
+        folder_of(tmp_path, part).mkdir(parents=True)
+        note = {"documents": 1, "tokens": 1, "share": 0.5}
+        (folder_of(tmp_path, part) / PROGRESS).write_text(json.dumps(note))
+    plan = Plan({}, "", [[("a", 1)]] * many)
+    together = Together(tmp_path, plan, range(1, many))
+    assert together.now() == Seen(many, many, 0.5)
+
+    def look() -> int:
+        before = _reads()
+        together.look()
+        return _reads() - before
+
+    at_rest = look()
+    assert at_rest < 1000
+    for part in (0, 70, 9000):
+        write_seen(folder_of(tmp_path, part), Seen(11, 101, 0.75))
+    assert sum(look() for _ in range(many // IN_TURN + 1)) < (many // IN_TURN + 2) * 1000
+    assert together.now() == Seen(many + 20, many + 200, 0.5 + 0.5 / many)  # 0 is not made here
+    write_seen(folder_of(tmp_path, 9000), Seen(21, 201, 0.75))
+    look()
+    assert together.now().documents == many + 30
+    write_seen(folder_of(tmp_path, 5), Seen(6, 6, 1.0))
+    for part in range(1, many):
+        together.end(part)
+    assert together.now().documents == many + 35
+    assert look() < 10
+
+
+def _reads() -> int:
+    """How often this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().splitlines()[2].split()[1])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 
 from light_llm.errors import UserError
-from light_llm.preprocess.corpus import FileCorpus, Position, chunks
+from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.rows import RowText
 from light_llm.preprocess.sources import read_file, read_text
+from light_llm.preprocess.stream import Position, chunks
 
 NO_COLUMNS = RowText(())
 TEXT = "\ufeffeins\r\nzwei ü 👩‍👩‍👧\n\n  drei" + "vier\n" * 3000

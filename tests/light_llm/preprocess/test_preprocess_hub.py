@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from light_llm.errors import UserError
-from light_llm.preprocess import PreprocessConfig, Summary, corpus, part, preprocess
-from light_llm.preprocess.corpus import Position, chunks
+from light_llm.preprocess import PreprocessConfig, Summary, part, preprocess, stream
 from light_llm.preprocess.huggingface import open_hub
 from light_llm.preprocess.rows import TEXT_FIELDS, RowText, fields_of
+from light_llm.preprocess.stream import Position, chunks
 
 README = """---
 configs:
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_an_error_and_what_was_done_is_continued(
 ):
     """As if the network fails in between: the same files are there again later."""
     monkeypatch.setattr(part, "SMALL_CHUNKS", 1)
-    monkeypatch.setattr(corpus, "CHUNK_DOCUMENTS", 20)
+    monkeypatch.setattr(stream, "CHUNK_DOCUMENTS", 20)
     options: dict[str, object] = {"hf_config": "en", "shard_size": 1000, "workers": 1}
     options["tokenizer_path"] = str(tmp_path / "char")
     shard(dataset, tmp_path / "whole", hf_config="en", save_tokenizer=str(tmp_path / "char"))

@@ -17,13 +17,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from light_llm.errors import UserError
 from light_llm.preprocess import tables
-from light_llm.preprocess.corpus import FileCorpus, Position, chunks
+from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.files import find_files
+from light_llm.preprocess.opening import printable
 from light_llm.preprocess.rows import RowText, fields_of, load_adapter
 from light_llm.preprocess.sources import read_text
+from light_llm.preprocess.stream import Position, chunks
 
 TEXTS = ["one", "zwei\r\nzeilen\n", "三 👩‍👩‍👧", " four "]
 LINES = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS)).encode()
@@ -240,8 +244,16 @@ def test_names_that_are_not_utf8_are_read(tmp_path: Path):
     name = os.fsdecode(b"caf\xe9.txt")
     (tmp_path / name).write_text("text")
     (document,) = corpus_of(tmp_path)
-    assert document.source == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.txt"
+    assert document.source == f"{tmp_path}/caf\\xe9.txt"
     assert corpus_of(tmp_path).identity()["files"] == 1
+
+
+@given(st.lists(st.binary() | st.text(r"\x5cfeé").map(str.encode), unique=True, max_size=9))
+def test_no_two_names_are_the_same_text(names: list[bytes]):
+    paths = {Path(os.fsdecode(name)) for name in names}
+    texts = [printable(path) for path in paths]
+    assert len(set(texts)) == len(paths)
+    assert all(text.encode().decode() == text for text in texts)
 
 
 def test_a_byte_order_mark_is_not_text(tmp_path: Path):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from terminal import on_terminal
 
-from light_llm.preprocess.corpus import FileCorpus, Position, chunks
+from light_llm.preprocess.corpus import FileCorpus
 from light_llm.preprocess.files import find_files
 from light_llm.preprocess.progress import Progress
 from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.stream import Position, chunks
 
 SLOW = """import time
 def adapt(row):

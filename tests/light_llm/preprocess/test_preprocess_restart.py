@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_runs import write_config
@@ -22,14 +19,10 @@ from tiny_runs import write_config
 from light_jax.training.loop import run_config
 from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, part, preprocess
-from light_llm.preprocess.ahead import in_threads
-from light_llm.preprocess.corpus import FileCorpus, Position
-from light_llm.preprocess.encode import Encoders, encode
-from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.journal import Journal
 from light_llm.preprocess.listing import check_vocabulary
 from light_llm.preprocess.manifest import tokenizer_fingerprint
-from light_llm.preprocess.rows import RowText
+from light_llm.preprocess.stream import Position
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer
 
 
@@ -278,118 +271,6 @@ def test_a_torn_line_of_the_journal_does_not_count(tmp_path: Path):
     assert Journal(tmp_path / "j").part("").position == Position(skip=4)
 
 
-ROWS = [*(f"document {n}" for n in range(30)), "", " ", "é" * 40, *"abcdefg"]
-
-
-@pytest.fixture(params=["a.jsonl", "crlf.jsonl", "b.jsonl.gz", "c.parquet", "d.csv", "e.json"])
-def one_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    path = tmp_path / request.param
-    rows = [{"text": text} for text in ROWS]
-    lines = [json.dumps(row) for row in rows]
-    if path.name.endswith(".parquet"):
-        pq.write_table(pa.table({"text": ROWS}), path, row_group_size=7)
-    elif path.name == "d.csv":
-        path.write_text("text\n" + "".join(f'"{text}"\n' for text in ROWS))
-    elif path.name == "e.json":
-        path.write_text(json.dumps(rows))
-    elif path.name.endswith(".gz"):
-        path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    else:
-        end = "\r\n" if path.name == "crlf.jsonl" else "\n"
-        path.write_bytes(f"{end}{end}".join(lines).encode())  # with blank lines, and no last end
-    return path
-
-
-def test_reading_goes_on_from_any_document(one_file: Path, tmp_path: Path):
-    (tmp_path / "z.txt").write_text("another file")
-    files = [SourceFile(path, named=True) for path in (tmp_path / "z.txt", one_file)] * 2
-    corpus, places = FileCorpus(files, RowText(("text",)), min_length=2), []
-    whole = []
-    for document in corpus.documents():
-        whole.append(document)
-        places.append(json.loads(json.dumps(corpus.here())))
-    assert len(whole) == 2 * (1 + len(ROWS) - 9)
-    for number, place in enumerate(places, start=1):
-        assert list(corpus.documents(place)) == whole[number:]
-        assert corpus.skipped.short == 14
-
-
-def test_what_is_before_a_place_is_not_read_again(tmp_path: Path):
-    lines = tmp_path / "a.jsonl"
-    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in ROWS))
-    pq.write_table(pa.table({"text": ROWS}), tmp_path / "b.parquet", row_group_size=10)
-    for path in (lines, tmp_path / "b.parquet"):
-        corpus = FileCorpus([SourceFile(path, named=True)], RowText(("text",)))
-        documents = corpus.documents()
-        for _ in range(22):
-            last = next(documents)
-        place, rest = corpus.here(), list(documents)
-        content = bytearray(path.read_bytes())
-        content[4:300] = b"\xff" * 296
-        path.write_bytes(content)
-        with pytest.raises(UserError):
-            list(corpus.documents())
-        assert list(corpus.documents(place)) == rest
-        assert last.text == "document 21"
-
-
-def test_a_place_inside_a_line_is_refused(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    corpus = FileCorpus([SourceFile(tmp_path / "a.jsonl", named=True)], RowText(("text",)))
-    next(corpus.documents())
-    place = corpus.here()
-    assert [each.text for each in corpus.documents(place)] == ["two"]
-    for byte in (15, 17, 31, 33, 2**40):
-        broken = place | {"at": [0, 1, byte, 1]}
-        with pytest.raises(UserError, match="no line begins at byte"):
-            list(corpus.documents(broken))
-    assert list(corpus.documents(place | {"at": [0, 2, 32, 2]})) == []
-
-
-def test_processes_give_what_one_gives(saved_bpe: Path, bpe: SubwordTokenizer):
-    texts = [[f"chunk {i} text {j} " * (j + 1) for j in range(i % 5 + 1)] for i in range(12)]
-    with Encoders(saved_bpe, workers=2) as encoders:
-        results = list(in_threads(encoders.encode, texts, 2))
-    for ids, chunk in zip(results, texts, strict=True):
-        expected = encode(chunk, bpe)
-        np.testing.assert_array_equal(ids.values, expected.values)
-        np.testing.assert_array_equal(ids.lengths, expected.lengths)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_results_of_threads_come_in_order_and_errors_behind_them(fails: bool):
-    def numbers() -> Iterator[int]:
-        yield from range(20)
-        raise UserError("the input ends here")
-
-    def work(number: int) -> int:
-        time.sleep(0.002 * (number % 3))
-        if number == 12 and fails:
-            raise UserError("the work fails")
-        return number
-
-    got: list[int] = []
-
-    def take_all() -> None:
-        for result in in_threads(work, numbers(), 3):
-            got.append(result)
-
-    with pytest.raises(UserError, match="the work" if fails else "the input"):
-        take_all()
-    assert got == list(range(12 if fails else 20))
-
-
-def test_a_process_that_dies_is_an_error(saved_bpe: Path, monkeypatch: pytest.MonkeyPatch):
-    started, start = [], subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda *args, **kw: started.append(start(*args, **kw)) or started[-1]
-    )
-    with Encoders(saved_bpe, workers=1) as encoders:
-        started[0].kill()
-        with pytest.raises(UserError, match="ended with exit code -9; if memory is short"):
-            encoders.encode(["text"])
-
-
 def test_the_manifest_lists_the_shards_and_training_checks_it(
     big: Path, saved_bpe: Path, bpe: SubwordTokenizer, tmp_path: Path
 ):
@@ -419,6 +300,5 @@ def test_the_manifest_lists_the_shards_and_training_checks_it(
 
 
 def _ids(folder: Path) -> list[list[int]]:
-    import pyarrow.parquet as pq
 
     return pq.read_table(folder, columns=["tokens"])["tokens"].to_pylist()

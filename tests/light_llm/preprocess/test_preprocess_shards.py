@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
-import json
-import math
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from light_llm.errors import UserError
 from light_llm.preprocess import PreprocessConfig, Summary, preprocess, unigram_entropy
 from light_llm.preprocess.encode import encode
-from light_llm.preprocess.ids import of_rows
-from light_llm.preprocess.publication import complete_moves, publish_shards, staging
-from light_llm.preprocess.rowbatch import row_batch
 from light_llm.preprocess.schema import schema
-from light_llm.preprocess.shards import Shard, ShardWriter
-from light_llm.preprocess.sides import Sides
 from light_llm.preprocess.split import split_of_all, text_hashes
 from light_llm.tokenizer import SubwordTokenizer, load_tokenizer, train_char
 
@@ -190,80 +176,6 @@ def test_one_text_is_all_train_and_a_notice_says_so(
     assert "nothing is held out" in capsys.readouterr().err
 
 
-def write(folder: Path, documents: list[list[int]], shard_size: int = 10**9) -> list[Shard]:
-    rows = row_batch([""] * len(documents), [""] * len(documents), of_rows(documents))
-    writer, empty = ShardWriter(folder, "train"), ShardWriter(folder, "val")
-    closed, done, held = [], 0, np.zeros(len(documents), bool)
-    with Sides(writer, empty, shard_size) as sides:
-        while done < len(rows):
-            done += sides.add(rows.slice(done, len(rows)), held[done:])
-            closed.append(sides.close())
-        assert sides.close().result() == []
-    return [shard for future in closed for shard in future.result()]
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), st.data())
-def test_shards_do_not_depend_on_how_the_documents_came(
-    documents: list[tuple[int, bool]], data: st.DataObject
-):
-    """Each shard, of either side, ends before the document that does not fit."""
-    lengths = [length for length, _ in documents]
-    rows = row_batch(
-        [str(n) for n in range(len(lengths))],
-        [f"text {n}" for n in range(len(lengths))],
-        of_rows([[n] * length for n, length in enumerate(lengths)]),
-    )
-    held = np.array([val for _, val in documents], bool)
-    expected: list[list[int]] = [[]]
-    for number, (length, val) in enumerate(documents):
-        ours = [n for n in expected[-1] if documents[n][1] == val]
-        if ours and sum(lengths[n] for n in ours) + length > 10:
-            expected.append([])
-        expected[-1].append(number)
-    with tempfile.TemporaryDirectory() as folder:
-        writers = [ShardWriter(Path(folder), side) for side in ("train", "val")]
-        cuts = []
-        with Sides(*writers, 10) as sides:
-            done, end = 0, 0
-            while done < len(rows):
-                if done == end:
-                    end = data.draw(st.integers(end + 1, len(rows)))
-                done += sides.add(rows.slice(done, end), held[done:end])
-                if done < end:
-                    cuts.append(done)
-                    sides.close().result()
-            sides.close().result()
-        assert cuts == [part[0] for part in expected[1:]]
-        for side in ("train", "val"):
-            files = sorted(Path(folder).glob(f"{side}/*.parquet"))
-            got = [pq.read_table(file)["source"].to_pylist() for file in files]
-            ours = [
-                [str(n) for n in part if documents[n][1] == (side == "val")] for part in expected
-            ]
-            assert got == [part for part in ours if part]
-
-
-def test_shards_keep_to_their_size(tmp_path: Path):
-    lengths = [4, 5, 1, 30, 10, 1, 9, 9]
-    shards = write(tmp_path, [list(range(length)) for length in lengths], shard_size=10)
-    files = [tmp_path / shard.file for shard in shards]
-    sizes = [pq.read_table(file)["length"].to_pylist() for file in files]
-    assert sizes == [[4, 5, 1], [30], [10], [1, 9], [9]]
-    assert [file.name for file in files] == [f"shard_{i:05d}.parquet" for i in range(5)]
-    assert sorted((tmp_path / "train").iterdir()) == files
-    for shard, file in zip(shards, files, strict=True):
-        assert shard.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert (shard.bytes, shard.characters) == (file.stat().st_size, 0)
-        assert shard.tokens == sum(pq.read_table(file)["length"].to_pylist())
-
-
-def test_row_groups_are_bounded_in_documents_and_tokens(tmp_path: Path):
-    (shard,) = write(tmp_path, [[1]] * 1500 + [[1] * 1_500_000] * 3)
-    metadata = pq.read_metadata(tmp_path / shard.file)
-    groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    assert groups == [1024, 478, 1]
-
-
 def test_unicode_empty_and_huge_documents(tmp_path: Path, write_parquet: Callable, rows: Callable):
     texts = ["👩‍👩‍👧" * 10, "", "\u2028\u0085x", "word " * 400_000, "e\u0301", " "]
     write_parquet(tmp_path / "a.parquet", texts)
@@ -301,18 +213,6 @@ def test_the_number_of_workers_changes_nothing(
     assert files(tmp_path / "out1") == files(tmp_path / "out3")
 
 
-def test_unigram_entropy_by_hand(tmp_path: Path):
-    shards = write(tmp_path, [[0, 0], [7, 7], [9, 0], [0, 9]], 4)  # 0: 4/8, 7: 2/8, 9: 2/8
-    files = [tmp_path / shard.file for shard in shards]
-    assert len(files) == 2
-    for paths in (tmp_path / "train", files, [tmp_path / "train"]):
-        assert unigram_entropy(paths) == pytest.approx(1.5 * math.log(2))
-    with pytest.raises(UserError, match="there is no such shard"):
-        unigram_entropy(tmp_path / "none.parquet")
-    with pytest.raises(UserError, match="there is no token"):
-        unigram_entropy([])
-
-
 def test_the_summary_counts_what_is_there(many: Path, tmp_path: Path, rows: Callable):
     summary = shard(many, tmp_path / "out", val_fraction=0.2, shard_size=5_000)
     for part, split in ((summary.train, "train"), (summary.val, "val")):
@@ -323,79 +223,6 @@ def test_the_summary_counts_what_is_there(many: Path, tmp_path: Path, rows: Call
         assert part.files == len(list((tmp_path / "out" / split).iterdir()))
     assert summary.unigram_entropy == unigram_entropy(tmp_path / "out/val")
     assert summary.vocab_size == train_char([row["text"] for row in rows(tmp_path)]).vocab_size
-
-
-@pytest.mark.parametrize("crash", range(9))
-def test_a_publication_is_completed_wherever_it_stopped(
-    tmp_path: Path, files: Callable, monkeypatch: pytest.MonkeyPatch, crash: int
-):
-    """The crash-th rename, the one of moves.json being the first, does not happen."""
-    output = tmp_path / "out"
-    old = ("train/shard_0.parquet", "val/shard_0.parquet", "tokenizer/char_tokenizer.json")
-    new = ("train/shard_1.parquet", "tokenizer/tokenizer.json", "manifest.json")
-    for root, names in ((output, old), (output / ".preprocess/new", new)):
-        for name in names:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(name)
-    before, rename, calls = files(output), Path.rename, itertools.count()
-
-    def stop(path: Path, target: Path) -> Path:
-        if next(calls) == crash:
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", stop)
-    stage = output / ".preprocess"
-    with contextlib.suppress(KeyboardInterrupt):
-        publish_shards(stage, output, ("",), {})
-    monkeypatch.undo()
-    if crash == 0:  # nothing was decided
-        assert files(output) == before
-        return
-    if 1 < crash < 7:
-        assert not (output / "train").exists()
-    complete_moves(stage, output)
-    assert files(output) == {name: name.encode() for name in sorted(new)}
-
-
-@pytest.mark.parametrize("key", ["away", "in"])
-def test_a_publication_moves_nothing_from_outside(tmp_path: Path, files: Callable, key: str):
-    stage = tmp_path / "out/.preprocess"
-    (stage / "new").mkdir(parents=True)
-    (tmp_path / "victim").write_text("mine")
-    (stage / "moves.json").write_text(
-        json.dumps({"away": [], "in": [], "asked": {}} | {key: ["../victim"]})
-    )
-    before = files(tmp_path)
-    with pytest.raises(UserError, match=r"moves\.json: is damaged"):
-        complete_moves(stage, tmp_path / "out")
-    assert files(tmp_path) == before
-
-
-def test_a_lock_is_not_followed(tmp_path: Path):
-    """The target of a symlink in place of the lock keeps its content."""
-    stage = tmp_path / "out/.preprocess"
-    stage.mkdir(parents=True)
-    (tmp_path / "victim").write_text("mine")
-    (stage / "lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(UserError, match="lock: Too many levels"), staging(tmp_path / "out"):
-        pass
-    assert (tmp_path / "victim").read_text() == "mine"
-
-
-def test_folders_that_were_made_and_stayed_empty_are_removed(tmp_path: Path):
-    with staging(tmp_path / "a/b/out") as stage:
-        assert stage.path == tmp_path / "a/b/out/.preprocess"
-        with (
-            pytest.raises(UserError, match="another llm-preprocess"),
-            staging(tmp_path / "a/b/out"),
-        ):
-            pass
-        (tmp_path / "a/b/out/kept").touch()
-    assert os.listdir(tmp_path / "a/b/out") == ["kept"]
-    with contextlib.suppress(ZeroDivisionError), staging(tmp_path / "c/d/out"):
-        raise ZeroDivisionError
-    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_shuffling_keeps_the_documents_and_mixes_their_order(tmp_path):

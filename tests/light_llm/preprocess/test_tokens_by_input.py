@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,18 @@ def test_tokens_by_input_are_those_of_its_documents(corpora: Path, options: dict
     assert [each.tokens for each in summary.inputs[2:]] == [0, 0]  # read once, for the folder
     whole = summary.train.tokens + summary.val.tokens
     assert sum(each.tokens for each in summary.inputs) == whole
+
+
+def test_names_that_are_not_utf_8_are_told_apart(tmp_path: Path):
+    names = [os.fsdecode(name) for name in (b"\xff.txt", b"\xfe.txt", rb"\xff.txt", b"\xff.jsonl")]
+    for number, name in enumerate(names, start=1):
+        text = json.dumps({"text": "x" * number})
+        (tmp_path / name).write_text(text if name.endswith("jsonl") else "x" * number)
+    config = {"input": [str(tmp_path / name) for name in names], "output": str(tmp_path / "out")}
+    summary = preprocess(PreprocessConfig.model_validate(config | {"tokenizer": "char"}))
+    assert [each.documents for each in summary.inputs] == [1, 1, 1, 1]
+    tokens = [each.tokens for each in summary.inputs]
+    assert [more - tokens[0] for more in tokens] == [0, 1, 2, 3]
 
 
 def test_the_command_prints_them(corpora: Path, run: Callable):
