@@ -86,7 +86,8 @@ $(CUDA)/.installed: requirements.txt requirements-cuda.txt pyproject.toml
 	$(call packages,$(CUDA)) --no-deps -e .
 	@touch $(CUDA)/.installed
 
-# Input from an object store: a real server of S3, whose answers are broken on the way.
+# Input from object stores: servers of S3 and of Google Cloud Storage, whose answers are broken on the
+# way.
 stores: $(INSTALLED) $(STORES)/.installed
 	PYTHONPATH=$(CURDIR)/$(STORES) $(BIN)/pytest tests/light_llm/preprocess/test_remote_*.py
 

@@ -61,6 +61,8 @@ class Proxy:
     def bodies(self, key: str = "") -> list[tuple[str, str]]:
         """Path and range of the requests for the bytes of objects whose path has `key`."""
         asked = [(path, part) for method, path, part in self.requests if method == "GET"]
+        if any("alt=media" in path for path, _ in asked):  # Google's says which are for bytes
+            asked = [(path, part) for path, part in asked if "alt=media" in path]
         return [(path, part) for path, part in asked if key in path and "list-type" not in path]
 
     def fault(self, method: str, path: str) -> Fault | None:
@@ -226,6 +228,22 @@ def s3() -> Iterator[Proxy]:
     server.start()
     try:
         with before(server.get_host_and_port()[1]) as proxy:
+            yield proxy
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def gs() -> Iterator[Proxy]:
+    """An emulator of Google Cloud Storage, which keeps objects in memory, behind a proxy."""
+    from gcp_storage_emulator.server import create_server
+
+    for name in ("gcp_storage_emulator", "api.object", "api.bucket"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    try:
+        with before(server._api._httpd.server_port) as proxy:
             yield proxy
     finally:
         server.stop()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
 
 import fsspec
 import pytest
-from faulty_proxy import Proxy
-from remote_corpus import forget
+from faulty_proxy import Proxy, s3
 
-from light_llm.files import remote, remotefile
-
+served = s3
+PACKAGES = ("s3fs", "moto")
+LISTING = "list-type"
+"""What the path of a request for a list of objects has."""
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden"}
 _buckets = itertools.count()
 
@@ -32,6 +31,10 @@ class Bucket:
     def put(self, name: str, content: bytes) -> None:
         self._client.put_object(Bucket=self.name, Key=name, Body=content)
 
+    def body(self, name: str) -> str:
+        """What the path of a request for the bytes of an object has, and of none for others."""
+        return f"/{self.name}/{name}"
+
     def url(self, path: str = "") -> str:
         return f"s3://{self.name}/{path}"
 
@@ -40,20 +43,14 @@ class Bucket:
         return [path.removeprefix(f"/{self.name}/") for path, _ in self.proxy.bodies(self.name)]
 
 
-@contextlib.contextmanager
-def used(server: Proxy, patch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """An empty bucket, of which this process reads blocks of 4 KiB."""
+def used(server: Proxy, patch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket, which this process finds."""
     for name, value in KEYS.items():
         patch.setenv(name, value)
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     patch.setitem(fsspec.config.conf, "s3", options(server))
-    patch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
-    patch.setattr(remotefile, "BLOCK", 4096)
-    forget()
-    yield Bucket(server)
-    server.heal()
-    forget()
+    return Bucket(server)
 
 
 def options(server: Proxy) -> dict[str, object]:

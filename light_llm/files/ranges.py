@@ -1,7 +1,8 @@
 """Bytes of a remote object, asked for by their range, and only of the version that was found.
 
-Where a store can be asked for one version (S3), or says with each answer which one it is (the web),
-every range is of it. Of the others, the state is compared when the last byte was read.
+Where a store can be asked for one version (S3, Google's), or says with each answer which it is (the
+web), every range is of it. Of all but S3 and the web, the state is compared when the last byte was
+read too: older clients of Google's store ask for the newest version.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def read(path: RemotePath, start: int, stop: int) -> bytes | None:
         except Exception as error:
             if remote.status_of(error) in _CHANGED:
                 raise changed(path) from None
+            if isinstance(error, FileNotFoundError):  # perhaps it has another version
+                check(path)
             raise
         if data is not None and len(data) != stop - start:
             raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
@@ -168,7 +171,9 @@ def _of_others(fs: Any, path: RemotePath, start: int, stop: int) -> bytes:
             file.seek(start)
             data = file.read(stop - start)
     else:
-        data = fs.cat_file(path.url, start=start, end=stop)
+        key, _, value = path.state.partition("=")
+        more = {key: value} if key == "generation" else {}
+        data = fs.cat_file(path.url, start=start, end=stop, **more)
     if stop == path.size or len(data) != stop - start:
         check(path)
     return data

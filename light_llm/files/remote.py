@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from light_llm.errors import UserError, one_line
 from light_llm.files import urls
+from light_llm.files.packages import missing_package
 
 Result = TypeVar("Result")
 
@@ -27,9 +28,8 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 PATIENCE = 60.0
 """Seconds after which there is no further one: some clients try for half a minute by themselves."""
 STALL = 60.0
-"""Seconds without a byte after which a web server's answer is given up."""
+"""Seconds without a byte after which an answer is given up (of S3: botocore's `read_timeout`)."""
 LOGGERS = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "huggingface_hub")
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _OF_A_VERSION = (
     *("ETag", "etag", "generation", "blob_id", "md5Hash", "Content-MD5"),
     *("LastModified", "Last-Modified", "mtime"),
@@ -39,6 +39,8 @@ _NO_KEYS = {
     *("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"),
     *("GatedRepoError", "NoAuthHandlerFound", "ProfileNotFound"),
 }
+_OF_GCSFS = "Forbidden: "
+"""How gcsfs begins what it says of the status 403, an OSError without a number."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _BUGS = (TypeError, AttributeError, NameError, AssertionError, MemoryError)
 
@@ -217,13 +219,14 @@ def _refusal(url: str, error: Exception) -> UserError | None:
     status = status_of(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return Missing(f"{url}: there is no such object; {look(url)}")
-    if isinstance(error, PermissionError) or status in _NO_ACCESS or _named(error) & _NO_KEYS:
+    refused = isinstance(error, PermissionError) or str(error).startswith(_OF_GCSFS)
+    if refused or status in _NO_ACCESS or _named(error) & _NO_KEYS:
         return Forbidden(
             f"{url}: no access ({type(error).__name__}: {reason}); {_keys(scheme)}, and must be "
             "allowed to list and read it"
         )
     if isinstance(error, ImportError):
-        return missing_package(scheme)
+        return missing_package(scheme, error)
     return None
 
 
@@ -261,13 +264,6 @@ def _keys(scheme: str) -> str:
     }.get(scheme, "no password is sent: the user of this command is asked for none")
 
 
-def missing_package(scheme: str) -> UserError:
-    return UserError(
-        f"{scheme}:// needs {PACKAGES.get(scheme, 'fsspec')}, which is not installed: "
-        "pip install 'light-llm-jax[remote]'"
-    )
-
-
 def forgotten(url: str) -> None:
     """Forget what was listed: an object may have changed since."""
     filesystem(urls.parts(url).scheme).invalidate_cache()
@@ -278,19 +274,24 @@ def filesystem(scheme: str) -> Any:
     """The file system of fsspec for a scheme. Its options come from fsspec's own configuration.
 
     Raises:
-        UserError: its package is not installed.
+        UserError: its package, or one that this needs, cannot be imported.
     """
     try:
         import fsspec
 
         for name in LOGGERS:  # they log what they raise, with traces and signed addresses
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        if scheme in ("http", "https"):
-            import aiohttp
+        configured = fsspec.config.apply_config(fsspec.get_filesystem_class(scheme), {})
+        option = _TIMEOUT.get(scheme)
+        if option is None or option in configured:
+            return fsspec.filesystem(scheme)
+        import aiohttp
 
-            # the default ends any transfer after five minutes
-            patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL)
-            return fsspec.filesystem(scheme, timeout=patience)
-        return fsspec.filesystem(scheme)
-    except ImportError:
-        raise missing_package(scheme) from None
+        # of the web the default ends any transfer after five minutes; of gs:// there is none
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL)
+        return fsspec.filesystem(scheme, **{option: patience})
+    except ImportError as error:
+        raise missing_package(scheme, error) from None
+
+
+_TIMEOUT = {"http": "timeout", "https": "timeout", "gs": "requests_timeout"}

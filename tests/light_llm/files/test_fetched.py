@@ -9,6 +9,7 @@ from pathlib import Path
 
 import object_store
 import pytest
+from fsspec.registry import _registry
 from object_store import fail, requests
 
 from light_llm.errors import UserError
@@ -166,11 +167,34 @@ def test_a_full_disk_is_a_message_and_leaves_nothing(store):
     assert copies(store) == []
 
 
-def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(monkeypatch):
+@pytest.mark.parametrize(
+    "content, fault",
+    [
+        (None, "which is not installed"),
+        (
+            "import decorator_of_gcsfs",
+            "which is here, but the import of decorator_of_gcsfs failed ",
+        ),
+        (
+            "from json import gone",
+            "which is here, but the import of json failed (cannot import name",
+        ),
+        ("raise ImportError('libx.so')", "which is here, but the import failed (libx.so)"),
+    ],
+)
+def test_a_module_that_is_missing_is_named(tmp_path, monkeypatch, content, fault):
     remote.filesystem.cache_clear()
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"gcsfs.*: pip install 'light-llm-jax\[remote\]'"):
+    monkeypatch.delitem(_registry, "gs", raising=False)
+    monkeypatch.delitem(sys.modules, "gcsfs", raising=False)
+    if content is None:
+        monkeypatch.setitem(sys.modules, "gcsfs", None)
+    else:
+        (tmp_path / "gcsfs.py").write_text(content)
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as caught:
         remote.version("gs://bucket/x")
+    assert str(caught.value).startswith(f"gs:// needs gcsfs, {fault}")
+    assert str(caught.value).endswith(": pip install 'light-llm-jax[remote]'")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Files in an object store, read by a run that was stopped: it goes on without what is done.
 
-As test_remote_input.py, this needs what `make stores` installs.
+As test_remote_input.py, for both stores of `make stores`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from pathlib import Path
 
 import pytest
 from remote_corpus import assert_same_shards, lines, run
-from s3_buckets import Bucket, environment
+from s3_buckets import Bucket
 
 from light_llm.errors import UserError
 from light_llm.files import remotefile
-
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
 
 
 @pytest.fixture
@@ -43,7 +40,7 @@ LAST = "11.jsonl"
 
 def stop_in_last(bucket: Bucket, tmp_path: Path) -> None:
     """Let the last file be refused, once the tokenizer was trained on it."""
-    bucket.proxy.fail("403", LAST, times=999, skip=1)
+    bucket.proxy.fail("403", bucket.body(LAST), times=999, skip=1)
     with pytest.raises(UserError, match=rf"{LAST}: no access"):
         run(tmp_path / "out", bucket.url())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".preprocess"]
@@ -61,13 +58,13 @@ def test_a_run_that_ended_goes_on_without_what_is_done(many, tmp_path):
     )
 
 
-def test_a_process_that_was_ended_goes_on(many, tmp_path, start, monkeypatch, saved_bpe):
+def test_a_process_that_was_ended_goes_on(many, store, tmp_path, start, monkeypatch, saved_bpe):
     """SIGTERM while an answer does not come; then the same command."""
     bucket, folder = many
     flags = ("--tokenizer-path", saved_bpe, "--workers", 1, "--shard-size", 20_000)
     flags += ("--val-fraction", 0.1, "--input", bucket.url(), "--output", tmp_path / "out")
-    environment(bucket, monkeypatch)
-    bucket.proxy.fail("stall", LAST, skip=1, seconds=60)
+    store.environment(bucket, monkeypatch)
+    bucket.proxy.fail("stall", bucket.body(LAST), skip=1, seconds=60)
     process = start(*flags)
     stage = tmp_path / "out/.preprocess"
 
