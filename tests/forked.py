@@ -38,6 +38,11 @@ IMPORTED = {
         "light_jax.parity.report",
         "light_jax.parity.checkpoint",
     ),
+    "llm-preprocess": (
+        *("light_llm.cli.preprocess", "light_llm.preprocess.pipeline"),
+        *("pyarrow.compute", "pyarrow.parquet", "tokenizers"),
+        "transformers.models.auto.tokenization_auto",
+    ),
     "llm-run": ("light_llm.cli.run", "light_llm.models.transformer.model"),
     "joined.py": ("light_jax.parallel.hosts",),
     "reading_train.py": (*TRAINING, *SAVING),

@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from light_jax.data.footer import UNREADABLE, Footer, read_footer
-from light_jax.data.rowgroup import decode, first_row, numbers, row_lengths
+from light_jax.data.rowgroup import decode, first_row, row_lengths
 from light_jax.data.shards import Paths, expand
 from light_llm.errors import UserError
 from light_llm.files import urls
+from light_llm.files.arrow import numbers
 from light_llm.files.chunks import Chunk
 from light_llm.files.parquet import check_claims, leaf_of, leaves
 from light_llm.preprocess.schema import LENGTH, TOKENS

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from light_jax.data.footer import UNREADABLE, Footer
 from light_llm.errors import UserError, one_line
 from light_llm.files import given
+from light_llm.files.arrow import numbers
 from light_llm.files.pages import check_pages
 from light_llm.files.parquet import leaves
 from light_llm.preprocess.schema import TOKENS
@@ -130,15 +131,6 @@ def _check(
             "the shards again with the model's tokenizer"
         )
     return ids
-
-
-def numbers(array: pa.Array) -> np.ndarray:
-    """Integers without a null as NumPy sees them; nothing is copied.
-
-    pyarrow's own `to_numpy` imports pandas wherever that is installed, which takes a third of a
-    second.
-    """
-    return np.from_dlpack(array)
 
 
 def _lengths(lists: pa.Array) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_llm.errors import UserError
+from light_llm.files.arrow import numbers
 from light_llm.files.parquet import opened
 from light_llm.preprocess.schema import TOKENS
 
@@ -57,7 +58,7 @@ def _token_arrays(shard_paths: str | Path | Iterable[str | Path]) -> Iterator[np
                 if not _holds_ids(shard.file.schema_arrow):
                     raise UserError(f"{file}: is not a shard: {TOKENS!r} is no column of integers")
                 for batch in shard.batches(TOKENS):
-                    yield batch.column(0).flatten().drop_null().to_numpy()
+                    yield numbers(batch.column(0).flatten().drop_null())
 
 
 def _holds_ids(schema: pa.Schema) -> bool:

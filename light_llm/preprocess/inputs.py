@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from light_llm.files.arrow import of_texts
 from light_llm.files.parquet import opened
 from light_llm.preprocess.files import SourceFile
 from light_llm.preprocess.opening import printable
@@ -62,7 +63,7 @@ def _counts(shard: Path, numbered: Sequence[str]) -> Iterator[tuple[str, int, in
     sources, lengths = _column(shard, SOURCE), _column(shard, LENGTH)
     paths = pc.replace_substring_regex(sources, _NUMBER, "")
     if numbered:
-        whole = pc.is_in(sources, value_set=pa.array(numbered, pa.string()))
+        whole = pc.is_in(sources, value_set=of_texts([path.encode() for path in numbered]))
         paths = pc.if_else(whole, sources, paths)
     table = pa.table({"path": paths, "length": lengths})
     counts = table.group_by("path").aggregate([("length", "count"), ("length", "sum")])

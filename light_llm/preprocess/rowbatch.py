@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from light_llm.files.arrow import numbers, of_numbers, of_texts
 from light_llm.preprocess.ids import Ids
 from light_llm.preprocess.schema import TOKENS, schema
 
@@ -40,9 +41,7 @@ class RowBatch:
 
     def count(self, id: int) -> int:
         """How often a token is in the documents."""
-        import pyarrow.compute as pc
-
-        return pc.sum(pc.equal(self.columns.column(TOKENS).flatten(), id)).as_py() or 0
+        return int((numbers(self.columns.column(TOKENS).flatten()) == id).sum())
 
     def where(self, marks: np.ndarray) -> Iterator[RowBatch]:
         """The documents that `marks`, bool [documents], has, in order.
@@ -51,10 +50,9 @@ class RowBatch:
         the whole batch in memory. Most of them are slices, which costs nothing.
         """
         import numpy as np
-        import pyarrow as pa
 
         if 2 * marks.sum() <= len(self):
-            few = self.columns.filter(pa.array(marks))
+            few = self.columns.take(of_numbers(np.flatnonzero(marks)))
             yield RowBatch(few, self.tokens[marks], self.characters[marks])
             return
         cuts = [0, *(np.flatnonzero(marks[1:] != marks[:-1]) + 1).tolist(), len(self)]
@@ -73,12 +71,12 @@ def row_batch(sources: Sequence[str], texts: Sequence[str], ids: Ids) -> RowBatc
     import pyarrow as pa
 
     offsets = np.concatenate([[0], np.cumsum(ids.lengths)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.values))
+    lists = pa.ListArray.from_arrays(of_numbers(offsets), of_numbers(ids.values))
     columns = pa.RecordBatch.from_arrays(
         [
-            pa.array(sources, pa.string()),
-            pa.array(ids.lengths, pa.int64()),
-            pa.array(texts, pa.string()),
+            of_texts([source.encode() for source in sources]),
+            of_numbers(ids.lengths),
+            of_texts([text.encode() for text in texts]),
             lists.cast(schema().field(TOKENS).type),
         ],
         schema=schema(),

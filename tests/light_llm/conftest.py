@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -87,7 +88,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start the real console script, in tmp_path."""
 
     def start_command(*flags: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return forked.Process(
             [str(COMMAND), *map(str, flags)],
             cwd=tmp_path,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
