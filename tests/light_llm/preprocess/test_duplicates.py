@@ -103,6 +103,18 @@ def test_a_stopped_run_counts_what_it_would_have_counted(
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+def killed_before_its_end(copied: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that dies when all shards but the last are committed."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", die)
+        with pytest.raises(Killed):
+            preprocess(config(copied, output))
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "flipped": lambda path: path.write_bytes(
         bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]
@@ -117,14 +129,7 @@ def test_damaged_hashes_are_told_and_nothing_is_shown(
     copied: Path, tmp_path: Path, files: Callable, monkeypatch: pytest.MonkeyPatch, damage: str
 ):
     preprocess(config(copied, tmp_path / "whole"))
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "finish", die)
-        with pytest.raises(Killed):
-            preprocess(config(copied, tmp_path / "out"))
+    killed_before_its_end(copied, tmp_path / "out", monkeypatch)
     DAMAGE[damage](tmp_path / "out/.preprocess/hashes/00002")
     with pytest.raises(UserError, match=r"hashes/00002: .*begin again with --overwrite"):
         preprocess(config(copied, tmp_path / "out"))
@@ -136,14 +141,7 @@ def test_damaged_hashes_are_told_and_nothing_is_shown(
 @pytest.fixture
 def older(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a run of a version that kept no hashes left, with several shards."""
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "finish", die)
-        with pytest.raises(Killed):
-            preprocess(config(copied, tmp_path / "out"))
+    killed_before_its_end(copied, tmp_path / "out", monkeypatch)
     path = tmp_path / "out/.preprocess/journal.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
