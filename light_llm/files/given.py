@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from io import DEFAULT_BUFFER_SIZE, BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,14 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def open_regular(path: str | Path, what: str = "the file") -> BufferedReader:
+def open_regular(
+    path: str | Path, what: str = "the file", buffer: int = DEFAULT_BUFFER_SIZE
+) -> BufferedReader:
     """Open a regular file to read its bytes; never waits.
 
     Args:
         what: the file's name in messages.
+        buffer: how many bytes are read at a time at least.
 
     Raises:
         UserError: there is no such file, it cannot be opened, or it is not a regular file.
@@ -57,7 +60,7 @@ def open_regular(path: str | Path, what: str = "the file") -> BufferedReader:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise UserError(f"{path}: {what} is {_kind(mode)}; a regular file must be there")
-    return os.fdopen(descriptor, "rb")
+    return BufferedReader(FileIO(descriptor), buffer)
 
 
 def kind_of(path: Path) -> str:

@@ -62,12 +62,13 @@ def battery() -> Iterator[str]:
 
 
 def _characters() -> Iterator[str]:
-    disputed = table()
-    sparse = [bool(disputed[code]) for code in range(CODE_POINTS)]
+    import numpy as np
+
+    taken = ~table()
     for codes in _UNIFORM:
-        for code in codes:
-            sparse[code] = sparse[code] or code % _STRIDE > 0
-    return (chr(code) for code, left_out in enumerate(sparse) if not left_out)
+        others = np.arange(codes.start, codes.stop) % _STRIDE > 0
+        taken[codes.start : codes.stop] &= ~others
+    return map(chr, np.flatnonzero(taken).tolist())
 
 
 def _mixtures(characters: list[str]) -> Iterator[str]:

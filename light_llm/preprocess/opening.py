@@ -24,6 +24,8 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 XZ_MEMORY = 256 * 2**20
 """Bytes that an .xz may claim for its dictionary: `xz -9` takes 65 MiB."""
 _NARROWER = "zstd -dc --long=31 OLD | zstd"
+READ_AT_ONCE = 2**18
+"""Bytes: each read gives the lock of Python to another thread, and may wait to have it again."""
 LONGEST_LINE = 64 * 2**20
 """Bytes: a small compressed file can hold a line of any length, and a line is read at once."""
 
@@ -104,7 +106,9 @@ def uncompressed(path: InputFile) -> str:
 
 def open_raw(path: InputFile) -> BufferedReader:
     """The bytes of the file as they are, to be read and sought."""
-    return open_remote(path) if isinstance(path, RemotePath) else given.open_regular(path)
+    if isinstance(path, RemotePath):
+        return open_remote(path)
+    return given.open_regular(path, buffer=READ_AT_ONCE)
 
 
 def open_bytes(path: InputFile, reading: Reading | None = None) -> IO[bytes]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from light_llm.errors import UserError
 from light_llm.files import given
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROW_GROUP_DOCUMENTS = 1024
 ROW_GROUP_TOKENS = 2_000_000
+WRITE_AT_ONCE = 2**22
+"""Bytes: each write of Arrow to a file of Python waits for the lock of Python."""
 TEMPORARY = ".writing"
 SHARD_NAME = re.compile(r"shard_\d+\.parquet")
 _FILE = re.compile(rf"(?:(?!\.)[^/\0]{{1,255}}/)?(?:train|val)/{SHARD_NAME.pattern}")
@@ -113,7 +115,7 @@ class ShardWriter:
         self.number = number
         self._check = check
         self._writer: pq.ParquetWriter | None = None
-        self._file: BinaryIO | None = None
+        self._file: pa.BufferedOutputStream | None = None
         self._start()
 
     def _start(self) -> None:
@@ -185,13 +187,15 @@ class ShardWriter:
         self._rows, self._row_documents, self._row_tokens = [], 0, 0
 
     def _open(self) -> pq.ParquetWriter:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._check()
         path = self._path()
         path.parent.mkdir(parents=True, exist_ok=True)
         # pyarrow needs names in UTF-8, but takes an open file with any name
-        self._file = create(path.with_name(path.name + TEMPORARY))
+        file = pa.PythonFile(create(path.with_name(path.name + TEMPORARY)), "w")
+        self._file = pa.BufferedOutputStream(file, WRITE_AT_ONCE)
         return pq.ParquetWriter(
             self._file,
             schema(),

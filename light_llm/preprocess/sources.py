@@ -198,6 +198,7 @@ def read_json_lines(
 ) -> Iterator[Document]:
     """A document per line that is not blank, from `start` on; null counts as an empty one."""
     source = printable(path)
+    marked = None if is_compressed(path) else reading
     with open_bytes(path, reading) as stream:
         byte, before = start or (0, 0)
         if byte:
@@ -207,8 +208,8 @@ def read_json_lines(
             if not line.isspace():
                 where = f"{source}:{number}"
                 text = rows.text(_row(line, where, rows.adapt is None), where)
-                if reading is not None and not is_compressed(path):
-                    reading.mark = Mark(byte, number)
+                if marked is not None:
+                    marked.mark = Mark(byte, number)
                 yield Document(where, text)
 
 
