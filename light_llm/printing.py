@@ -46,6 +46,20 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def tell_last(text: str) -> None:
+    """`tell`, behind which nothing that writes to file descriptor 2 itself, as libraries in C++ do,
+    is shown. For a process that is about to end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is no file, or closed
+        before, number = sys.stderr, sys.stderr.fileno()
+        before.flush()
+        kept = os.dup(number)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+        sys.stderr = open(kept, "w", encoding=before.encoding, errors=before.errors)  # noqa: SIM115
+    tell(text)
+
+
 def columns(terminal: IO[str]) -> int:
     """Columns that a line may have without wrapping; a terminal that does not tell has 80."""
     try:

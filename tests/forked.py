@@ -1,10 +1,11 @@
 """Processes of the commands, forked from one that has imported what they will.
 
 Half of what a tiny run takes is Python importing JAX and its libraries, and the suite starts some
-hundreds of them. The first start in an environment is an ordinary one. For the next, a server is
-started in that same environment, imports what the command will, and forks: each command is a
-process of its own, with its own arguments, folder, variables, files, signals and exit. A script of
-this folder is started like a command. A test about the start itself calls `subprocess`.
+hundreds of them. So a server is started in the same environment, imports what the command will, and
+forks: each command is a process of its own, with its own arguments, folder, variables, files,
+signals and exit. In an environment that is not that of the tests, the first start is an ordinary
+one, since many have no second. A script of this folder is started like a command. A test about the
+start itself calls `subprocess`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 BIN = Path(sys.executable).parent
-TRAINING = ("light_jax.training.api", "light_jax.training.loop", "light_jax.training.check")
+TRAINING = (
+    *("light_jax.training.api", "light_jax.training.loop", "light_jax.training.check"),
+    "jaxlib.mlir.dialects.mhlo",  # JAX imports it as it lowers a first program
+)
 SAVING = ("orbax.checkpoint", "light_jax.checkpoint.saver")
 EVALUATION = ("light_jax.evaluation.evaluate", "light_jax.evaluation.on_jax")
 IMPORTED = {
@@ -138,15 +143,20 @@ def _name(args: list[Any]) -> str:
 
 def _server_for(name: str, env: dict[str, str]) -> Server | None:
     modules = IMPORTED.get(name)
-    key = (name, *sorted(item for item in env.items() if item[0] not in OWN))
+    key = (name, *_lasting(env))
     if modules is None or "linux" not in sys.platform:
         return None
-    if key not in _servers:
+    if key not in _servers and _lasting(env) != _lasting(os.environ):
         _servers[key] = None
         return None
-    if _servers[key] is None:
+    if _servers.get(key) is None:
         _servers[key] = Server(modules, env)
     return _servers[key]
+
+
+def _lasting(env: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The variables that a server must have as the command has them."""
+    return sorted(item for item in env.items() if item[0] not in OWN)
 
 
 def _serve(channel: socket.socket) -> list[str]:

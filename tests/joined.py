@@ -28,7 +28,9 @@ def do(what: str) -> int:
             raise UserError("its shard is bad")
         if what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "waits":  # as for a collective that another process never enters
+        if what == "chatters":  # as a library in C++ does, until the process ends
+            threading.Thread(target=chatter, daemon=True).start()
+        if what in ("waits", "chatters"):  # as for a collective that another process never enters
             while True:
                 time.sleep(60)
         if what == "compiles":  # no line of Python runs in the main thread, for long
@@ -39,6 +41,12 @@ def do(what: str) -> int:
         if what == "lingers":  # the interpreter waits for a thread that does not end
             threading.Thread(target=time.sleep, args=(10**6,)).start()
     return 0
+
+
+def chatter() -> None:
+    while True:
+        os.write(2, b"F1128 client.h:80] Terminating process\n")
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from light_jax.parallel.line import Line, connect, listen
-from light_llm.printing import tell
+from light_llm.printing import tell_last
 
 LOST = 4
 """The exit code of a process whose others are gone: start all again."""
@@ -275,7 +275,7 @@ class Watch:
     def _exit(self, code: int, why: str) -> NoReturn:
         threading.Timer(_WRITE, os._exit, [code]).start()
         with contextlib.suppress(Exception):
-            tell(f"{Path(sys.argv[0]).name}: {why}")
+            tell_last(f"{Path(sys.argv[0]).name}: {why}")  # JAX tells of its abort, in a page
         until = time.monotonic() + _LEAVING
         if self.process == 0:  # the others first: they must not find it gone
             while time.monotonic() < until and any(

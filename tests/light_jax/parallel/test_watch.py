@@ -40,6 +40,16 @@ def test_a_process_that_dies_is_named_at_once(victim):
         assert "is gone: its connection closed; start all processes again" in each
 
 
+def test_the_message_is_the_last_line_whatever_libraries_write():
+    with joined(TIMEOUT, "chatters", "waits", "waits") as runs:
+        until_joined(runs)
+        runs[1].send_signal(signal.SIGSTOP)  # process 0 waits for it, when it has told
+        runs[2].kill()
+        codes, said = ended(runs[:1], within=SLACK)
+    assert codes == [4]
+    check(said[0], "process 2 (", alone=False)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_stopped_is_named_within_the_timeout(victim):
     with joined(TIMEOUT, "waits", "waits", "waits") as runs:
