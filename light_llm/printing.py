@@ -38,26 +38,30 @@ def say(text: str = "") -> None:
     print(printable(text))
 
 
-def tell(text: str) -> None:
-    """Print a message, a warning or a note on standard error; a terminal gets it between words."""
-    text = message(text)
-    if sys.stderr is not None and sys.stderr.isatty():
-        text = wrapped(text, columns(sys.stderr))
-    print(text, file=sys.stderr, flush=True)
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a message, a warning or a note on standard error; a terminal gets it between words.
+
+    Args:
+        stream: where to print instead.
+    """
+    text, stream = message(text), stream or sys.stderr
+    if stream is not None and stream.isatty():
+        text = wrapped(text, columns(stream))
+    print(text, file=stream, flush=True)
 
 
 def tell_last(text: str) -> None:
-    """`tell`, behind which nothing that writes to file descriptor 2 itself, as libraries in C++ do,
-    is shown. For a process that is about to end."""
+    """`tell`, behind which file descriptor 2 shows nothing more, which libraries in C++ write to.
+    For a process that is about to end."""
+    kept = None
     with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is no file, or closed
-        before, number = sys.stderr, sys.stderr.fileno()
-        before.flush()
-        kept = os.dup(number)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
-        sys.stderr = open(kept, "w", encoding=before.encoding, errors=before.errors)  # noqa: SIM115
-    tell(text)
+        if sys.stderr.fileno() == 2:
+            sys.stderr.flush()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            shown = open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            os.dup2(nowhere, 2)
+            kept = shown
+    tell(text, kept)
 
 
 def columns(terminal: IO[str]) -> int:

@@ -11,9 +11,9 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from io import DEFAULT_BUFFER_SIZE, BufferedReader, FileIO
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from light_llm.errors import UserError, one_line
 
@@ -37,14 +37,12 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def open_regular(
-    path: str | Path, what: str = "the file", buffer: int = DEFAULT_BUFFER_SIZE
-) -> BufferedReader:
+def open_regular(path: str | Path, what: str = "the file", buffer: int = -1) -> BufferedReader:
     """Open a regular file to read its bytes; never waits.
 
     Args:
         what: the file's name in messages.
-        buffer: how many bytes are read at a time at least.
+        buffer: how many bytes are read at a time at least; -1: what the file system likes.
 
     Raises:
         UserError: there is no such file, it cannot be opened, or it is not a regular file.
@@ -60,7 +58,7 @@ def open_regular(
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise UserError(f"{path}: {what} is {_kind(mode)}; a regular file must be there")
-    return BufferedReader(FileIO(descriptor), buffer)
+    return cast(BufferedReader, os.fdopen(descriptor, "rb", buffer))
 
 
 def kind_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -173,6 +174,16 @@ class ShardWriter:
         self.number += 1
         self._start()
         return shard
+
+    def drop(self) -> None:
+        """Close the open shard, if there is one, as it is: it never gets its name."""
+        import pyarrow as pa
+
+        for each in (self._writer, self._file):
+            if each is not None:
+                with contextlib.suppress(OSError, pa.ArrowException):  # the run tells of its disk
+                    each.close()
+        self._writer = self._file = None
 
     def _path(self) -> Path:
         return self.root / self.part / f"shard_{self.number:05d}.parquet"

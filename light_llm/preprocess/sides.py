@@ -47,6 +47,8 @@ class Sides:
                 break
             except BaseException as error:  # a second signal: the thread must end first, since who
                 failure = error  # has the lock next may write to the same files
+        for writer in self._writers:
+            writer.drop()
         if failure is not None:
             raise failure
 

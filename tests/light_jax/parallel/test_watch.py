@@ -47,6 +47,7 @@ def test_the_message_is_the_last_line_whatever_libraries_write():
         runs[2].kill()
         codes, said = ended(runs[:1], within=SLACK)
     assert codes == [4]
+    assert said[0].startswith("F1128 ")
     check(said[0], "process 2 (", alone=False)
 
 

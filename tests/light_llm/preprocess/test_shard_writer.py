@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
+import resource
 import tempfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from light_llm.errors import UserError
 from light_llm.preprocess import unigram_entropy
-from light_llm.preprocess.ids import of_rows
+from light_llm.preprocess.ids import Ids, of_rows
 from light_llm.preprocess.rowbatch import row_batch
 from light_llm.preprocess.shards import Shard, ShardWriter
 from light_llm.preprocess.sides import Sides
@@ -31,6 +33,34 @@ def write(folder: Path, documents: list[list[int]], shard_size: int = 10**9) -> 
             closed.append(sides.close())
         assert sides.close().result() == []
     return [shard for future in closed for shard in future.result()]
+
+
+def error_of_writing(folder: Path) -> str | None:
+    values = np.random.default_rng(0).integers(50_000, size=1024 * 1500, dtype=np.int32)
+    rows = row_batch([""] * 1024, [""] * 1024, Ids(values, np.full(1024, 1500)))
+    try:
+        with Sides(ShardWriter(folder, "train"), ShardWriter(folder, "val"), 10**9) as sides:
+            for _ in range(3):
+                sides.add(rows, np.zeros(len(rows), bool))
+            sides.close().result()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def test_a_full_disk_is_one_error_and_libraries_add_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        error = error_of_writing(tmp_path)
+        gc.collect()  # Arrow writes what is left of a shard when nobody has it any more
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error == "File too large"
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["shard_00000.parquet.writing"]
+    assert capfd.readouterr().err == ""
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), st.data())
