@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
+import subprocess
+import sys
 import time
+from typing import Any
 
 import pytest
 from several import ended, joined
+
+from light_jax.parallel.line import Line, connect
 
 TIMEOUT = 8.0  # seconds: much for a busy machine, little for a test
 SLACK = 8.0  # a busy machine
@@ -49,6 +56,45 @@ def test_the_message_is_the_last_line_whatever_libraries_write():
     assert codes == [4]
     assert said[0].startswith("F1128 ")
     check(said[0], "process 2 (", alone=False)
+
+
+ZERO = """import time
+from light_jax.parallel.watch import Watch
+Watch(0, 3, 8.0).meet("127.0.0.1", {port})
+time.sleep(60)"""
+
+
+def test_process_0_goes_last_since_jax_aborts_those_that_it_leaves():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    zero = subprocess.Popen([sys.executable, "-c", ZERO.format(port=port)], stderr=subprocess.PIPE)
+    with zero:
+        lines = []
+        for process in (1, 2):
+            connection = connect("127.0.0.1", port, 60)
+            assert connection is not None
+            lines.append(Line(connection))
+            lines[-1].send({"process": process, "count": 3, "host": "here"})
+        for line in lines:
+            hear(line, "met")
+        lines[0].socket.close()
+        lines[1].send(hear(lines[1], "over"))
+        time.sleep(0.5)
+        assert zero.poll() is None
+        lines[1].socket.close()
+        assert zero.wait(SLACK) == 4
+
+
+def hear(line: Line, word: str) -> dict[str, Any]:
+    """The first message with this word."""
+    end = time.monotonic() + SLACK
+    while time.monotonic() < end:
+        with contextlib.suppress(BlockingIOError):
+            for words in line.receive():
+                if word in words:
+                    return words
+        time.sleep(0.01)
+    raise AssertionError(word)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
