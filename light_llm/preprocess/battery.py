@@ -66,8 +66,7 @@ def _characters() -> Iterator[str]:
 
     taken = ~table()
     for codes in _UNIFORM:
-        others = np.arange(codes.start, codes.stop) % _STRIDE > 0
-        taken[codes.start : codes.stop] &= ~others
+        taken[codes.start : codes.stop] &= np.arange(codes.start, codes.stop) % _STRIDE == 0
     return map(chr, np.flatnonzero(taken).tolist())
 
 
